@@ -1,0 +1,1 @@
+//! The low-rank parametric knowledge adapter, and the optimiser, as ONNX graphs.

@@ -1,0 +1,80 @@
+//! Executors: what runs an ONNX graph, step after step, with its state resident where it runs.
+//!
+//! Knows graphs and tensors, nothing of gradients or training. An [`Executor`] compiles a [`Model`] into a
+//! [`Compiled`] program; values go in and come out as [`Value`]s, which stay on the executor's device
+//! until somebody asks for them on the host.
+
+use crate::error::Result;
+use crate::onnx::{Fact, Facts, Model, Tensor};
+use std::any::Any;
+use std::sync::Arc;
+
+/// Runs graphs somewhere: in ONNX Runtime, in tract, on a GPU.
+pub trait Executor: Send + Sync {
+    /// `"ort"`, `"tract"` or `"wgpu"`.
+    fn name(&self) -> &'static str;
+    /// What it runs on, for people: `"CPU, 2 threads (ONNX Runtime 1.32.0)"`.
+    fn device(&self) -> String;
+    /// Why this executor can't run `model`, one reason an operator; empty when it can. Cheap, and may be
+    /// optimistic: [`Executor::compile`] has the last word.
+    fn misses(&self, model: &Model) -> Vec<String>;
+    /// Makes a runnable program. `facts` holds at least the facts of every graph input without an
+    /// initializer, and for graphs that this program made itself those of every value.
+    ///
+    /// # Errors
+    /// [`crate::Error::Executor`], with the node's name where one is to blame.
+    fn compile(&self, model: &Model, facts: &Facts) -> Result<Box<dyn Compiled>>;
+    /// Moves a tensor to the device.
+    fn upload(&self, tensor: &Tensor) -> Result<Value>;
+}
+
+/// A compiled graph.
+pub trait Compiled: Send {
+    /// Runs once. `inputs` are in the order of the graph's inputs without an initializer, the result in the
+    /// order of its outputs. Values of another executor, or of the host, are accepted and moved.
+    fn run(&mut self, inputs: &[Value]) -> Result<Vec<Value>>;
+}
+
+/// A tensor wherever it lives. Cloning is cheap and shares the memory.
+#[derive(Clone)]
+pub struct Value(Arc<dyn DeviceValue>);
+
+/// What an executor's own values must be able to do.
+pub trait DeviceValue: Any + Send + Sync {
+    fn fact(&self) -> Fact;
+    /// Copies to the host.
+    fn to_host(&self) -> Result<Tensor>;
+}
+
+impl Value {
+    pub fn new(value: impl DeviceValue) -> Self {
+        Self(Arc::new(value))
+    }
+    /// A value that lives on the host.
+    pub fn host(tensor: Tensor) -> Self {
+        Self::new(tensor)
+    }
+    pub fn fact(&self) -> Fact {
+        self.0.fact()
+    }
+    pub fn to_host(&self) -> Result<Tensor> {
+        self.0.to_host()
+    }
+    /// This value as an executor's own type, if it is one.
+    pub fn downcast<T: DeviceValue>(&self) -> Option<&T> {
+        (&*self.0 as &dyn Any).downcast_ref()
+    }
+    /// The first element as a number: losses and metrics.
+    pub fn scalar(&self) -> Result<f64> {
+        Ok(self.to_host()?.to_f64().first().copied().unwrap_or(f64::NAN))
+    }
+}
+
+impl DeviceValue for Tensor {
+    fn fact(&self) -> Fact {
+        Fact::of(self)
+    }
+    fn to_host(&self) -> Result<Tensor> {
+        Ok(self.clone())
+    }
+}

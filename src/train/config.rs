@@ -1,0 +1,188 @@
+//! Everything a run depends on besides the models and the data; what `merge.toml` holds.
+
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// What kind of answer the target gives, which decides loss and metric.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Task {
+    /// Classes give classification, vectors regression, no labels matching the source's outputs.
+    #[default]
+    Auto,
+    /// Cross-entropy; the metric is accuracy.
+    Classify,
+    /// Mean squared error, which is also the metric (lower is better).
+    Regress,
+    /// Imitate the source's outputs; no labels needed.
+    MatchOutputs,
+}
+
+/// How knowledge is moved.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Method {
+    /// Tries what applies, briefly, and goes on with what validates best.
+    #[default]
+    Auto,
+    Lpka,
+    #[serde(rename = "lpka+kd")]
+    LpkaKd,
+    Kd,
+    Finetune,
+}
+
+/// The form of the adapter (LPKA).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Preset {
+    /// Interface maps where interfaces match, token transfer layers elsewhere.
+    #[default]
+    Structured,
+    /// Token transfer layers everywhere, behind gates that start at zero.
+    Residual,
+    /// As MergeNet's reference implementation does it.
+    Paper,
+}
+
+/// Which executor runs a program.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ExecutorChoice {
+    /// The fastest that covers the program.
+    #[default]
+    Auto,
+    Ort,
+    Tract,
+    Wgpu,
+}
+
+/// How the learning rate moves over the run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Schedule {
+    #[default]
+    Cosine,
+    Constant,
+}
+
+/// The optimiser of the target's weights and of the adapter.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Optimizer {
+    #[default]
+    Adamw,
+    /// With momentum 0.9.
+    Sgd,
+}
+
+/// The adapter's form and size.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct AdapterConfig {
+    pub preset: Preset,
+    /// Rank of the tokens, at most.
+    pub rank: usize,
+    /// Width d of queries and keys.
+    pub width: usize,
+    /// Attention heads of token transfer layers.
+    pub heads: usize,
+    /// Stacked token transfer layers.
+    pub depth: usize,
+    /// Dropout on attention and feed-forward parts of token transfer layers.
+    pub dropout: f64,
+    /// Gate at the start, g₀; `None` lets validation choose among 0, ½ and 1.
+    pub gate: Option<f64>,
+    /// `paper` preset: steps between replacements of the target's weights (T_cycle).
+    pub cycle: usize,
+}
+
+impl Default for AdapterConfig {
+    fn default() -> Self {
+        Self { preset: Preset::Structured, rank: 16, width: 32, heads: 4, depth: 2, dropout: 0.1, gate: None, cycle: 1 }
+    }
+}
+
+/// Everything about training.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct TrainConfig {
+    pub task: Task,
+    pub method: Method,
+    pub adapter: AdapterConfig,
+    pub optimizer: Optimizer,
+    pub schedule: Schedule,
+    /// Optimiser steps an arm; `None` derives them from `epochs`, or from the size of the data.
+    pub steps: Option<usize>,
+    pub epochs: Option<f64>,
+    /// Seconds all of training may take.
+    pub time: Option<f64>,
+    /// Rows a step.
+    pub batch: usize,
+    /// Highest learning rate.
+    pub lr: f64,
+    /// Steps of linear warm-up.
+    pub warmup: usize,
+    pub weight_decay: f64,
+    /// Largest global norm of the gradient; 0 switches clipping off.
+    pub clip: f64,
+    /// Distillation: temperature, and the share α of the teacher in the loss.
+    pub temperature: f64,
+    pub alpha: f64,
+    /// Images are shifted by up to so many pixels in each direction; `None` decides by the input's shape.
+    pub shift: Option<usize>,
+    /// Stop after so many validations without a better one; 0 never.
+    pub patience: usize,
+    pub seed: u64,
+    /// How often every arm is repeated, with seeds `seed`, `seed + 1`, …
+    pub seeds: usize,
+    /// Weights (globs over their names) that stay as they are.
+    pub freeze: Vec<String>,
+    /// `target glob=source glob` pairs that refine the automatic pairing.
+    pub map: Vec<String>,
+    /// Run the control arms too.
+    pub ablate: bool,
+    /// The smallest gain on validation that is shipped, in the metric's unit (0.01 is one point of accuracy).
+    pub min_gain: f64,
+    pub executor: ExecutorChoice,
+    /// The adapter's executor, where it isn't the model's.
+    pub adapter_executor: Option<ExecutorChoice>,
+    pub allow_software_gpu: bool,
+    pub threads: Option<usize>,
+    pub ort_lib: Option<PathBuf>,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            task: Task::Auto,
+            method: Method::Auto,
+            adapter: AdapterConfig::default(),
+            optimizer: Optimizer::Adamw,
+            schedule: Schedule::Cosine,
+            steps: None,
+            epochs: None,
+            time: None,
+            batch: 64,
+            lr: 1e-3,
+            warmup: 10,
+            weight_decay: 1e-4,
+            clip: 0.0,
+            temperature: 4.0,
+            alpha: 0.7,
+            shift: None,
+            patience: 0,
+            seed: 0,
+            seeds: 1,
+            freeze: vec![],
+            map: vec![],
+            ablate: false,
+            min_gain: 0.0,
+            executor: ExecutorChoice::Auto,
+            adapter_executor: None,
+            allow_software_gpu: false,
+            threads: None,
+            ort_lib: None,
+        }
+    }
+}
