@@ -1,1 +1,278 @@
-//! What is told of a run: JSON and a self-contained HTML page.
+//! What a run found out: one serialisable [`Report`], as JSON for programs and as one HTML page for people.
+//!
+//! Knows nothing of how the numbers came about. Field names and meanings of the JSON form are a promise to
+//! other programs: whoever changes one raises [`SCHEMA`].
+
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// Version of the JSON form.
+pub const SCHEMA: u32 = 1;
+
+/// Everything a run found out.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Report {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    pub outcome: Outcome,
+    /// The arm that was chosen, by the name of its method: `"lpka+kd"`, `"finetune"`, …
+    pub method: String,
+    /// The adapter's preset, where the method has an adapter.
+    pub preset: Option<String>,
+    pub executors: Executors,
+    pub metric: Metric,
+    /// The target as it came.
+    pub untouched: Scores,
+    /// The target as it was written; equal to `untouched` where nothing was gained.
+    pub shipped: Scores,
+    pub arms: Vec<Arm>,
+    /// What the source's knowledge was worth; absent without control arms.
+    pub source_worth: Option<Worth>,
+    pub changed: Vec<Changed>,
+    pub seconds: Seconds,
+    /// The file written, if one was.
+    pub output: Option<Output>,
+    /// File names of the models, for people.
+    #[serde(default)]
+    pub source: Option<PathBuf>,
+    #[serde(default)]
+    pub target: PathBuf,
+    /// Rows of training, validation and test data.
+    #[serde(default)]
+    pub rows: Rows,
+    /// Sentences the user should read, in the order they came up.
+    #[serde(default)]
+    pub notes: Vec<String>,
+    #[serde(default)]
+    pub curves: Vec<Curve>,
+    /// Which source channels, tokens or layers each target layer attends to.
+    #[serde(default)]
+    pub attention: Vec<Attention>,
+}
+
+/// How the run ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// The output is better than the target on validation, and was written.
+    Gain,
+    /// No arm beat the untouched target by the least gain asked for: the target's weights were kept.
+    NoGain,
+    /// Stopped by the user; what was best by then was written.
+    Interrupted,
+}
+
+impl Outcome {
+    /// The process's exit status: 0 gain shipped, 4 target kept, 130 interrupted.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Outcome::Gain => 0,
+            Outcome::NoGain => 4,
+            Outcome::Interrupted => 130,
+        }
+    }
+}
+
+/// What ran the two step programs.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Executors {
+    pub model: ExecutorUsed,
+    /// Absent for methods without an adapter.
+    pub adapter: Option<ExecutorUsed>,
+}
+
+/// An executor and what it ran on.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ExecutorUsed {
+    /// `"ort"`, `"tract"` or `"wgpu"`.
+    pub name: String,
+    pub device: String,
+}
+
+/// What is compared.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Metric {
+    /// `"accuracy"` (a share, 0 to 1) or `"mse"`.
+    pub name: String,
+    pub better: Better,
+}
+
+/// Which direction of a metric is the good one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Better {
+    Higher,
+    Lower,
+}
+
+impl Metric {
+    pub fn accuracy() -> Self {
+        Self { name: "accuracy".into(), better: Better::Higher }
+    }
+    pub fn mse() -> Self {
+        Self { name: "mse".into(), better: Better::Lower }
+    }
+    /// How much better `after` is than `before`; negative when it is worse.
+    pub fn gain(&self, before: f64, after: f64) -> f64 {
+        match self.better {
+            Better::Higher => after - before,
+            Better::Lower => before - after,
+        }
+    }
+    /// A value for people: accuracies in percent.
+    pub fn show(&self, value: f64) -> String {
+        match self.name.as_str() {
+            "accuracy" => format!("{:.2} %", value * 100.0),
+            _ => format!("{value:.5}"),
+        }
+    }
+    /// A gain or a spread for people: points for accuracies.
+    pub fn show_difference(&self, difference: f64) -> String {
+        match self.name.as_str() {
+            "accuracy" => format!("{:+.2} points", difference * 100.0),
+            _ => format!("{difference:+.5}"),
+        }
+    }
+}
+
+/// A metric on each part of the data; `None` where it was not measured.
+#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct Scores {
+    pub train: Option<f64>,
+    pub val: Option<f64>,
+    pub test: Option<f64>,
+}
+
+/// Row counts of the data's parts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Rows {
+    pub train: usize,
+    pub val: usize,
+    pub test: usize,
+}
+
+/// One way of training, over all its seeds.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Arm {
+    pub name: String,
+    pub source: ArmSource,
+    /// The metric on validation, a number a seed.
+    pub val: Vec<f64>,
+    /// The metric on test, a number a seed; empty where it was not measured.
+    pub test: Vec<f64>,
+}
+
+/// What an arm had for a source.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ArmSource {
+    Real,
+    /// The source's weights with their values shuffled: same statistics, no knowledge.
+    Shuffled,
+    /// The source's architecture, freshly initialised.
+    Untrained,
+    None,
+}
+
+/// The real source's arm minus the better of its empty twins, paired over seeds; positive is a gain.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Worth {
+    pub mean: f64,
+    /// Standard error of the mean; `None` (null) with a single seed.
+    pub stderr: Option<f64>,
+    pub n: usize,
+}
+
+impl Worth {
+    /// From the differences, one a seed; `None` for none.
+    pub fn of(differences: &[f64]) -> Option<Self> {
+        let (mean, stderr) = mean_and_stderr(differences)?;
+        Some(Self { mean, stderr, n: differences.len() })
+    }
+}
+
+/// The mean, and the standard error of the mean where there are at least two values.
+pub fn mean_and_stderr(values: &[f64]) -> Option<(f64, Option<f64>)> {
+    let n = values.len() as f64;
+    if values.is_empty() {
+        return None;
+    }
+    let mean = values.iter().sum::<f64>() / n;
+    let squares: f64 = values.iter().map(|v| (v - mean).powi(2)).sum();
+    let stderr = (values.len() > 1).then(|| (squares / (n - 1.0) / n).sqrt());
+    Some((mean, stderr))
+}
+
+/// An initializer whose bytes differ from the target's.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Changed {
+    pub initializer: String,
+    pub role: String,
+    /// ‖after − before‖ / ‖before‖, Frobenius.
+    pub relative_change: f64,
+}
+
+/// Wall-clock seconds by phase.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Seconds {
+    pub read: f64,
+    pub plan: f64,
+    pub train: f64,
+    pub write: f64,
+}
+
+/// The file that was written.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Output {
+    pub path: PathBuf,
+    pub sha256: String,
+}
+
+/// How one arm's training went.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Curve {
+    pub arm: String,
+    pub seed: u64,
+    /// (step, training loss).
+    pub loss: Vec<(usize, f64)>,
+    /// (step, metric on validation).
+    pub val: Vec<(usize, f64)>,
+}
+
+/// A matrix of attention, rows summing to about one.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Attention {
+    /// What the rows are: the target's layers, or the channels of one interface.
+    pub target: String,
+    /// What the columns are.
+    pub source: String,
+    /// Names of the rows; may be empty for channels.
+    #[serde(default)]
+    pub row_names: Vec<String>,
+    #[serde(default)]
+    pub column_names: Vec<String>,
+    pub rows: usize,
+    pub columns: usize,
+    /// Row-major, `rows × columns`.
+    pub values: Vec<f32>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn worth_is_the_mean_of_paired_differences() {
+        let worth = Worth::of(&[1.0, 2.0, 3.0]).unwrap();
+        assert_eq!((worth.mean, worth.n), (2.0, 3));
+        assert!((worth.stderr.unwrap() - (1.0f64 / 3.0).sqrt()).abs() < 1e-12);
+        assert_eq!(Worth::of(&[0.5]).unwrap().stderr, None);
+        assert_eq!(Worth::of(&[]), None);
+    }
+
+    #[test]
+    fn a_lower_error_is_a_gain() {
+        assert!(Metric::mse().gain(2.0, 1.0) > 0.0);
+        assert!(Metric::accuracy().gain(0.9, 0.8) < 0.0);
+    }
+}
