@@ -4,6 +4,13 @@
 //! [`Compiled`] program; values go in and come out as [`Value`]s, which stay on the executor's device
 //! until somebody asks for them on the host.
 
+mod guard;
+#[cfg(feature = "tract")]
+mod tract;
+
+#[cfg(feature = "tract")]
+pub use tract::TractExecutor;
+
 use crate::error::Result;
 use crate::onnx::{Fact, Facts, Model, Tensor};
 use std::any::Any;

@@ -1,0 +1,359 @@
+//! The embedded executor: tract, pure Rust, linked in, CPU only.
+//!
+//! Knows how to hand graphs and tensors over to tract and back; [`proto`] translates graphs. tract panics on
+//! some graphs where it should refuse, so every call of it is guarded. Look at [`TractExecutor`].
+
+mod proto;
+
+use super::guard::{WORKER_NAME, guarded};
+use super::{Compiled, DeviceValue, Executor, Value};
+use crate::error::{Error, Result};
+use crate::onnx::{DType, Fact, Facts, Graph, Model, Tensor};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use tract_linalg::multithread::Executor as Threads;
+use tract_onnx::prelude as tract;
+use tract_onnx::prelude::{Framework, InferenceModelExt, IntoTValue};
+use tract_onnx::tract_hir::internal::RunOptions;
+
+const NAME: &str = "tract";
+/// The version that Cargo.toml pins down to the patch level by its lock file.
+const VERSION: &str = "0.23";
+/// Operators of `com.microsoft` that tract implements as they are meant; it looks at names only, so that
+/// others would be taken for the standard operators of the same name.
+const CONTRIB: [&str; 11] = [
+    "BiasGelu",
+    "FastGelu",
+    "GatherBlockQuantized",
+    "GroupQueryAttention",
+    "MatMulNBits",
+    "MultiHeadAttention",
+    "QuickGelu",
+    "RotaryEmbedding",
+    "SimplifiedLayerNormalization",
+    "SkipLayerNormalization",
+    "SkipSimplifiedLayerNormalization",
+];
+
+/// Runs graphs with tract on the CPU.
+pub struct TractExecutor {
+    threads: usize,
+    pool: Threads,
+    importer: tract_onnx::Onnx,
+}
+
+impl TractExecutor {
+    /// `threads` of matrix products and large elementwise operators, at least one.
+    pub fn new(threads: usize) -> Result<Self> {
+        let threads = threads.max(1);
+        let pool = match threads {
+            1 => Threads::SingleThread,
+            _ => guarded(|| Threads::multithread_with_name(threads, WORKER_NAME)).map_err(failed)?,
+        };
+        Ok(Self { threads, pool, importer: tract_onnx::onnx().with_ignore_value_info(true) })
+    }
+
+    fn optimised(&self, proto: &tract_onnx::pb::ModelProto) -> Result<tract::TypedModel, String> {
+        let inference = attempt(|| self.importer.model_for_proto_model(proto))?;
+        let typed = attempt(|| inference.into_typed())?;
+        // Optimisation makes steps several times faster, but its rewrites fail on some graphs that run unoptimised.
+        let unoptimised = typed.clone();
+        attempt(|| typed.into_optimized()).or_else(|_| attempt(|| unoptimised.into_decluttered()))
+    }
+}
+
+impl Executor for TractExecutor {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+    fn device(&self) -> String {
+        let plural = if self.threads == 1 { "" } else { "s" };
+        format!("CPU, {} thread{plural} (tract {VERSION}, embedded)", self.threads)
+    }
+    fn misses(&self, model: &Model) -> Vec<String> {
+        let mut misses = BTreeSet::new();
+        self.graph_misses(&model.graph, &mut misses);
+        misses.into_iter().collect()
+    }
+    fn compile(&self, model: &Model, facts: &Facts) -> Result<Box<dyn Compiled>> {
+        let proto = proto::model(model, facts)?;
+        let typed = self.optimised(&proto).map_err(|what| blame(&model.graph, what))?;
+        drop(proto);
+        let options = RunOptions { executor: Some(self.pool.clone()), ..RunOptions::default() };
+        let plan = attempt(|| tract::TypedRunnableModel::new_with_options(typed, &options))
+            .map_err(|what| blame(&model.graph, what))?;
+        Ok(Box::new(Program { plan, state: None, outputs: model.graph.outputs.len() }))
+    }
+    fn upload(&self, tensor: &Tensor) -> Result<Value> {
+        Ok(Value::new(TractValue(to_tract(tensor)?)))
+    }
+}
+
+impl TractExecutor {
+    fn graph_misses(&self, graph: &Graph, misses: &mut BTreeSet<String>) {
+        for node in &graph.nodes {
+            let known = match node.domain.as_str() {
+                "" => self.importer.op_register.0.contains_key(&node.op),
+                "com.microsoft" => CONTRIB.contains(&node.op.as_str()),
+                _ => false,
+            };
+            if !known {
+                misses.insert(format!("{} (node '{}') isn't implemented", node.qualified_op(), node.label()));
+            }
+            node.subgraphs().for_each(|g| self.graph_misses(g, misses));
+        }
+        for (id, tensor) in &graph.initializers {
+            if datum_type(tensor.dtype()).is_none() {
+                misses.insert(format!("no {} values (initializer '{id}')", tensor.dtype()));
+            }
+        }
+    }
+}
+
+/// A plan, and its state between runs (dropped when a run fails, since a panic may have left it in any shape).
+struct Program {
+    plan: Arc<tract::TypedRunnableModel>,
+    state: Option<tract::TypedSimpleState>,
+    outputs: usize,
+}
+
+impl Compiled for Program {
+    fn run(&mut self, inputs: &[Value]) -> Result<Vec<Value>> {
+        let inputs = inputs
+            .iter()
+            .map(|value| match value.downcast::<TractValue>() {
+                Some(value) => Ok(value.0.clone()),
+                None => to_tract(&value.to_host()?),
+            })
+            .collect::<Result<tract::TVec<_>>>()?;
+        let state = self.state.take();
+        let (state, outputs) = attempt(|| {
+            let mut state = match state {
+                Some(state) => state,
+                None => self.plan.spawn()?,
+            };
+            let outputs = state.run(inputs)?;
+            Ok((state, outputs))
+        })
+        .map_err(|what| Error::executor(NAME, shorten(&what)))?;
+        self.state = Some(state);
+        debug_assert_eq!(outputs.len(), self.outputs);
+        outputs.into_iter().map(|v| Ok(Value::new(TractValue(plain(v)?)))).collect()
+    }
+}
+
+/// A tensor in tract's hands.
+struct TractValue(tract::TValue);
+
+impl DeviceValue for TractValue {
+    fn fact(&self) -> Fact {
+        Fact::new(dtype(self.0.datum_type()), self.0.shape())
+    }
+    fn to_host(&self) -> Result<Tensor> {
+        let fact = self.fact();
+        Tensor::new(fact.dtype, &fact.shape, self.0.as_bytes().to_vec())
+    }
+}
+
+/// tract computes shapes and casts to int64 in a type of its own, symbolic dimensions; ours are int64.
+fn plain(value: tract::TValue) -> Result<tract::TValue> {
+    if value.datum_type() != tract::DatumType::TDim {
+        return Ok(value);
+    }
+    attempt(|| Ok(value.cast_to_dt(tract::DatumType::I64)?.into_owned().into_tvalue())).map_err(failed)
+}
+
+fn to_tract(tensor: &Tensor) -> Result<tract::TValue> {
+    let Some(datum_type) = datum_type(tensor.dtype()) else {
+        return Err(failed(format!("no {} values", tensor.dtype())));
+    };
+    let booleans: Vec<u8>;
+    let bytes = match tensor.dtype() {
+        DType::Bool => {
+            booleans = tensor.bytes().iter().map(|&b| (b != 0) as u8).collect();
+            &booleans
+        }
+        _ => tensor.bytes(),
+    };
+    // SAFETY: `Tensor` guarantees as many bytes as shape and type ask for; every bit pattern is a valid number,
+    // and booleans were made 0 or 1 above.
+    let made = attempt(|| unsafe { tract::Tensor::from_raw_dt(datum_type, tensor.shape(), bytes) });
+    Ok(made.map_err(failed)?.into_tvalue())
+}
+
+fn datum_type(dtype: DType) -> Option<tract::DatumType> {
+    Some(match dtype {
+        DType::F32 => tract::DatumType::F32,
+        DType::F64 => tract::DatumType::F64,
+        DType::F16 => tract::DatumType::F16,
+        DType::I8 => tract::DatumType::I8,
+        DType::I16 => tract::DatumType::I16,
+        DType::I32 => tract::DatumType::I32,
+        DType::I64 => tract::DatumType::I64,
+        DType::U8 => tract::DatumType::U8,
+        DType::U16 => tract::DatumType::U16,
+        DType::U32 => tract::DatumType::U32,
+        DType::U64 => tract::DatumType::U64,
+        DType::Bool => tract::DatumType::Bool,
+        DType::BF16 | DType::Str | DType::Other(_) => return None,
+    })
+}
+
+fn dtype(datum_type: tract::DatumType) -> DType {
+    match datum_type.unquantized() {
+        tract::DatumType::F32 => DType::F32,
+        tract::DatumType::F64 => DType::F64,
+        tract::DatumType::F16 => DType::F16,
+        tract::DatumType::I8 => DType::I8,
+        tract::DatumType::I16 => DType::I16,
+        tract::DatumType::I32 => DType::I32,
+        tract::DatumType::I64 | tract::DatumType::TDim => DType::I64,
+        tract::DatumType::U8 => DType::U8,
+        tract::DatumType::U16 => DType::U16,
+        tract::DatumType::U32 => DType::U32,
+        tract::DatumType::U64 => DType::U64,
+        tract::DatumType::Bool => DType::Bool,
+        tract::DatumType::String => DType::Str,
+        _ => DType::Other(0),
+    }
+}
+
+/// Errors and panics of tract alike, as text.
+fn attempt<T>(f: impl FnOnce() -> tract::TractResult<T>) -> Result<T, String> {
+    guarded(f)?.map_err(|e| format!("{e:#}"))
+}
+
+fn failed(what: impl std::fmt::Display) -> Error {
+    Error::executor(NAME, what)
+}
+
+/// An error with the node of ours that tract's message mentions first.
+fn blame(graph: &Graph, what: String) -> Error {
+    let quoted = what.split('"').skip(1).step_by(2);
+    let built = what.split("Building node ").skip(1).filter_map(|rest| rest.split(" (").next());
+    let node = built.chain(quoted).find_map(|name| graph.nodes.iter().find(|n| n.label() == name));
+    match node {
+        Some(node) => {
+            failed(format!("node '{}' ({}): {}", node.label(), node.qualified_op(), shorten(&what)))
+        }
+        None => failed(shorten(&what)),
+    }
+}
+
+/// tract's chains of causes repeat whole operators; the start tells where, the end tells why.
+fn shorten(what: &str) -> String {
+    const HEAD: usize = 160;
+    const TAIL: usize = 240;
+    let what = what.split_whitespace().collect::<Vec<_>>().join(" ");
+    let chars: Vec<char> = what.chars().collect();
+    if chars.len() <= HEAD + TAIL {
+        return what;
+    }
+    let head: String = chars[..HEAD].iter().collect();
+    let tail: String = chars[chars.len() - TAIL..].iter().collect();
+    format!("{head} … {tail}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::onnx::{Attr, Builder, Node, ValueId, ValueInfo, WORKING_OPSET};
+
+    fn run(b: Builder, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        let (graph, facts) = b.finish();
+        let executor = TractExecutor::new(2)?;
+        let mut program = executor.compile(&Model::new(graph, WORKING_OPSET), &facts)?;
+        let inputs: Vec<Value> = inputs.iter().cloned().map(Value::host).collect();
+        program.run(&inputs)?.iter().map(Value::to_host).collect()
+    }
+
+    #[test]
+    fn runs_a_product_and_keeps_the_result_on_its_side() -> Result<()> {
+        let mut b = Builder::new("product");
+        let x = b.input("x", Fact::new(DType::F32, &[2, 3]));
+        let w = b.input("w", Fact::new(DType::F32, &[3, 2]));
+        let y = b.matmul(&x, &w);
+        b.output(&y);
+        let (graph, facts) = b.finish();
+        let executor = TractExecutor::new(1)?;
+        let mut program = executor.compile(&Model::new(graph, WORKING_OPSET), &facts)?;
+        let x = executor.upload(&Tensor::f32(&[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]))?;
+        let w = executor.upload(&Tensor::f32(&[3, 2], &[1.0, 0.0, 0.0, 1.0, 1.0, 1.0]))?;
+        let y = program.run(&[x, w])?.remove(0);
+        assert!(y.downcast::<TractValue>().is_some());
+        assert_eq!(y.to_host()?.to_f64(), [4.0, 5.0, 10.0, 11.0]);
+        Ok(())
+    }
+
+    #[test]
+    fn outputs_that_are_inputs_or_initializers_come_out() -> Result<()> {
+        let mut b = Builder::new("passthrough");
+        let x = b.input("x", Fact::new(DType::F32, &[2]));
+        let c = b.initializer("c", Tensor::i64(&[1], &[7]));
+        b.output(&x);
+        b.output(&c);
+        b.output(&x);
+        let outputs = run(b, &[Tensor::f32(&[2], &[1.0, 2.0])])?;
+        assert_eq!(outputs[0].to_f64(), [1.0, 2.0]);
+        assert_eq!(outputs[1], Tensor::i64(&[1], &[7]));
+        assert_eq!(outputs[2].to_f64(), [1.0, 2.0]);
+        Ok(())
+    }
+
+    #[test]
+    fn initializers_listed_as_inputs_need_not_be_fed() -> Result<()> {
+        let mut b = Builder::new("ir3");
+        let x = b.input("x", Fact::new(DType::F32, &[2]));
+        let w = b.initializer("w", Tensor::f32(&[2], &[3.0, 4.0]));
+        let info = ValueInfo::new(w.clone(), b.fact(&w));
+        b.graph_mut().inputs.push(info);
+        let y = b.mul(&x, &w);
+        b.output(&y);
+        assert_eq!(run(b, &[Tensor::f32(&[2], &[1.0, 2.0])])?[0].to_f64(), [3.0, 8.0]);
+        Ok(())
+    }
+
+    #[test]
+    fn shapes_and_casts_come_out_as_int64() -> Result<()> {
+        let mut b = Builder::new("integers");
+        let x = b.input("x", Fact::new(DType::F32, &[2]));
+        let shape = b.op("Shape", &[&x]);
+        b.set_fact(&shape, Fact::new(DType::I64, &[1]));
+        let cast = b.cast(&x, DType::I64);
+        b.output(&shape);
+        b.output(&cast);
+        let outputs = run(b, &[Tensor::f32(&[2], &[1.5, 2.5])])?;
+        assert_eq!(outputs[0], Tensor::i64(&[1], &[2]));
+        assert_eq!(outputs[1], Tensor::i64(&[2], &[1, 2]));
+        Ok(())
+    }
+
+    #[test]
+    fn unknown_operators_are_missed_and_refused_by_name() -> Result<()> {
+        let mut b = Builder::new("unknown");
+        let x = b.input("x", Fact::new(DType::F32, &[2]));
+        let y = ValueId::new("y");
+        b.push(Node::new("Frobnicate", &[&x], &[&y]));
+        b.set_fact(&y, Fact::new(DType::F32, &[2]));
+        b.output(&y);
+        let (graph, facts) = b.finish();
+        let model = Model::new(graph, WORKING_OPSET);
+        let executor = TractExecutor::new(1)?;
+        assert_eq!(executor.misses(&model).len(), 1);
+        let error = executor.compile(&model, &facts).err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(error.starts_with("executor tract: node 'y' (Frobnicate): "), "{error}");
+        Ok(())
+    }
+
+    #[test]
+    fn a_panic_inside_is_an_error() {
+        let mut b = Builder::new("crop");
+        let x = b.input("x", Fact::new(DType::F32, &[4]));
+        let pads = b.ints(&[-1, -1]);
+        let y = b.op_with("Pad", &[&x, &pads], &[("mode", Attr::from("constant"))]);
+        b.set_fact(&y, Fact::new(DType::F32, &[2]));
+        b.output(&y);
+        let result = run(b, &[Tensor::f32(&[4], &[1.0, 2.0, 3.0, 4.0])]);
+        assert_eq!(result.err().map(|e| e.exit_code()), Some(5));
+    }
+}
