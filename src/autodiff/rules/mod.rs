@@ -4,6 +4,22 @@
 //! To add an operator, write its rule in the file of its family and add a line to that file's `TABLE`; the
 //! generated tests find it there.
 
+mod arithmetic;
+mod control;
+mod conv;
+mod elementwise;
+mod index;
+mod loss;
+mod matmul;
+mod norm;
+mod pool;
+mod quant;
+mod recurrent;
+mod reduce;
+mod resize;
+mod shape;
+mod softmax;
+
 use crate::error::Result;
 use crate::onnx::{Builder, Node, ValueId};
 
@@ -71,6 +87,22 @@ pub fn kind(node: &Node) -> Option<Kind> {
 
 /// Every operator of the default domain with a rule or a stop.
 pub fn table() -> impl Iterator<Item = &'static Row> {
-    let families: [&'static [Row]; 0] = [];
+    let families = [
+        arithmetic::TABLE,
+        control::TABLE,
+        conv::TABLE,
+        elementwise::TABLE,
+        index::TABLE,
+        loss::TABLE,
+        matmul::TABLE,
+        norm::TABLE,
+        pool::TABLE,
+        quant::TABLE,
+        recurrent::TABLE,
+        reduce::TABLE,
+        resize::TABLE,
+        shape::TABLE,
+        softmax::TABLE,
+    ];
     families.into_iter().flatten()
 }

@@ -1,0 +1,5 @@
+//! Control flow.
+
+use super::Row;
+
+pub const TABLE: &[Row] = &[];

@@ -1,0 +1,5 @@
+//! Convolutions.
+
+use super::Row;
+
+pub const TABLE: &[Row] = &[];

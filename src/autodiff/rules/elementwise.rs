@@ -1,0 +1,5 @@
+//! Functions of one value, element by element.
+
+use super::Row;
+
+pub const TABLE: &[Row] = &[];

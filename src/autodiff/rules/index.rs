@@ -1,0 +1,5 @@
+//! Gathering and scattering by index.
+
+use super::Row;
+
+pub const TABLE: &[Row] = &[];

@@ -1,0 +1,5 @@
+//! Products of matrices.
+
+use super::Row;
+
+pub const TABLE: &[Row] = &[];

@@ -1,0 +1,5 @@
+//! Normalisations.
+
+use super::Row;
+
+pub const TABLE: &[Row] = &[];

@@ -1,0 +1,5 @@
+//! Recurrent cells.
+
+use super::Row;
+
+pub const TABLE: &[Row] = &[];

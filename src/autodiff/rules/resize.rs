@@ -1,0 +1,5 @@
+//! Resampling.
+
+use super::Row;
+
+pub const TABLE: &[Row] = &[];
