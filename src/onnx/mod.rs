@@ -2,15 +2,25 @@
 //!
 //! Knows nothing of gradients, training or executors. Start with [`Graph`] and [`Builder`].
 
+pub mod atomic;
 mod builder;
+mod convert;
 mod dtype;
 mod graph;
 pub mod infer;
+mod payload;
+mod read;
+mod scan;
 mod tensor;
+mod wire;
+mod write;
 
 pub use builder::{Builder, WORKING_OPSET};
 pub use dtype::DType;
 pub use graph::{
     Attr, Dim, Fact, Facts, Function, Graph, Model, Node, ValueId, ValueInfo, node_reads, outer_reads,
 };
+pub use payload::{Encoding, Site};
+pub use read::{ModelFile, check_finite, read};
 pub use tensor::{SiteId, Tensor, element_count};
+pub use write::{save, to_bytes};

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Where in a model file a tensor's payload lives; an index into [`super::Model::sites`].
+/// Where in a model file a tensor's payload lives; an index into [`super::ModelFile::sites`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct SiteId(pub u32);
 
@@ -47,9 +47,10 @@ impl Tensor {
         }
         Ok(Self { dtype, shape: shape.to_vec(), payload: Payload::Mapped(map, range), site: None })
     }
-    /// A tensor without elements the program can read (strings, exotic types): keeps type and shape only.
-    pub fn opaque(dtype: DType, shape: &[usize]) -> Self {
-        Self { dtype, shape: shape.to_vec(), payload: Payload::Owned(Arc::default()), site: None }
+    /// A tensor whose elements the program can't read (strings, exotic types). `bytes` is what a file holds:
+    /// `raw_data`, or for strings the `string_data` fields as coded in protobuf.
+    pub fn opaque(dtype: DType, shape: &[usize], bytes: Vec<u8>) -> Self {
+        Self { dtype, shape: shape.to_vec(), payload: Payload::Owned(Arc::new(bytes)), site: None }
     }
     pub fn f32(shape: &[usize], values: &[f32]) -> Self {
         Self::of(DType::F32, shape, bytemuck::cast_slice(values))

@@ -1,0 +1,207 @@
+//! Reading a model file: memory map, skeleton, graph.
+//!
+//! The file is hostile until proven otherwise: what isn't a sound ONNX model is refused in bounded time and
+//! memory with an error that says what it is instead. Look at [`read`] and [`ModelFile`].
+
+use super::payload::{Encoding, Site, Store};
+use super::{Graph, Model, SiteId, Tensor, ValueId, convert, scan};
+use crate::error::{Error, Result};
+use memmap2::Mmap;
+use onnx_protobuf::{Message, ModelProto};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// The oldest operator set whose operators are understood.
+const OLDEST_OPSET: i64 = 7;
+/// The newest IR version known to be backwards compatible with this reader.
+const NEWEST_IR: i64 = 14;
+
+/// A model and the file it came from. The payloads of its tensors stay in the memory-mapped file.
+pub struct ModelFile {
+    pub path: PathBuf,
+    pub model: Model,
+    /// Where each tensor lies, by [`SiteId`].
+    pub sites: Vec<Site>,
+    pub(super) map: Arc<Mmap>,
+}
+
+impl ModelFile {
+    pub fn site(&self, id: SiteId) -> Option<&Site> {
+        self.sites.get(id.0 as usize)
+    }
+    /// The file's bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+    /// The side files that hold external data, without repetition.
+    pub fn side_files(&self) -> Vec<&Path> {
+        let mut files: Vec<&Path> = vec![];
+        for site in &self.sites {
+            if let Encoding::External { file, .. } = &site.encoding
+                && !files.contains(&file.as_path())
+            {
+                files.push(file);
+            }
+        }
+        files
+    }
+    /// Refuses NaN and infinity in real-valued weights.
+    pub fn check_finite(&self) -> Result<()> {
+        check_finite(&self.model.graph).map_err(|e| e.context(self.path.display().to_string()))
+    }
+}
+
+/// Reads a model.
+///
+/// # Errors
+/// [`Error::Io`] where the file can't be opened, [`Error::Model`] (or an error about a node or tensor, in the
+/// context of the file) for anything that isn't a sound ONNX model of opset 7 or later.
+pub fn read(path: impl AsRef<Path>) -> Result<ModelFile> {
+    let path = path.as_ref();
+    let map = Arc::new(map_file(path)?);
+    let (skeleton, cuts) = scan::skeleton(&map).map_err(|malformed| {
+        let what = format!(
+            "is damaged, cut off, or not an ONNX model ({} at byte {})",
+            malformed.what, malformed.at
+        );
+        unreadable(path, &map, what)
+    })?;
+    let proto = ModelProto::parse_from_bytes(&skeleton)
+        .map_err(|e| unreadable(path, &map, format!("is damaged or not an ONNX model ({e})")))?;
+    check_header(path, &map, &proto)?;
+    let mut store = Store::new(path, map, cuts);
+    let model = convert::model(&proto, &mut store).map_err(|e| e.context(path.display().to_string()))?;
+    let sites: Option<Vec<Site>> = store.sites.into_iter().collect();
+    let sites = sites.ok_or_else(|| Error::model(path, "describes one tensor several times over"))?;
+    Ok(ModelFile { path: path.to_owned(), model, sites, map: store.map })
+}
+
+/// Refuses NaN and infinity in the graph's real-valued initializers, naming the tensor and the element.
+pub fn check_finite(graph: &Graph) -> Result<()> {
+    let check = |id: &ValueId, tensor: &Tensor| match tensor.first_non_finite() {
+        Some(i) => Err(Error::tensor(id.as_str(), format!("element {i} is NaN or infinite"))),
+        None => Ok(()),
+    };
+    for (id, tensor) in &graph.initializers {
+        check(id, tensor)?;
+    }
+    for node in &graph.nodes {
+        if let (true, Some(tensor), Some(id)) = (node.is("Constant"), node.tensor("value"), node.output(0)) {
+            check(id, tensor)?;
+        }
+        node.subgraphs().try_for_each(check_finite)?;
+    }
+    Ok(())
+}
+
+fn map_file(path: &Path) -> Result<Mmap> {
+    let io = |e| Error::io(path, e);
+    let meta = std::fs::metadata(path).map_err(io)?;
+    if meta.is_dir() {
+        return Err(Error::model(path, "is a folder, not a model file"));
+    }
+    if !meta.is_file() {
+        return Err(Error::model(path, "is not a regular file"));
+    }
+    if meta.len() == 0 {
+        return Err(Error::model(path, "is empty"));
+    }
+    let file = File::open(path).map_err(io)?;
+    // SAFETY: the map is only read, and only as plain bytes. Another process that shortens the file meanwhile
+    // ends this one with a signal, as with every memory-mapped file; output is never written in place.
+    unsafe { Mmap::map(&file) }.map_err(io)
+}
+
+/// An error for a file that isn't a model; says what it is if that can be told.
+fn unreadable(path: &Path, bytes: &[u8], what: String) -> Error {
+    let at = |i: usize, magic: &[u8]| bytes.get(i..).is_some_and(|b| b.starts_with(magic));
+    let (what, hint) = if at(4, b"ORTM") {
+        ("is in ONNX Runtime's own ORT format", "use the .onnx file that it was converted from")
+    } else if at(0, b"version https://git-lfs") {
+        ("is a Git LFS pointer, not the model itself", "fetch the model with `git lfs pull`")
+    } else if at(0, b"PK\x03\x04") {
+        (
+            "is a zip archive (a PyTorch checkpoint?)",
+            "export the model to ONNX, for example with torch.onnx.export",
+        )
+    } else if at(4, b"TFL3") {
+        ("is a TensorFlow Lite model", "convert it with tf2onnx")
+    } else if at(0, b"\x89HDF") {
+        ("is an HDF5 file (a Keras model?)", "convert it with tf2onnx")
+    } else if at(0, b"\x1f\x8b") {
+        ("is compressed with gzip", "unpack it first")
+    } else if bytes.iter().all(|b| b.is_ascii()) && bytes.first().is_some_and(|b| b.is_ascii_graphic()) {
+        ("is a text file, not an ONNX model", "check the path, or whether a download returned an error page")
+    } else {
+        return Error::model(path, what);
+    };
+    Error::model(path, what).hint(hint)
+}
+
+fn check_header(path: &Path, bytes: &[u8], proto: &ModelProto) -> Result<()> {
+    if proto.graph.is_none() {
+        return Err(unreadable(path, bytes, "holds no graph: it is cut off or not an ONNX model".into()));
+    }
+    if proto.ir_version < 3 {
+        let what = format!("has IR version {}; versions 3 to {NEWEST_IR} are understood", proto.ir_version);
+        return Err(unreadable(path, bytes, what));
+    }
+    if proto.ir_version > NEWEST_IR {
+        let what =
+            format!("has IR version {}, newer than {NEWEST_IR}, the newest understood", proto.ir_version);
+        return Err(Error::model(path, what).hint("export the model with an older `ir_version`"));
+    }
+    let default = proto.opset_import.iter().find(|o| matches!(o.domain.as_str(), "" | "ai.onnx"));
+    match default.map(|o| o.version) {
+        Some(version) if version < OLDEST_OPSET => Err(Error::model(
+            path,
+            format!("uses operator set {version}; sets from {OLDEST_OPSET} on are understood"),
+        )
+        .hint("raise it with onnx.version_converter.convert_version(model, 13), or export the model again")),
+        None if proto.opset_import.is_empty() => {
+            Err(Error::model(path, "names no operator set: it is cut off or damaged"))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::onnx::to_bytes;
+
+    fn models(folder: &str) -> Vec<PathBuf> {
+        let Some(shared) = std::env::var_os("ONNX_MERGE_SHARED") else {
+            println!("skipped: ONNX_MERGE_SHARED is not set");
+            return vec![];
+        };
+        let entries = std::fs::read_dir(Path::new(&shared).join("models").join(folder)).unwrap();
+        let mut files: Vec<PathBuf> = entries.map(|e| e.unwrap().path()).collect();
+        files.retain(|p| p.extension().is_some_and(|e| e == "onnx" || e == "ort"));
+        files.sort();
+        files
+    }
+
+    #[test]
+    fn real_models_survive_a_round_trip() {
+        let folder = tempfile::tempdir().unwrap();
+        for path in [models("."), models("zoo")].concat() {
+            let file = read(&path).unwrap_or_else(|e| panic!("{e}"));
+            let copy = folder.path().join("copy.onnx");
+            std::fs::write(&copy, to_bytes(&file.model).unwrap()).unwrap();
+            let again = read(&copy).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+            assert_eq!(format!("{:?}", again.model), format!("{:?}", file.model), "{}", path.display());
+        }
+    }
+
+    #[test]
+    fn what_is_refused_says_why() {
+        for path in models("refused") {
+            match read(&path) {
+                Ok(file) => println!("{}: read, opset {}", path.display(), file.model.opset()),
+                Err(e) => println!("{e} | {:?}", e.hints()),
+            }
+        }
+    }
+}
