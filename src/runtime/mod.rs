@@ -5,11 +5,14 @@
 //! until somebody asks for them on the host.
 
 mod guard;
+mod step;
 #[cfg(feature = "tract")]
 mod tract;
 
 #[cfg(feature = "tract")]
 pub use tract::TractExecutor;
+
+pub use step::{Feed, Fetch, Outputs, Runner, Snapshot, State, StateId, StepProgram};
 
 use crate::error::Result;
 use crate::onnx::{Fact, Facts, Model, Tensor};
