@@ -158,7 +158,7 @@ fn attribute(name: &str, attr: &Attr) -> Result<pb::AttributeProto> {
             proto.graphs = v.iter().map(graph).collect::<Result<_>>()?;
             AttributeType::Graphs
         }
-        Attr::Ref(_) | Attr::Other(_) => {
+        Attr::Ref { .. } | Attr::Other(_) => {
             return Err(Error::executor("tract", format!("attribute '{name}' is of a kind it can't read")));
         }
     };
