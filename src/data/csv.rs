@@ -1,0 +1,130 @@
+//! Tables: one row of numbers a line, a header line, one column of labels.
+
+use super::labels::Labels;
+use super::options::DataOptions;
+use super::{Column, Dataset};
+use crate::error::{Error, Result};
+use crate::onnx::Tensor;
+use std::path::Path;
+
+/// Opens a table. The label column is the one named by the options, else `y`, `label` or `target`, else the
+/// last. All other columns together are the input `x`.
+pub fn open(path: &Path, options: &DataOptions) -> Result<Dataset> {
+    let fail = |what: String| Error::data(path, what);
+    let tabs = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("tsv"));
+    let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
+    let mut reader = ::csv::ReaderBuilder::new()
+        .delimiter(if tabs { b'\t' } else { b',' })
+        .trim(::csv::Trim::All)
+        .from_reader(std::io::BufReader::new(file));
+    let header = reader.headers().map_err(|e| fail(e.to_string()))?.clone();
+    let label = label_column(path, &header, options)?;
+    let (mut features, mut labels) = (vec![], vec![]);
+    let mut rows = 0;
+    for record in reader.records() {
+        let record = record.map_err(|e| fail(e.to_string()))?;
+        for (i, cell) in record.iter().enumerate() {
+            if Some(i) == label {
+                labels.push(cell.to_owned());
+                continue;
+            }
+            let line = record.position().map_or(0, |p| p.line());
+            let name = header.get(i).unwrap_or("");
+            let value: f64 = cell
+                .parse()
+                .map_err(|_| fail(format!("line {line}, column '{name}': '{cell}' is not a number")))?;
+            features.push(value);
+        }
+        rows += 1;
+    }
+    let width = header.len() - label.is_some() as usize;
+    let values = Tensor::f64(&[rows, width], &features);
+    let (labels, class_names) = match label {
+        Some(_) => read_labels(path, labels)?,
+        None => (None, vec![]),
+    };
+    let inputs = vec![Column { name: "x".into(), values }];
+    Ok(Dataset {
+        path: path.to_owned(),
+        inputs,
+        labels,
+        class_names,
+        options: options.clone(),
+        positional: false,
+    })
+}
+
+fn label_column(path: &Path, header: &::csv::StringRecord, options: &DataOptions) -> Result<Option<usize>> {
+    let find = |name: &str| header.iter().position(|h| h.eq_ignore_ascii_case(name));
+    if header.iter().all(|h| h.parse::<f64>().is_ok()) {
+        return Err(Error::data(path, "its first line holds numbers, not the names of the columns")
+            .hint("give the table a header line, such as a,b,c,label"));
+    }
+    match &options.label {
+        Some(name) => match find(name) {
+            Some(i) => Ok(Some(i)),
+            None => Err(Error::data(path, format!("there is no column '{name}' in it"))),
+        },
+        None => {
+            let named = ["y", "label", "target"].iter().find_map(|name| find(name));
+            Ok(named.or_else(|| (header.len() > 1).then(|| header.len() - 1)))
+        }
+    }
+}
+
+/// Whole numbers are classes, other numbers are values, anything else is names of classes.
+fn read_labels(path: &Path, cells: Vec<String>) -> Result<(Option<Labels>, Vec<String>)> {
+    if let Ok(classes) = cells.iter().map(|c| c.parse::<i64>()).collect::<Result<Vec<_>, _>>() {
+        return Ok((Some(Labels::Classes(classes)), vec![]));
+    }
+    if let Ok(values) = cells.iter().map(|c| c.parse::<f64>()).collect::<Result<Vec<_>, _>>() {
+        let values = Tensor::f64(&[values.len(), 1], &values);
+        return Ok((Some(Labels::from_tensor(path, "label", &values)?), vec![]));
+    }
+    if let Some(row) = cells.iter().position(String::is_empty) {
+        return Err(Error::data(path, format!("the label of row {row} is empty")));
+    }
+    let mut names: Vec<String> = cells.clone();
+    names.sort();
+    names.dedup();
+    let class = |c: &String| names.binary_search(c).map_or(-1, |i| i as i64);
+    let classes = cells.iter().map(class).collect();
+    Ok((Some(Labels::Classes(classes)), names))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn table(text: &str, options: &DataOptions) -> Result<Dataset> {
+        let mut file = tempfile::Builder::new().suffix(".csv").tempfile().unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        super::super::open(file.path(), options)
+    }
+
+    #[test]
+    fn the_label_column_is_named_or_last() {
+        let plain = DataOptions::default();
+        let set = table("y,a,b\n1,2,3\n0,4,5\n", &plain).unwrap();
+        assert_eq!(set.labels, Some(Labels::Classes(vec![1, 0])));
+        assert_eq!(set.inputs[0].values.to_f64(), [2.0, 3.0, 4.0, 5.0]);
+        assert_eq!(table("a,b,c\n1,2,0.5\n", &plain).unwrap().labels.unwrap().width(), 1);
+        let named = table("a,kind\n1,cat\n2,ant\n", &plain).unwrap();
+        assert_eq!(
+            (named.labels, named.class_names),
+            (Some(Labels::Classes(vec![1, 0])), vec!["ant".into(), "cat".into()])
+        );
+        let chosen = DataOptions { label: Some("a".into()), ..plain };
+        assert_eq!(table("a,b\n7,1\n", &chosen).unwrap().labels, Some(Labels::Classes(vec![7])));
+    }
+
+    #[test]
+    fn what_is_no_table_of_numbers_is_refused() {
+        let refusal = |text| table(text, &DataOptions::default()).err().unwrap().to_string();
+        assert!(refusal("a,b\nx,1\n").contains("line 2, column 'a': 'x' is not a number"));
+        assert!(refusal("a,b\n1,2\n3\n").contains("found record with 1 fields"));
+        assert!(refusal("1,2\n3,4\n").contains("not the names of the columns"));
+        assert!(refusal("a,b\n").contains("no rows"));
+    }
+}

@@ -1,0 +1,153 @@
+//! What rows are labelled with: classes, or vectors of numbers.
+
+use crate::error::{Error, Result};
+use crate::onnx::{DType, Tensor};
+use std::path::Path;
+
+/// A label a row.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Labels {
+    /// Class indices.
+    Classes(Vec<i64>),
+    /// Vectors (or higher tensors) of numbers: a tensor whose first dimension counts rows.
+    Vectors(Tensor),
+}
+
+impl Labels {
+    /// Integers with one number a row are classes; everything else is vectors.
+    pub fn from_tensor(path: &Path, name: &str, values: &Tensor) -> Result<Self> {
+        let dtype = values.dtype();
+        if values.rank() == 0 {
+            return Err(Error::data(path, format!("'{name}' is a single number, not a label a row")));
+        }
+        let single = values.shape()[1..].iter().all(|&d| d == 1);
+        if single && (dtype.is_int() || dtype == DType::Bool) {
+            return Ok(Labels::Classes(values.to_i64().into_owned()));
+        }
+        if let Some(at) = values.first_non_finite() {
+            let row = at / values.shape()[1..].iter().product::<usize>().max(1);
+            return Err(Error::data(path, format!("label '{name}' of row {row} is NaN or infinite")));
+        }
+        Ok(Labels::Vectors(values.clone()))
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        match self {
+            Labels::Classes(classes) => classes.len(),
+            Labels::Vectors(values) => values.shape().first().copied().unwrap_or(0),
+        }
+    }
+
+    /// Numbers a row: 1 for classes.
+    pub fn width(&self) -> usize {
+        match self {
+            Labels::Classes(_) => 1,
+            Labels::Vectors(values) => values.shape()[1..].iter().product(),
+        }
+    }
+
+    /// One more than the highest class; 0 for vectors.
+    pub fn class_count(&self) -> usize {
+        match self {
+            Labels::Classes(classes) => classes.iter().max().map_or(0, |&m| (m + 1).max(0) as usize),
+            Labels::Vectors(_) => 0,
+        }
+    }
+
+    /// The labels as classes, each below `count`. Vectors of one whole number a row are taken for classes,
+    /// vectors of `count` numbers a row that are zero but for a single one as well ("one-hot").
+    pub fn classes(&self, path: &Path, count: usize) -> Result<Vec<i64>> {
+        let classes = match self {
+            Labels::Classes(classes) => classes.clone(),
+            Labels::Vectors(values) => {
+                whole_numbers(values).or_else(|| one_hot(values, count)).ok_or_else(|| {
+                    let width = self.width();
+                    Error::data(path, format!("its labels are vectors of {width} numbers, not classes"))
+                        .hint("for regression, say --task regress")
+                })?
+            }
+        };
+        match classes.iter().position(|&c| c < 0 || c as u64 >= count as u64) {
+            None => Ok(classes),
+            Some(row) => Err(Error::data(
+                path,
+                format!(
+                    "the label of row {row} is {}, but the model tells {count} classes apart (0 to {})",
+                    classes[row],
+                    count.saturating_sub(1)
+                ),
+            )),
+        }
+    }
+
+    /// The labels as vectors of `width` numbers, row after row.
+    pub fn vectors(&self, path: &Path, width: usize) -> Result<Vec<f32>> {
+        if self.width() != width {
+            return Err(Error::data(
+                path,
+                format!("its labels have {} numbers a row, but the model's output has {width}", self.width()),
+            ));
+        }
+        Ok(match self {
+            Labels::Classes(classes) => classes.iter().map(|&c| c as f32).collect(),
+            Labels::Vectors(values) => values.to_f32().into_owned(),
+        })
+    }
+}
+
+fn whole_numbers(values: &Tensor) -> Option<Vec<i64>> {
+    let single = values.shape()[1..].iter().all(|&d| d == 1);
+    let numbers = if single { values.to_f64() } else { return None };
+    numbers.iter().map(|v| (v.fract() == 0.0 && v.abs() < 1e15).then_some(*v as i64)).collect()
+}
+
+fn one_hot(values: &Tensor, count: usize) -> Option<Vec<i64>> {
+    let width: usize = values.shape()[1..].iter().product();
+    if width != count || width < 2 {
+        return None;
+    }
+    let class = |row: &[f64]| {
+        let at = row.iter().position(|&v| v == 1.0)?;
+        row.iter().enumerate().all(|(i, &v)| i == at || v == 0.0).then_some(at as i64)
+    };
+    values.to_f64().chunks(width).map(class).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels(values: Tensor) -> Labels {
+        Labels::from_tensor(Path::new("d.npz"), "y", &values).unwrap()
+    }
+
+    #[test]
+    fn integers_are_classes_and_reals_are_vectors() {
+        assert_eq!(labels(Tensor::i64(&[3, 1], &[0, 2, 1])), Labels::Classes(vec![0, 2, 1]));
+        assert_eq!(labels(Tensor::f32(&[2, 3], &[0.0; 6])).width(), 3);
+        assert_eq!(labels(Tensor::bool(&[2], &[true, false])).class_count(), 2);
+    }
+
+    #[test]
+    fn classes_out_of_range_are_refused_with_their_row() {
+        let message =
+            |v: &[i64]| labels(Tensor::i64(&[v.len()], v)).classes(Path::new("d.npz"), 3).unwrap_err();
+        assert!(message(&[0, 3]).to_string().contains("the label of row 1 is 3"));
+        assert!(message(&[-1]).to_string().contains("row 0 is -1"));
+    }
+
+    #[test]
+    fn reals_that_mean_classes_are_read_as_such() {
+        let path = Path::new("d.npz");
+        assert_eq!(labels(Tensor::f32(&[2], &[1.0, 0.0])).classes(path, 2).unwrap(), [1, 0]);
+        assert_eq!(labels(Tensor::f32(&[2, 2], &[0.0, 1.0, 1.0, 0.0])).classes(path, 2).unwrap(), [1, 0]);
+        assert!(labels(Tensor::f32(&[1], &[0.5])).classes(path, 2).is_err());
+    }
+
+    #[test]
+    fn a_label_that_is_not_a_number_is_refused() {
+        let nan = Tensor::f32(&[2, 1], &[0.0, f32::NAN]);
+        assert!(Labels::from_tensor(Path::new("d"), "y", &nan).unwrap_err().to_string().contains("row 1"));
+    }
+}

@@ -1,0 +1,341 @@
+//! NumPy's `.npy` and `.npz`.
+//!
+//! The header is parsed by `npyz`; the values are taken as bytes, without a detour through Rust's own types,
+//! and where they lie uncompressed in the file they stay in a memory map. A header is not believed: sizes are
+//! checked against the file and against memory before anything is allocated.
+
+use super::labels::Labels;
+use super::options::DataOptions;
+use super::{Column, Dataset, check_memory};
+use crate::error::{Error, Result};
+use crate::onnx::{DType, Tensor};
+use memmap2::Mmap;
+use npyz::{Endianness, NpyHeader, Order, TypeChar, npz::NpzArchive};
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// No honest header comes near this many bytes.
+const LONGEST_HEADER: usize = 1 << 16;
+
+/// Names that mean labels, unless told otherwise.
+const LABEL_NAMES: [&str; 5] = ["y", "label", "labels", "target", "targets"];
+
+/// Opens `x.npy` with or without `y.npy`.
+pub fn open_pair(x: &Path, y: Option<&Path>, options: &DataOptions) -> Result<Dataset> {
+    let labels = match y {
+        Some(y) => Some(Labels::from_tensor(y, "y", &read_npy(y)?)?),
+        None => None,
+    };
+    let inputs = vec![Column { name: "x".into(), values: read_npy(x)? }];
+    Ok(dataset(x, inputs, labels, options))
+}
+
+/// Opens an `.npz` archive: one array is the labels, the others are inputs by name.
+pub fn open_npz(path: &Path, options: &DataOptions) -> Result<Dataset> {
+    let file = File::open(path).map_err(|e| Error::io(path, e))?;
+    let map = Arc::new(map(path, &file)?);
+    let mut archive = NpzArchive::new(BufReader::new(file)).map_err(|e| {
+        Error::data(path, format!("not a readable .npz archive ({e})")).hint("numpy.savez writes them")
+    })?;
+    let names: Vec<String> = archive.array_names().map(str::to_owned).collect();
+    let label = label_name(path, &names, options)?;
+    let (mut inputs, mut labels) = (vec![], None);
+    for name in names {
+        let values = read_entry(path, &mut archive, &map, &name)?;
+        match Some(&name) == label.as_ref() {
+            true => labels = Some(Labels::from_tensor(path, &name, &values)?),
+            false => inputs.push(Column { name, values }),
+        }
+    }
+    inputs.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(dataset(path, inputs, labels, options))
+}
+
+fn dataset(path: &Path, inputs: Vec<Column>, labels: Option<Labels>, options: &DataOptions) -> Dataset {
+    Dataset {
+        path: path.to_owned(),
+        inputs,
+        labels,
+        class_names: vec![],
+        options: options.clone(),
+        positional: false,
+    }
+}
+
+fn label_name(path: &Path, names: &[String], options: &DataOptions) -> Result<Option<String>> {
+    if let Some(label) = &options.label {
+        return match names.contains(label) {
+            true => Ok(Some(label.clone())),
+            false => Err(Error::data(
+                path,
+                format!("there is no array '{label}' in it, only {}", names.join(", ")),
+            )),
+        };
+    }
+    if let Some(label) = LABEL_NAMES.iter().find(|l| names.iter().any(|n| n == *l)) {
+        return Ok(Some(label.to_string()));
+    }
+    // What `numpy.savez(file, x, y)` writes.
+    let unnamed = names.len() == 2 && names.iter().all(|n| n == "arr_0" || n == "arr_1");
+    Ok(unnamed.then(|| "arr_1".to_owned()))
+}
+
+fn read_npy(path: &Path) -> Result<Tensor> {
+    let file = File::open(path).map_err(|e| Error::io(path, e))?;
+    let map = Arc::new(map(path, &file)?);
+    let mut bytes: &[u8] = &map;
+    let array = Array::read(&mut bytes).map_err(|what| Error::data(path, what))?;
+    let start = map.len() - bytes.len();
+    array.check_length(bytes.len() as u64).map_err(|what| Error::data(path, what))?;
+    let end = start + array.bytes as usize;
+    array.mapped(&map, start..end).map_err(|what| Error::data(path, what))
+}
+
+type Archive = NpzArchive<BufReader<File>>;
+
+fn read_entry(path: &Path, archive: &mut Archive, map: &Arc<Mmap>, name: &str) -> Result<Tensor> {
+    let fail = |what: String| Error::data(path, format!("array '{name}': {what}"));
+    let file_name = npyz::npz::file_name_from_array_name(name);
+    let mut entry = archive.zip_archive().by_name(&file_name).map_err(|e| fail(e.to_string()))?;
+    let (start, size) = (entry.data_start(), entry.size());
+    let stored = entry.compressed_size() == size && entry.compression().to_string() == "Stored";
+    let array = Array::read(&mut entry).map_err(fail)?;
+    array.check_length(size.saturating_sub(array.offset as u64)).map_err(fail)?;
+    if stored {
+        let start = usize::try_from(start).ok().and_then(|s| s.checked_add(array.offset));
+        let range =
+            start.and_then(|s| Some(s..s.checked_add(array.bytes as usize)?)).filter(|r| r.end <= map.len());
+        let range = range.ok_or_else(|| fail("it ends after the end of the file".into()))?;
+        return array.mapped(map, range).map_err(fail);
+    }
+    check_memory(path, &format!("array '{name}'"), array.bytes)?;
+    let mut values = vec![];
+    values.try_reserve_exact(array.bytes as usize).map_err(|e| fail(e.to_string()))?;
+    entry.take(array.bytes).read_to_end(&mut values).map_err(|e| fail(format!("damaged ({e})")))?;
+    array.owned(values).map_err(fail)
+}
+
+/// What an array's header says.
+struct Array {
+    dtype: DType,
+    shape: Vec<usize>,
+    /// Bytes of all values.
+    bytes: u64,
+    /// Bytes before the values.
+    offset: usize,
+    big_endian: bool,
+    columns_first: bool,
+}
+
+impl Array {
+    /// Reads a header, and stops where the values begin.
+    fn read(reader: &mut impl Read) -> Result<Self, String> {
+        let text = header_bytes(reader)?;
+        let header = NpyHeader::from_reader(&text[..]).map_err(|e| format!("not a readable array ({e})"))?;
+        let npyz::DType::Plain(kind) = header.dtype() else {
+            return Err("arrays of records are not supported".into());
+        };
+        if kind.type_char() == TypeChar::Object {
+            return Err(
+                "arrays of Python objects (pickled) are not read, because reading them runs code".into()
+            );
+        }
+        let dtype = element_type(kind.type_char(), kind.size_field())
+            .ok_or_else(|| format!("elements of type {kind} are not supported"))?;
+        let dims: Option<Vec<usize>> = header.shape().iter().map(|&d| usize::try_from(d).ok()).collect();
+        let shape = dims.ok_or("its shape is too large")?;
+        let count = crate::onnx::element_count(&shape).ok_or("its shape is too large")?;
+        let bytes = (count as u64).checked_mul(kind.size_field()).ok_or("its shape is too large")?;
+        Ok(Array {
+            dtype,
+            shape,
+            bytes,
+            offset: text.len(),
+            big_endian: kind.endianness() == Endianness::Big,
+            columns_first: header.order() == Order::Fortran,
+        })
+    }
+
+    fn check_length(&self, there: u64) -> Result<(), String> {
+        match there == self.bytes {
+            true => Ok(()),
+            false => Err(format!(
+                "{} of shape {:?} takes {} bytes, but {there} are there",
+                self.dtype, self.shape, self.bytes
+            )),
+        }
+    }
+
+    fn mapped(self, map: &Arc<Mmap>, range: std::ops::Range<usize>) -> Result<Tensor, String> {
+        if self.big_endian || self.columns_first {
+            return self.owned(map[range].to_vec());
+        }
+        Tensor::mapped(self.dtype, &self.shape, map.clone(), range).map_err(|e| e.to_string())
+    }
+
+    fn owned(self, mut values: Vec<u8>) -> Result<Tensor, String> {
+        let size = self.dtype.size().unwrap_or(1);
+        if self.big_endian {
+            values.chunks_exact_mut(size).for_each(<[u8]>::reverse);
+        }
+        if self.columns_first && values.len() as u64 == self.bytes {
+            values = row_major(&values, &self.shape, size);
+        }
+        Tensor::new(self.dtype, &self.shape, values).map_err(|e| e.to_string())
+    }
+}
+
+/// The bytes of magic, version, length and header, without believing the length.
+fn header_bytes(reader: &mut impl Read) -> Result<Vec<u8>, String> {
+    let not_an_array = |_| "not a NumPy array: it is cut off within the header".to_owned();
+    let mut header = vec![0; 10];
+    reader.read_exact(&mut header).map_err(not_an_array)?;
+    if &header[..6] != b"\x93NUMPY" {
+        return Err("not a NumPy array".into());
+    }
+    let length = match header[6] {
+        1 => u16::from_le_bytes([header[8], header[9]]) as usize,
+        _ => {
+            header.resize(12, 0);
+            reader.read_exact(&mut header[10..]).map_err(not_an_array)?;
+            u32::from_le_bytes([header[8], header[9], header[10], header[11]]) as usize
+        }
+    };
+    if length > LONGEST_HEADER {
+        return Err(format!("its header claims {length} bytes"));
+    }
+    let start = header.len();
+    header.resize(start + length, 0);
+    reader.read_exact(&mut header[start..]).map_err(not_an_array)?;
+    Ok(header)
+}
+
+fn element_type(kind: TypeChar, size: u64) -> Option<DType> {
+    Some(match (kind, size) {
+        (TypeChar::Bool, 1) => DType::Bool,
+        (TypeChar::Int, 1) => DType::I8,
+        (TypeChar::Int, 2) => DType::I16,
+        (TypeChar::Int, 4) => DType::I32,
+        (TypeChar::Int, 8) => DType::I64,
+        (TypeChar::Uint, 1) => DType::U8,
+        (TypeChar::Uint, 2) => DType::U16,
+        (TypeChar::Uint, 4) => DType::U32,
+        (TypeChar::Uint, 8) => DType::U64,
+        (TypeChar::Float, 2) => DType::F16,
+        (TypeChar::Float, 4) => DType::F32,
+        (TypeChar::Float, 8) => DType::F64,
+        _ => return None,
+    })
+}
+
+/// From "Fortran order" (first index fastest) to row-major.
+fn row_major(values: &[u8], shape: &[usize], size: usize) -> Vec<u8> {
+    let mut strides = Vec::with_capacity(shape.len());
+    let mut step = 1;
+    for &d in shape {
+        strides.push(step);
+        step *= d;
+    }
+    let mut index = vec![0usize; shape.len()];
+    let mut at = 0;
+    let mut ordered = Vec::with_capacity(values.len());
+    for _ in 0..step {
+        ordered.extend_from_slice(&values[at * size..][..size]);
+        for axis in (0..shape.len()).rev() {
+            index[axis] += 1;
+            at += strides[axis];
+            if index[axis] < shape[axis] {
+                break;
+            }
+            at -= strides[axis] * shape[axis];
+            index[axis] = 0;
+        }
+    }
+    ordered
+}
+
+fn map(path: &Path, file: &File) -> Result<Mmap> {
+    // SAFETY: the map is read-only. Another process that shortens the file meanwhile could end this one, as
+    // with every memory-mapped file; no memory of ours is at risk.
+    unsafe { Mmap::map(file) }.map_err(|e| Error::io(PathBuf::from(path), e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn npy(descr: &str, order: bool, shape: &str, values: &[u8]) -> Vec<u8> {
+        let order = if order { "True" } else { "False" };
+        let header = format!("{{'descr': '{descr}', 'fortran_order': {order}, 'shape': {shape}, }}\n");
+        let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+        bytes.extend((header.len() as u16).to_le_bytes());
+        bytes.extend(header.as_bytes());
+        bytes.extend(values);
+        bytes
+    }
+    fn read(bytes: &[u8]) -> Result<Tensor> {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(bytes).unwrap();
+        read_npy(file.path())
+    }
+    fn refusal(bytes: &[u8]) -> String {
+        read(bytes).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn types_and_orders_are_read() {
+        assert_eq!(read(&npy("|u1", false, "(2, 2)", &[1, 2, 3, 4])).unwrap().to_f64(), [1.0, 2.0, 3.0, 4.0]);
+        assert_eq!(read(&npy("|u1", true, "(2, 2)", &[1, 2, 3, 4])).unwrap().to_f64(), [1.0, 3.0, 2.0, 4.0]);
+        assert_eq!(read(&npy(">i2", false, "(1,)", &[1, 0])).unwrap().to_f64(), [256.0]);
+        assert_eq!(read(&npy("<f2", false, "(1,)", &[0, 0x3c])).unwrap().to_f64(), [1.0]);
+    }
+
+    #[test]
+    fn headers_are_not_believed() {
+        assert!(refusal(&npy("<f4", false, "(4,)", &[0; 8])).contains("takes 16 bytes, but 8 are there"));
+        assert!(refusal(&npy("<f8", false, "(4294967296, 4294967296)", &[])).contains("too large"));
+        assert!(refusal(&npy("|O", false, "(1,)", &[0; 8])).contains("pickled"));
+        assert!(refusal(&npy("<c8", false, "(1,)", &[0; 8])).contains("not supported"));
+        assert!(refusal(b"\x93NUMPY\x02\x00\xff\xff\xff\xff").contains("claims"));
+        assert!(refusal(b"\x93NUMPY\x01\x00\xff").contains("cut off"));
+        assert!(refusal(b"PK\x03\x04aaaaaaaaaaaa").contains("not a NumPy array"));
+    }
+
+    fn npz(entries: &[(&str, Vec<u8>)]) -> Result<Dataset> {
+        let file = tempfile::Builder::new().suffix(".npz").tempfile().unwrap();
+        let mut writer = npyz::npz::NpzWriter::new(file.reopen().unwrap());
+        for (name, bytes) in entries {
+            writer.zip_writer().start_file(format!("{name}.npy"), Default::default()).unwrap();
+            writer.zip_writer().write_all(bytes).unwrap();
+        }
+        writer.zip_writer().finish().unwrap();
+        super::super::open(file.path(), &DataOptions::default())
+    }
+
+    #[test]
+    fn archives_hold_inputs_and_labels() {
+        let x = npy("|u1", false, "(2, 3)", &[1, 2, 3, 4, 5, 6]);
+        let y = npy("|i1", false, "(2,)", &[1, 0]);
+        for (a, b) in [("x", "y"), ("arr_0", "arr_1"), ("images", "label")] {
+            let set = npz(&[(a, x.clone()), (b, y.clone())]).unwrap();
+            assert_eq!(set.inputs[0].values.to_f64(), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+            assert_eq!(set.labels, Some(Labels::Classes(vec![1, 0])));
+        }
+        assert!(npz(&[("x", x.clone())]).unwrap().labels.is_none());
+        let message = npz(&[("x", x), ("y", npy("|i1", false, "(1,)", &[1]))]).err().unwrap().to_string();
+        assert!(message.contains("2 rows of 'x', but 1 labels"), "{message}");
+    }
+
+    #[test]
+    fn an_archive_that_claims_more_than_it_holds_is_refused() {
+        let bomb = npy("<f4", false, "(1099511627776,)", &[0; 64]);
+        let message = npz(&[("x", bomb)]).err().unwrap().to_string();
+        assert!(message.contains("takes 4398046511104 bytes, but 64 are there"), "{message}");
+        let objects = npz(&[("x", npy("|O", false, "(1,)", &[0; 8]))]).err().unwrap().to_string();
+        assert!(objects.contains("array 'x': arrays of Python objects"), "{objects}");
+        assert!(npz(&[]).err().unwrap().to_string().contains("no inputs"));
+    }
+}
