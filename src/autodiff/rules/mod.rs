@@ -20,8 +20,9 @@ mod resize;
 mod shape;
 mod softmax;
 
-use crate::error::Result;
-use crate::onnx::{Builder, Node, ValueId};
+use crate::error::{Error, Result};
+use crate::onnx::infer::normalise_axis;
+use crate::onnx::{Builder, Node, Tensor, ValueId};
 
 /// What a rule sees.
 pub struct Context<'a> {
@@ -36,14 +37,14 @@ pub struct Context<'a> {
 impl Context<'_> {
     /// Input `i`, which the operator's specification makes mandatory.
     pub fn input(&self, i: usize) -> Result<ValueId> {
-        self.optional(i).ok_or_else(|| crate::Error::node(self.node, format!("input {i} is missing")))
+        self.optional(i).ok_or_else(|| self.refuse(format!("input {i} is missing")))
     }
     pub fn optional(&self, i: usize) -> Option<ValueId> {
         self.node.input(i).cloned()
     }
     pub fn output(&self, i: usize) -> Result<ValueId> {
         let output = self.node.output(i).cloned();
-        output.ok_or_else(|| crate::Error::node(self.node, format!("output {i} is missing")))
+        output.ok_or_else(|| self.refuse(format!("output {i} is missing")))
     }
     /// The cotangent of the first output; zeros where nothing depends on it.
     pub fn cotangent(&mut self) -> Result<ValueId> {
@@ -57,6 +58,56 @@ impl Context<'_> {
     }
     pub fn wants(&self, i: usize) -> bool {
         self.wanted.get(i).copied().unwrap_or(false)
+    }
+
+    /// For a function of its first input: `cotangent(b, g, x, y)` gives the cotangent of x from that of y.
+    pub fn pull(
+        &mut self,
+        cotangent: impl FnOnce(&mut Builder, &ValueId, &ValueId, &ValueId) -> ValueId,
+    ) -> Cotangents {
+        let (g, x, y) = (self.cotangent()?, self.input(0)?, self.output(0)?);
+        Ok(vec![Some(cotangent(self.b, &g, &x, &y))])
+    }
+    /// For a function applied element by element: `slope(b, x, y)` is its derivative, and `g · slope` the result.
+    pub fn slope(&mut self, slope: impl FnOnce(&mut Builder, &ValueId, &ValueId) -> ValueId) -> Cotangents {
+        self.pull(|b, g, x, y| {
+            let slope = slope(b, x, y);
+            b.mul(g, &slope)
+        })
+    }
+    /// The cotangent of input `i` by `make`, if anybody needs it.
+    pub fn if_wanted(
+        &mut self,
+        i: usize,
+        make: impl FnOnce(&mut Self) -> Result<ValueId>,
+    ) -> Result<Option<ValueId>> {
+        if self.wants(i) { make(self).map(Some) } else { Ok(None) }
+    }
+    pub fn shape(&self, i: usize) -> Result<Vec<usize>> {
+        Ok(self.b.shape(&self.input(i)?))
+    }
+    /// The value of input `i` where it is a constant of the graph; `None` where the input is left out.
+    ///
+    /// # Errors
+    /// When the input is computed at run time.
+    pub fn constant(&self, i: usize) -> Result<Option<Tensor>> {
+        let Some(input) = self.optional(i) else { return Ok(None) };
+        match self.b.constant_value(&input) {
+            Some(value) => Ok(Some(value.clone())),
+            None => Err(self.refuse(format!("has a gradient only where its input '{input}' is a constant"))),
+        }
+    }
+    /// The integers of constant input `i`, as [`Context::constant`].
+    pub fn constant_ints(&self, i: usize) -> Result<Option<Vec<i64>>> {
+        Ok(self.constant(i)?.map(|t| t.to_i64().into_owned()))
+    }
+    /// `axis` counted from the front of `rank` axes.
+    pub fn axis(&self, axis: i64, rank: usize) -> Result<usize> {
+        normalise_axis(axis, rank).ok_or_else(|| self.refuse(format!("axis {axis} of {rank} axes")))
+    }
+    /// An error that names this node.
+    pub fn refuse(&self, what: impl Into<String>) -> Error {
+        Error::node(self.node, what)
     }
 }
 
@@ -76,6 +127,13 @@ pub enum Kind {
 
 /// A line of an operator family's table.
 pub type Row = (&'static str, Kind);
+
+const fn rule(op: &'static str, rule: Rule) -> Row {
+    (op, Kind::Rule(rule))
+}
+const fn stop(op: &'static str) -> Row {
+    (op, Kind::Stop)
+}
 
 /// What the table says of a node's operator; `None` when it says nothing.
 pub fn kind(node: &Node) -> Option<Kind> {
