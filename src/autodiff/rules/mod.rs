@@ -5,6 +5,8 @@
 //! generated tests find it there.
 
 mod arithmetic;
+mod compose;
+mod contrib;
 mod control;
 mod conv;
 mod elementwise;
@@ -17,8 +19,10 @@ mod quant;
 mod recurrent;
 mod reduce;
 mod resize;
+mod separable;
 mod shape;
 mod softmax;
+mod window;
 
 use crate::error::{Error, Result};
 use crate::onnx::infer::normalise_axis;
@@ -125,7 +129,7 @@ pub enum Kind {
     Stop,
 }
 
-/// A line of an operator family's table.
+/// A line of an operator family's table; operators of other domains are named `domain::Op`.
 pub type Row = (&'static str, Kind);
 
 const fn rule(op: &'static str, rule: Rule) -> Row {
@@ -137,16 +141,20 @@ const fn stop(op: &'static str) -> Row {
 
 /// What the table says of a node's operator; `None` when it says nothing.
 pub fn kind(node: &Node) -> Option<Kind> {
-    if !node.domain.is_empty() {
-        return None;
+    match node.domain.as_str() {
+        "" => table().find(|row| row.0 == node.op).map(|row| row.1),
+        _ => {
+            let name = node.qualified_op();
+            table().find(|row| row.0 == name).map(|row| row.1)
+        }
     }
-    table().find(|row| row.0 == node.op).map(|row| row.1)
 }
 
-/// Every operator of the default domain with a rule or a stop.
+/// Every operator with a rule or a stop.
 pub fn table() -> impl Iterator<Item = &'static Row> {
     let families = [
         arithmetic::TABLE,
+        contrib::TABLE,
         control::TABLE,
         conv::TABLE,
         elementwise::TABLE,
