@@ -1,1 +1,117 @@
 //! The low-rank parametric knowledge adapter, and the optimiser, as ONNX graphs.
+//!
+//! Knows parameter graphs, the graph builder and autodiff; nothing of data, losses or the model's forward pass. [`build`] makes
+//! an [`UpdateProgram`]: a graph that takes `dL/dW′`, updates the adapter's parameters θ and the target's own weights W, and
+//! gives the next merged weights W′. Without a source it is plain fine-tuning, by the same optimiser.
+//!
+//! `interface` and `structured` hold the interface maps, `tokens` the token transfer layers, `paper` the preset
+//! of that name, `optimizer` AdamW and SGD, `update` puts the pieces into one program.
+
+mod controls;
+mod optimizer;
+mod parameters;
+mod update;
+
+pub use controls::{shuffled, untrained};
+
+use crate::error::{Error, Result};
+use crate::onnx::{Fact, Facts, Model, Tensor, ValueId};
+use crate::params::{Pairing, ParamGraph};
+use crate::runtime::{Executor, State, StepProgram};
+use crate::train::TrainConfig;
+use parameters::Plan;
+use std::collections::HashMap;
+
+/// A model as the adapter sees it.
+#[derive(Clone)]
+pub struct Side<'a> {
+    pub graph: &'a ParamGraph,
+    /// Initializers by name; of the target all that are trainable, of the source all there are.
+    pub weights: HashMap<ValueId, Tensor>,
+}
+
+/// The update step: gradients and state in, new state and merged weights out.
+#[derive(Clone)]
+pub struct UpdateProgram {
+    pub model: Model,
+    pub facts: Facts,
+    /// (target weight, graph input that takes dL/dW′ in the weight's shape and element type).
+    pub gradients: Vec<(ValueId, ValueId)>,
+    /// (target weight, graph output with its next W′), for the next model step.
+    pub merged: Vec<(ValueId, ValueId)>,
+    /// The same without dropout, for validation and shipping; equal to `merged` where nothing is dropped.
+    pub clean: Vec<(ValueId, ValueId)>,
+    /// θ, W, moments, counters, and activations carried from the last forward pass to the next backward pass.
+    pub state: Vec<State>,
+    /// Scalar float32 input.
+    pub learning_rate: ValueId,
+    /// Inputs to be fed with fresh uniform random numbers in 0…1 each step.
+    pub noise: Vec<(ValueId, Fact)>,
+    /// (target weight, its W′ before the first step).
+    pub initial: Vec<(ValueId, Tensor)>,
+    /// Trained numbers besides the target's own weights.
+    pub adapter_parameters: usize,
+    /// For each adapted weight of the target, in words, where its knowledge comes from.
+    pub transfers: Vec<Transfer>,
+}
+
+/// How one target weight gets knowledge.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Transfer {
+    pub target: ValueId,
+    pub sources: Vec<ValueId>,
+    pub by: Means,
+}
+
+/// The kinds of transfer layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Means {
+    /// The source's matrix itself, through maps of its input and output channels.
+    InterfaceMaps,
+    /// Attention from the target's low-rank tokens to the source's.
+    Tokens,
+    /// A vector started from the source's through the interface map, then trained directly.
+    MappedStart,
+}
+
+impl UpdateProgram {
+    pub fn step_program(&self) -> StepProgram {
+        StepProgram { model: self.model.clone(), facts: self.facts.clone(), state: self.state.clone() }
+    }
+}
+
+/// Builds the update program of an arm.
+///
+/// `trainable` are the target weights that the model step gives gradients for; `gate` is g₀ (LPKA.md §3a): how much of the
+/// target's own weights is replaced by mapped source weights at the start. `executor` runs the forward part once, for the
+/// first W′. Everything random follows from `seed`.
+///
+/// # Errors
+/// [`Error::Tensor`] for a trainable weight that the target doesn't have or that isn't made of real numbers.
+#[allow(clippy::too_many_arguments)]
+pub fn build(
+    target: &Side<'_>,
+    source: Option<&Side<'_>>,
+    pairing: &Pairing,
+    trainable: &[ValueId],
+    config: &TrainConfig,
+    gate: f64,
+    executor: &dyn Executor,
+    seed: u64,
+) -> Result<UpdateProgram> {
+    let plan = Plan::direct(target, trainable, config, seed)?;
+    let _ = (source, pairing, gate);
+    update::assemble(plan, config, executor, seed)
+}
+
+/// The tensor of a weight, which must be there and be made of real numbers.
+fn tensor_of<'a>(side: &'a Side<'_>, weight: &ValueId) -> Result<&'a Tensor> {
+    let tensor = side
+        .weights
+        .get(weight)
+        .ok_or_else(|| Error::tensor(weight.as_str(), "is not a weight of the model"))?;
+    match tensor.dtype().is_float() {
+        true => Ok(tensor),
+        false => Err(Error::tensor(weight.as_str(), format!("{} can't be trained", tensor.dtype()))),
+    }
+}

@@ -1,0 +1,148 @@
+//! What is trained, and the formula that makes merged weights of it.
+//!
+//! A [`Plan`] lists the trained tensors ([`Parameters`]) and, for each target weight, how W′ is computed from them.
+//! [`Plan::emit`] writes that formula into a graph, for any values of the parameters.
+
+use super::{Side, Transfer, tensor_of};
+use crate::error::Result;
+use crate::onnx::{Builder, DType, Fact, Tensor, ValueId};
+use crate::train::TrainConfig;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+/// A trained tensor: an index into [`Parameters`].
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(super) struct ParamId(pub usize);
+
+/// A trained tensor.
+#[derive(Clone)]
+pub(super) struct Parameter {
+    pub name: String,
+    /// Float32.
+    pub initial: Tensor,
+    /// Decoupled weight decay.
+    pub decay: f64,
+}
+
+/// All trained tensors, and the generator their first values come from.
+pub(super) struct Parameters {
+    pub list: Vec<Parameter>,
+    random: ChaCha8Rng,
+}
+
+impl Parameters {
+    pub fn new(seed: u64) -> Self {
+        Self { list: vec![], random: ChaCha8Rng::seed_from_u64(seed ^ 0x6c70_6b61_7468_6574) }
+    }
+    pub fn add(&mut self, name: impl Into<String>, initial: Tensor, decay: f64) -> ParamId {
+        self.list.push(Parameter { name: name.into(), initial, decay });
+        ParamId(self.list.len() - 1)
+    }
+    pub fn zeros(&mut self, name: impl Into<String>, shape: &[usize]) -> ParamId {
+        self.add(name, Tensor::zeros(DType::F32, shape), 0.0)
+    }
+    pub fn filled(&mut self, name: impl Into<String>, shape: &[usize], value: f32) -> ParamId {
+        let count = shape.iter().product();
+        self.add(name, Tensor::f32(shape, &vec![value; count]), 0.0)
+    }
+    /// Normally distributed around zero.
+    pub fn normal(&mut self, name: impl Into<String>, shape: &[usize], std: f64) -> ParamId {
+        let count = shape.iter().product();
+        let values: Vec<f32> = (0..count).map(|_| (std * normal(&mut self.random)) as f32).collect();
+        self.add(name, Tensor::f32(shape, &values), 0.0)
+    }
+    /// Uniform in ± 1/√`fan_in`, as PyTorch starts linear layers.
+    pub fn uniform(&mut self, name: impl Into<String>, shape: &[usize], fan_in: usize) -> ParamId {
+        let (count, bound) = (shape.iter().product(), 1.0 / (fan_in.max(1) as f64).sqrt());
+        let values: Vec<f32> =
+            (0..count).map(|_| (bound * (2.0 * self.random.random::<f64>() - 1.0)) as f32).collect();
+        self.add(name, Tensor::f32(shape, &values), 0.0)
+    }
+    /// Number of trained numbers.
+    pub fn count(&self) -> usize {
+        self.list.iter().map(|p| p.initial.len()).sum()
+    }
+}
+
+/// A standard normal number (Box and Muller).
+pub(super) fn normal(random: &mut ChaCha8Rng) -> f64 {
+    let (u, v): (f64, f64) = (1.0 - random.random::<f64>(), random.random());
+    (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()
+}
+
+/// The target's own values of a weight, W.
+pub(super) struct Base {
+    pub weight: ValueId,
+    pub parameter: ParamId,
+    /// As the model has it; W itself is kept in float32.
+    pub dtype: DType,
+    pub shape: Vec<usize>,
+}
+
+/// Where random numbers for dropout come from while a formula is emitted.
+pub(super) enum Noise<'a> {
+    /// Nothing is dropped.
+    Off,
+    /// Inputs of the graph, taken in the order of emission; missing ones are declared.
+    Inputs { taken: usize, inputs: &'a mut Vec<(ValueId, Fact)> },
+}
+
+/// What is trained and how W′ comes of it.
+pub(super) struct Plan {
+    pub parameters: Parameters,
+    pub bases: Vec<Base>,
+    pub transfers: Vec<Transfer>,
+    /// Added to W for some of the weights.
+    pub layers: Vec<Box<dyn Layer>>,
+    /// Numbers in `parameters` that are the target's own.
+    pub own: usize,
+}
+
+/// A piece of the adapter: what it adds to the target's own values of one or more weights.
+pub(super) trait Layer {
+    /// Emits the additions, in the shape of the weights: (index into [`Plan::bases`], value).
+    fn emit(&self, b: &mut Builder, values: &[ValueId], noise: &mut Noise<'_>) -> Vec<(usize, ValueId)>;
+    /// Whether anything is dropped in training.
+    fn drops(&self) -> bool {
+        false
+    }
+}
+
+impl Plan {
+    /// Every trainable weight trained directly: fine-tuning, and what the adapters build on.
+    pub fn direct(target: &Side<'_>, trainable: &[ValueId], config: &TrainConfig, seed: u64) -> Result<Self> {
+        let mut parameters = Parameters::new(seed);
+        let mut bases = vec![];
+        for weight in trainable {
+            let tensor = tensor_of(target, weight)?;
+            let decay = if tensor.rank() > 1 { config.weight_decay } else { 0.0 };
+            let parameter = parameters.add(weight.as_str(), tensor.cast(DType::F32), decay);
+            bases.push(Base {
+                weight: weight.clone(),
+                parameter,
+                dtype: tensor.dtype(),
+                shape: tensor.shape().to_vec(),
+            });
+        }
+        let own = parameters.count();
+        Ok(Self { parameters, bases, transfers: vec![], layers: vec![], own })
+    }
+
+    /// Emits W′ of every base, in float32, from the parameters' `values`.
+    pub fn emit(&self, b: &mut Builder, values: &[ValueId], noise: &mut Noise<'_>) -> Vec<ValueId> {
+        let mut merged: Vec<ValueId> =
+            self.bases.iter().map(|base| values[base.parameter.0].clone()).collect();
+        for layer in &self.layers {
+            for (base, addition) in layer.emit(b, values, noise) {
+                merged[base] = b.add(&merged[base], &addition);
+            }
+        }
+        merged
+    }
+    pub fn drops(&self) -> bool {
+        self.layers.iter().any(|l| l.drops())
+    }
+    pub fn base_of(&self, weight: &ValueId) -> Option<usize> {
+        self.bases.iter().position(|base| base.weight == *weight)
+    }
+}
