@@ -4,20 +4,34 @@
 //! [`Compiled`] program; values go in and come out as [`Value`]s, which stay on the executor's device
 //! until somebody asks for them on the host.
 
+pub mod discover;
 mod guard;
+#[cfg(feature = "ort")]
+mod ort;
+mod select;
 mod step;
 #[cfg(feature = "tract")]
 mod tract;
 
+#[cfg(feature = "ort")]
+pub use ort::OrtExecutor;
 #[cfg(feature = "tract")]
 pub use tract::TractExecutor;
 
+pub use select::{Diagnosis, ExecutorChoice, ExecutorOptions, Health, diagnose, open, pick};
 pub use step::{Feed, Fetch, Outputs, Runner, Snapshot, State, StateId, StepProgram};
 
 use crate::error::Result;
 use crate::onnx::{Fact, Facts, Model, Tensor};
 use std::any::Any;
 use std::sync::Arc;
+
+/// Keeps ONNX Runtime from collecting data about its use and sending it. To be called on the first line of `main`:
+/// the library reads the setting while it is loaded, and the environment must not change once there are threads.
+pub fn silence_telemetry() {
+    // SAFETY: the caller is the first line of `main`, where no other thread can be reading the environment.
+    unsafe { std::env::set_var("ORT_DISABLE_TELEMETRY", "1") };
+}
 
 /// Runs graphs somewhere: in ONNX Runtime, in tract, on a GPU.
 pub trait Executor: Send + Sync {

@@ -1,5 +1,6 @@
 //! Everything a run depends on besides the models and the data; what `merge.toml` holds.
 
+pub use crate::runtime::ExecutorChoice;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -43,18 +44,6 @@ pub enum Preset {
     Residual,
     /// As MergeNet's reference implementation does it.
     Paper,
-}
-
-/// Which executor runs a program.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ExecutorChoice {
-    /// The fastest that covers the program.
-    #[default]
-    Auto,
-    Ort,
-    Tract,
-    Wgpu,
 }
 
 /// How the learning rate moves over the run.

@@ -1,0 +1,311 @@
+//! ONNX Runtime, loaded at run time from a shared library: all operators, all element types, several threads.
+//!
+//! One library and one environment a process. Telemetry must be off before the library is loaded, see
+//! [`super::silence_telemetry`]. Calls are guarded, since the binding panics where it expects nothing to fail.
+//! Look at [`OrtExecutor`].
+
+use super::discover::{Candidate, Version};
+use super::guard::guarded;
+use super::{Compiled, DeviceValue, Executor, Value};
+use crate::error::{Error, Result};
+use crate::onnx::{DType, Fact, Facts, Graph, Model, Tensor, ValueId, ValueInfo};
+use ::ort::environment::Environment;
+use ::ort::logging::LogLevel;
+use ::ort::memory::Allocator;
+use ::ort::session::builder::GraphOptimizationLevel;
+use ::ort::session::{Session, SessionInputValue};
+use ::ort::value::{DynTensor, DynValue, Shape, TensorElementType, ValueType};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+const NAME: &str = "ort";
+/// Set (to anything) before the library is loaded, this keeps it from collecting and sending data.
+const TELEMETRY_OFF: &str = "ORT_DISABLE_TELEMETRY";
+
+/// The library of this process; it is never unloaded.
+static LOADED: Mutex<Option<Loaded>> = Mutex::new(None);
+
+#[derive(Clone)]
+struct Loaded {
+    path: PathBuf,
+    version: Option<Version>,
+    environment: Environment,
+}
+
+/// Runs graphs with ONNX Runtime on the CPU.
+pub struct OrtExecutor {
+    library: Loaded,
+    threads: usize,
+}
+
+impl OrtExecutor {
+    /// Loads the library, unless that has been done.
+    ///
+    /// # Errors
+    /// [`Error::Executor`] when it can't be loaded, when another one has been loaded before, and when telemetry
+    /// hasn't been switched off.
+    pub fn open(library: &Candidate, threads: usize) -> Result<Self> {
+        let mut loaded = LOADED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let library = match &*loaded {
+            Some(present) if present.path == library.path => present.clone(),
+            Some(present) => {
+                let (wanted, present) = (library.path.display(), present.path.display());
+                return Err(failed(format!(
+                    "{wanted} can't be loaded beside {present}: one library a process"
+                )));
+            }
+            None => loaded.insert(load(library)?).clone(),
+        };
+        Ok(Self { library, threads: threads.max(1) })
+    }
+    /// The library in use.
+    pub fn library(&self) -> &Path {
+        &self.library.path
+    }
+
+    fn session(&self, bytes: &[u8]) -> ::ort::Result<Session> {
+        let mut builder = Session::builder(&self.library.environment)?
+            .with_optimization_level(GraphOptimizationLevel::All)?
+            .with_intra_threads(self.threads)?
+            .with_inter_threads(1)?
+            // Spinning threads double the processor time of a step for a third less latency.
+            .with_intra_op_spinning(false)?
+            .with_log_level(LogLevel::Fatal)?;
+        builder.commit_from_memory(bytes)
+    }
+}
+
+fn load(library: &Candidate) -> Result<Loaded> {
+    if std::env::var_os(TELEMETRY_OFF).is_none() {
+        return Err(failed(format!("{TELEMETRY_OFF} is not set, so the library would collect data")).hint(
+            "call onnx_merge::runtime::silence_telemetry() at the start of main, or set the variable",
+        ));
+    }
+    let path = &library.path;
+    let cant = |what: &dyn std::fmt::Display| {
+        failed(format!("{} can't be loaded: {what}", path.display())).hint(super::discover::HINT)
+    };
+    let environment = guarded(|| {
+        let builder = ::ort::init_from(path).map_err(|e| e.to_string())?;
+        let environment =
+            builder.with_telemetry(false).with_name("onnx-merge").build().map_err(|e| e.to_string())?;
+        environment.set_log_level(LogLevel::Fatal);
+        Ok::<_, String>(environment)
+    })
+    .and_then(|result| result)
+    .map_err(|what| cant(&what))?;
+    Ok(Loaded { path: path.clone(), version: library.version, environment })
+}
+
+/// The version that a library says it is, by loading it and letting it go again.
+pub(super) fn version_of(path: &Path) -> Result<Version, String> {
+    if std::env::var_os(TELEMETRY_OFF).is_none() {
+        return Err(format!("{TELEMETRY_OFF} is not set"));
+    }
+    let text = guarded(|| {
+        // SAFETY: runs the initialisers of a library that the user installed or named as ONNX Runtime.
+        let library = unsafe { libloading::Library::new(path) }.map_err(|e| e.to_string())?;
+        // SAFETY: `OrtGetApiBase` has had this signature since the first version of the C API.
+        let base = unsafe {
+            library.get::<unsafe extern "system" fn() -> *const ::ort::sys::OrtApiBase>(b"OrtGetApiBase")
+        };
+        let base = base.map_err(|_| "it exports no OrtGetApiBase, so it isn't ONNX Runtime".to_owned())?;
+        // SAFETY: the pointer is to a static table inside the library, which is still loaded here.
+        let base = unsafe { base().as_ref() }.ok_or("it gives no API")?;
+        // SAFETY: a static, null-terminated string inside the library.
+        let text = unsafe { std::ffi::CStr::from_ptr((base.GetVersionString)()) };
+        Ok::<_, String>(text.to_string_lossy().into_owned())
+    })??;
+    Version::parse(&text).ok_or_else(|| format!("it calls itself version '{text}'"))
+}
+
+impl Executor for OrtExecutor {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+    fn device(&self) -> String {
+        let plural = if self.threads == 1 { "" } else { "s" };
+        let version = self.library.version.map(|v| format!(" {v}")).unwrap_or_default();
+        format!("CPU, {} thread{plural} (ONNX Runtime{version})", self.threads)
+    }
+    fn misses(&self, _: &Model) -> Vec<String> {
+        vec![]
+    }
+    fn compile(&self, model: &Model, facts: &Facts) -> Result<Box<dyn Compiled>> {
+        let mut model = model.clone();
+        let inputs: Vec<ValueId> = model.graph.required_inputs().map(|i| i.id.clone()).collect();
+        model.graph.inputs.retain(|i| inputs.contains(&i.id));
+        for input in &mut model.graph.inputs {
+            if let Some(fact) = facts.get(&input.id) {
+                *input = ValueInfo::new(input.id.clone(), fact);
+            }
+        }
+        let outputs = unique_outputs(&mut model.graph);
+        let bytes = crate::onnx::to_bytes(&model)?;
+        let session =
+            guarded(|| self.session(&bytes)).map_err(failed)?.map_err(|e| blame(&model.graph, &e))?;
+        Ok(Box::new(Program { session, inputs, outputs }))
+    }
+    fn upload(&self, tensor: &Tensor) -> Result<Value> {
+        Ok(Value::new(upload(tensor)?))
+    }
+}
+
+/// Leaves every output once, as ONNX Runtime demands; for each of the former outputs the place of its value.
+fn unique_outputs(graph: &mut Graph) -> Vec<usize> {
+    let mut unique: Vec<ValueInfo> = vec![];
+    let mut places = vec![];
+    for output in std::mem::take(&mut graph.outputs) {
+        let place = unique.iter().position(|o| o.id == output.id).unwrap_or(unique.len());
+        if place == unique.len() {
+            unique.push(output);
+        }
+        places.push(place);
+    }
+    graph.outputs = unique;
+    places
+}
+
+struct Program {
+    session: Session,
+    inputs: Vec<ValueId>,
+    outputs: Vec<usize>,
+}
+
+impl Compiled for Program {
+    fn run(&mut self, inputs: &[Value]) -> Result<Vec<Value>> {
+        if inputs.len() != self.inputs.len() {
+            return Err(failed(format!("{} inputs given, {} needed", inputs.len(), self.inputs.len())));
+        }
+        let moved = inputs
+            .iter()
+            .map(|value| match value.downcast::<OrtValue>() {
+                Some(_) => Ok(None),
+                None => upload(&value.to_host()?).map(Some),
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let Program { session, outputs: places, .. } = self;
+        let outputs: Vec<DynValue> = guarded(|| {
+            let feeds: Vec<SessionInputValue<'_>> = inputs
+                .iter()
+                .zip(&moved)
+                .filter_map(|(value, moved)| moved.as_ref().or_else(|| value.downcast::<OrtValue>()))
+                .map(|value| SessionInputValue::from(&value.0))
+                .collect();
+            let outputs = session.run(feeds.as_slice())?;
+            Ok(outputs.into_iter().map(|(_, value)| value).collect())
+        })
+        .map_err(failed)?
+        .map_err(|e: ::ort::Error| failed(tidy(&e)))?;
+        let values: Vec<Value> = outputs.into_iter().map(|v| Value::new(OrtValue(v))).collect();
+        places.iter().map(|&i| values.get(i).cloned().ok_or_else(|| failed("an output is missing"))).collect()
+    }
+}
+
+/// A value in ONNX Runtime's hands, in the processor's memory.
+struct OrtValue(DynValue);
+
+impl DeviceValue for OrtValue {
+    fn fact(&self) -> Fact {
+        match self.0.dtype() {
+            ValueType::Tensor { ty, shape, .. } => {
+                let shape = shape.iter().map(|&d| d.max(0) as usize).collect();
+                Fact { dtype: dtype(*ty), shape }
+            }
+            _ => Fact::new(DType::Other(0), &[]),
+        }
+    }
+    fn to_host(&self) -> Result<Tensor> {
+        let Fact { dtype, shape } = self.fact();
+        let Some(bytes) = dtype.size().and_then(|size| crate::onnx::element_count(&shape)?.checked_mul(size))
+        else {
+            return Err(failed(format!("{dtype} values of shape {shape:?} can't be read")));
+        };
+        let pointer =
+            guarded(|| self.0.view().downcast::<::ort::value::DynTensorValueType>().map(|t| t.data_ptr()));
+        let pointer = pointer.map_err(failed)?.map_err(|e| failed(tidy(&e)))?;
+        let data = match pointer.is_null() || bytes == 0 {
+            true => vec![],
+            // SAFETY: a tensor of plain numbers holds its elements densely, in the processor's memory since no
+            // other execution provider is registered; it lives as long as `self`, and nobody writes to it.
+            false => unsafe { std::slice::from_raw_parts(pointer.cast::<u8>(), bytes) }.to_vec(),
+        };
+        Tensor::new(dtype, &shape, data)
+    }
+}
+
+fn upload(tensor: &Tensor) -> Result<OrtValue> {
+    let Some(element_type) = element_type(tensor.dtype()) else {
+        return Err(failed(format!("no {} values", tensor.dtype())));
+    };
+    let bytes = tensor.bytes();
+    let made = guarded(|| {
+        let shape = Shape::new(tensor.shape().iter().map(|&d| d as i64));
+        let mut value = DynTensor::new(&Allocator::default(), element_type, shape)?;
+        let pointer = value.data_ptr_mut();
+        if !pointer.is_null() && !bytes.is_empty() {
+            // SAFETY: the allocation holds exactly the elements of this type and shape, which `Tensor` guarantees to
+            // be as many bytes as `bytes` has; it was made just now, so that the two don't overlap.
+            unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), pointer.cast::<u8>(), bytes.len()) };
+        }
+        Ok(OrtValue(value.into_dyn()))
+    });
+    made.map_err(failed)?.map_err(|e: ::ort::Error| failed(tidy(&e)))
+}
+
+/// Element types that both sides know, by their ONNX names.
+const TYPES: [(DType, TensorElementType); 13] = [
+    (DType::F32, TensorElementType::Float32),
+    (DType::F64, TensorElementType::Float64),
+    (DType::F16, TensorElementType::Float16),
+    (DType::BF16, TensorElementType::Bfloat16),
+    (DType::I8, TensorElementType::Int8),
+    (DType::I16, TensorElementType::Int16),
+    (DType::I32, TensorElementType::Int32),
+    (DType::I64, TensorElementType::Int64),
+    (DType::U8, TensorElementType::Uint8),
+    (DType::U16, TensorElementType::Uint16),
+    (DType::U32, TensorElementType::Uint32),
+    (DType::U64, TensorElementType::Uint64),
+    (DType::Bool, TensorElementType::Bool),
+];
+
+fn element_type(dtype: DType) -> Option<TensorElementType> {
+    TYPES.iter().find(|row| row.0 == dtype).map(|row| row.1)
+}
+
+fn dtype(element_type: TensorElementType) -> DType {
+    match element_type {
+        TensorElementType::String => DType::Str,
+        _ => TYPES.iter().find(|row| row.1 == element_type).map_or(DType::Other(0), |row| row.0),
+    }
+}
+
+fn failed(what: impl std::fmt::Display) -> Error {
+    Error::executor(NAME, what)
+}
+
+/// An error with the node of ours that the message mentions.
+fn blame(graph: &Graph, error: &::ort::Error) -> Error {
+    let what = tidy(error);
+    let quoted = what.split(['"', '\'']).skip(1).step_by(2);
+    let named = what.split("Name:").skip(1).filter_map(|rest| rest.split('\'').nth(1));
+    let node = named.chain(quoted).filter(|n| !n.is_empty()).find_map(|name| {
+        graph.nodes.iter().find(|n| n.name == name || n.outputs.iter().flatten().any(|o| o.as_str() == name))
+    });
+    match node {
+        Some(node) => failed(format!("node '{}' ({}): {what}", node.label(), node.qualified_op())),
+        None => failed(what),
+    }
+}
+
+/// ONNX Runtime's message without its source positions.
+fn tidy(error: &::ort::Error) -> String {
+    let text = error.to_string();
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    // "/onnxruntime_src/…/file.cc:123 function(arguments) [condition] message": the message comes last.
+    match text.rfind("/onnxruntime").and_then(|at| text[at..].split_once("] ")) {
+        Some((_, message)) if !message.is_empty() => message.to_owned(),
+        _ => text,
+    }
+}

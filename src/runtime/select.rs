@@ -1,0 +1,167 @@
+//! Which executor runs a program: the one demanded, or the fastest that is there and covers it.
+//!
+//! Look at [`open`] for a choice by name, [`pick`] for a choice by graph, [`diagnose`] for `doctor`.
+
+use super::Executor;
+use super::discover::{self, Candidate};
+use crate::error::{Error, Result};
+use crate::onnx::Model;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Which executor runs a program.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ExecutorChoice {
+    /// The fastest that covers the program.
+    #[default]
+    Auto,
+    Ort,
+    Tract,
+    Wgpu,
+}
+
+/// What executors are opened with.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ExecutorOptions {
+    /// Threads on the CPU; `None` for as many as the machine runs at once.
+    pub threads: Option<usize>,
+    /// ONNX Runtime's library, or a folder that holds it; `None` to look for it.
+    pub ort_lib: Option<PathBuf>,
+    /// Accept a GPU that is emulated on the CPU: for tests, it is slow.
+    pub allow_software_gpu: bool,
+}
+
+impl ExecutorOptions {
+    fn threads(&self) -> usize {
+        self.threads
+            .filter(|&n| n > 0)
+            .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()))
+    }
+}
+
+/// The executor of that name; for [`ExecutorChoice::Auto`] ONNX Runtime where it is found, else tract.
+///
+/// # Errors
+/// [`Error::Executor`] (exit code 5) where the one demanded isn't there, with what to do about it.
+pub fn open(choice: ExecutorChoice, options: &ExecutorOptions) -> Result<Arc<dyn Executor>> {
+    match choice {
+        ExecutorChoice::Ort => open_ort(options),
+        ExecutorChoice::Tract => open_tract(options),
+        ExecutorChoice::Wgpu => open_wgpu(options),
+        // A library asked for by name is a demand, even where another executor would do.
+        ExecutorChoice::Auto if options.ort_lib.is_some() => open_ort(options),
+        ExecutorChoice::Auto => open_ort(options).or_else(|missing| open_tract(options).map_err(|_| missing)),
+    }
+}
+
+/// The executor for all of `models`: as [`open`], and for [`ExecutorChoice::Auto`] one that covers their operators.
+///
+/// # Errors
+/// Where the demanded one, or any, misses an operator: with the list of what each misses.
+pub fn pick(
+    choice: ExecutorChoice,
+    options: &ExecutorOptions,
+    models: &[&Model],
+) -> Result<Arc<dyn Executor>> {
+    let first = open(choice, options)?;
+    let misses = all_misses(&*first, models);
+    if misses.is_empty() {
+        return Ok(first);
+    }
+    let mut report = vec![format!("{}: {}", first.name(), misses.join(", "))];
+    if choice == ExecutorChoice::Auto && first.name() != "tract" {
+        let second = open_tract(options)?;
+        let misses = all_misses(&*second, models);
+        if misses.is_empty() {
+            return Ok(second);
+        }
+        report.push(format!("{}: {}", second.name(), misses.join(", ")));
+    }
+    let name = if choice == ExecutorChoice::Auto { "auto" } else { first.name() };
+    let hint = match (name, first.name()) {
+        ("auto", "tract") => discover::HINT,
+        _ => "see `onnx-merge doctor` for other executors, or freeze the weights before these nodes",
+    };
+    Err(Error::executor(name, format!("can't run this program: {}", report.join("; "))).hint(hint))
+}
+
+fn all_misses(executor: &dyn Executor, models: &[&Model]) -> Vec<String> {
+    let mut misses: Vec<String> = models.iter().flat_map(|model| executor.misses(model)).collect();
+    misses.sort();
+    misses.dedup();
+    misses
+}
+
+/// One executor as `doctor` sees it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Health {
+    pub executor: &'static str,
+    /// What it would run on; `None` where it can't.
+    pub device: Option<String>,
+    /// Why it can't.
+    pub problem: Option<String>,
+    pub hints: Vec<String>,
+}
+
+/// Everything `doctor` shows about executors.
+#[derive(Clone, Debug)]
+pub struct Diagnosis {
+    pub executors: Vec<Health>,
+    /// Every file that may be ONNX Runtime's library, best first.
+    pub libraries: Vec<Candidate>,
+}
+
+/// Tries every executor.
+pub fn diagnose(options: &ExecutorOptions) -> Diagnosis {
+    let health = |executor: &'static str, opened: Result<Arc<dyn Executor>>| match opened {
+        Ok(opened) => Health { executor, device: Some(opened.device()), problem: None, hints: vec![] },
+        Err(error) => {
+            let hints = error.hints().into_iter().map(str::to_owned).collect();
+            let problem = error.to_string();
+            let problem =
+                problem.strip_prefix(&format!("executor {executor}: ")).unwrap_or(&problem).to_owned();
+            Health { executor, device: None, problem: Some(problem), hints }
+        }
+    };
+    Diagnosis {
+        executors: vec![
+            health("ort", open_ort(options)),
+            health("tract", open_tract(options)),
+            health("wgpu", open_wgpu(options)),
+        ],
+        libraries: discover::candidates(options.ort_lib.as_deref()),
+    }
+}
+
+#[cfg(feature = "ort")]
+fn open_ort(options: &ExecutorOptions) -> Result<Arc<dyn Executor>> {
+    let library = discover::find(options.ort_lib.as_deref())?;
+    Ok(Arc::new(super::OrtExecutor::open(&library, options.threads())?))
+}
+
+#[cfg(not(feature = "ort"))]
+fn open_ort(_: &ExecutorOptions) -> Result<Arc<dyn Executor>> {
+    not_built("ort")
+}
+
+#[cfg(feature = "tract")]
+fn open_tract(options: &ExecutorOptions) -> Result<Arc<dyn Executor>> {
+    Ok(Arc::new(super::TractExecutor::new(options.threads())?))
+}
+
+#[cfg(not(feature = "tract"))]
+fn open_tract(_: &ExecutorOptions) -> Result<Arc<dyn Executor>> {
+    not_built("tract")
+}
+
+fn open_wgpu(_: &ExecutorOptions) -> Result<Arc<dyn Executor>> {
+    not_built("wgpu")
+}
+
+#[allow(dead_code, reason = "needed by builds that leave an executor out")]
+fn not_built(executor: &'static str) -> Result<Arc<dyn Executor>> {
+    Err(Error::executor(executor, "this build of onnx-merge was made without it")
+        .hint(format!("build it with `cargo build --release --features {executor}`")))
+}

@@ -1,0 +1,125 @@
+//! What every executor must do alike: element types, shapes, state without copies, errors with names.
+
+use onnx_merge::Result;
+use onnx_merge::onnx::{Attr, Builder, DType, Fact, Model, Node, Tensor, ValueId, WORKING_OPSET};
+use onnx_merge::runtime::{Executor, ExecutorChoice, ExecutorOptions, Value, open};
+use std::sync::Arc;
+
+/// Every executor of this machine.
+pub fn all() -> Vec<Arc<dyn Executor>> {
+    let options = ExecutorOptions { threads: Some(2), ..ExecutorOptions::default() };
+    let mut found = vec![];
+    for choice in [ExecutorChoice::Ort, ExecutorChoice::Tract] {
+        match open(choice, &options) {
+            Ok(executor) => found.push(executor),
+            Err(error) => println!("skipped: {error}"),
+        }
+    }
+    found
+}
+
+#[test]
+fn every_element_type_survives_the_way_there_and_back() -> Result<()> {
+    use DType::*;
+    for executor in all() {
+        for dtype in [F32, F64, F16, BF16, I8, I16, I32, I64, U8, U16, U32, U64, Bool] {
+            if executor.name() == "tract" && dtype == BF16 {
+                continue;
+            }
+            let tensor = Tensor::from_f64(dtype, &[2, 2], &[0.0, 1.0, 1.0, 0.0]);
+            let there = executor.upload(&tensor)?;
+            assert_eq!(there.fact(), Fact::of(&tensor));
+            assert_eq!(there.to_host()?, tensor, "{} {dtype}", executor.name());
+        }
+        for shape in [&[][..], &[0], &[3, 0, 2]] {
+            let tensor = Tensor::zeros(DType::F32, shape);
+            assert_eq!(executor.upload(&tensor)?.to_host()?, tensor, "{} {shape:?}", executor.name());
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn outputs_may_be_inputs_and_may_repeat() -> Result<()> {
+    for executor in all() {
+        let mut b = Builder::new("passthrough");
+        let x = b.input("x", Fact::new(DType::F32, &[2]));
+        let y = b.neg(&x);
+        b.output(&x);
+        b.output(&y);
+        b.output(&y);
+        let (graph, facts) = b.finish();
+        let mut program = executor.compile(&Model::new(graph, WORKING_OPSET), &facts)?;
+        let outputs = program.run(&[Value::host(Tensor::f32(&[2], &[1.0, 2.0]))])?;
+        let got: Vec<Vec<f64>> = outputs.iter().map(|v| Ok(v.to_host()?.to_f64())).collect::<Result<_>>()?;
+        assert_eq!(got, [[1.0, 2.0], [-1.0, -2.0], [-1.0, -2.0]], "{}", executor.name());
+    }
+    Ok(())
+}
+
+#[test]
+fn an_output_fed_back_is_not_changed_by_later_runs() -> Result<()> {
+    for executor in all() {
+        let mut b = Builder::new("count");
+        let x = b.input("x", Fact::new(DType::F32, &[1000]));
+        let y = b.add_scalar(&x, 1.0);
+        b.output(&y);
+        let (graph, facts) = b.finish();
+        let mut program = executor.compile(&Model::new(graph, WORKING_OPSET), &facts)?;
+        let zero = Value::host(Tensor::zeros(DType::F32, &[1000]));
+        let one = program.run(&[zero])?.remove(0);
+        let two = program.run(std::slice::from_ref(&one))?.remove(0);
+        program.run(&[two.clone()])?;
+        assert_eq!((one.scalar()?, two.scalar()?), (1.0, 2.0), "{}", executor.name());
+    }
+    Ok(())
+}
+
+#[test]
+fn values_of_one_executor_are_taken_by_another() -> Result<()> {
+    let executors = all();
+    for from in &executors {
+        for to in &executors {
+            let value = from.upload(&Tensor::f32(&[2], &[3.0, 4.0]))?;
+            let mut b = Builder::new("negate");
+            let x = b.input("x", Fact::new(DType::F32, &[2]));
+            let y = b.neg(&x);
+            b.output(&y);
+            let (graph, facts) = b.finish();
+            let y = to.compile(&Model::new(graph, WORKING_OPSET), &facts)?.run(&[value])?.remove(0);
+            assert_eq!(y.to_host()?.to_f64(), [-3.0, -4.0], "{} to {}", from.name(), to.name());
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn what_cannot_run_is_an_error_of_the_executor_and_names_the_node() -> Result<()> {
+    for executor in all() {
+        let mut b = Builder::new("unknown");
+        let x = b.input("x", Fact::new(DType::F32, &[2]));
+        let y = ValueId::new("y");
+        b.push(Node { name: "the node".into(), ..Node::new("Frobnicate", &[&x], &[&y]) });
+        b.set_fact(&y, Fact::new(DType::F32, &[2]));
+        b.output(&y);
+        let (graph, facts) = b.finish();
+        let error = executor.compile(&Model::new(graph, WORKING_OPSET), &facts).err();
+        let text = error.as_ref().map(|e| e.to_string()).unwrap_or_default();
+        assert_eq!(error.map(|e| e.exit_code()), Some(5), "{}", executor.name());
+        assert!(text.contains("Frobnicate"), "{text}");
+        assert!(executor.name() == "ort" || text.contains("'the node'"), "{text}");
+
+        let mut b = Builder::new("mismatch");
+        let x = b.input("x", Fact::new(DType::F32, &[2]));
+        let shape = b.ints(&[7]);
+        let y = b.op_with("Reshape", &[&x, &shape], &[("allowzero", Attr::Int(0))]);
+        b.set_fact(&y, Fact::new(DType::F32, &[7]));
+        b.output(&y);
+        let (graph, facts) = b.finish();
+        let run = executor
+            .compile(&Model::new(graph, WORKING_OPSET), &facts)
+            .and_then(|mut p| p.run(&[Value::host(Tensor::f32(&[2], &[0.0, 0.0]))]));
+        assert_eq!(run.err().map(|e| e.exit_code()), Some(5), "{}", executor.name());
+    }
+    Ok(())
+}

@@ -1,0 +1,6 @@
+//! The executors against each other: the same graph must give the same numbers everywhere.
+//!
+//! ONNX Runtime takes part where its library is found (see `runtime::discover`); a line says so where it isn't.
+
+mod executors;
+mod training;
