@@ -12,12 +12,18 @@ use std::path::Path;
 /// is one, is untouched then, and nothing is left behind.
 pub fn replace<T>(path: &Path, fill: impl FnOnce(&mut dyn Write) -> Result<T>) -> Result<T> {
     let io = |e: std::io::Error| Error::io(path, e);
-    let folder = match path.parent() {
+    // A symbolic link stays, and what it points to is replaced.
+    let target = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let folder = match target.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    if path.is_dir() {
-        return Err(io(std::io::ErrorKind::IsADirectory.into()));
+    match std::fs::metadata(&target) {
+        Ok(meta) if meta.is_dir() => return Err(io(std::io::ErrorKind::IsADirectory.into())),
+        Ok(meta) if !meta.is_file() => {
+            return Err(Error::usage(format!("{} isn't a regular file", path.display())));
+        }
+        _ => {}
     }
     let mut builder = tempfile::Builder::new();
     builder.prefix(".onnx-merge-").suffix(".tmp");
@@ -25,9 +31,9 @@ pub fn replace<T>(path: &Path, fill: impl FnOnce(&mut dyn Write) -> Result<T>) -
     let mut out = BufWriter::with_capacity(1 << 20, file);
     let done = fill(&mut out)?;
     let file = out.into_inner().map_err(|e| io(e.into_error()))?;
-    permissions(file.as_file(), path).map_err(io)?;
+    permissions(file.as_file(), &target).map_err(io)?;
     file.as_file().sync_all().map_err(io)?;
-    file.persist(path).map_err(|e| io(e.error))?;
+    file.persist(&target).map_err(|e| io(e.error))?;
     // Some file systems can't sync a folder; the rename has happened all the same.
     let _ = std::fs::File::open(folder).and_then(|folder| folder.sync_all());
     Ok(done)

@@ -54,16 +54,23 @@ fn graph(proto: &GraphProto, store: &mut Store, outer: &HashSet<ValueId>) -> Res
     }
     known.extend(graph.initializers.keys().cloned());
     let mut scope: HashSet<ValueId> = outer.union(&known).cloned().collect();
-    for node in &proto.node {
-        for name in node.output.iter().filter(|name| !name.is_empty()) {
-            let id = ValueId::new(name);
-            if !known.insert(id.clone()) {
-                return Err(twice(&id));
+    scope.extend(proto.node.iter().flat_map(|n| &n.output).filter(|name| !name.is_empty()).map(ValueId::new));
+    let mut constants: HashMap<ValueId, usize> = HashMap::new();
+    for proto in &proto.node {
+        let node = node(proto, store, &scope)?;
+        // Of constants that share a name the last one counts, as in ONNX Runtime: some exporters write such.
+        if let (true, Some(id)) = (node.is("Constant"), node.output(0).cloned()) {
+            if let Some(&earlier) = constants.get(&id) {
+                graph.nodes[earlier] = node;
+                continue;
             }
-            scope.insert(id);
+            constants.insert(id, graph.nodes.len());
         }
+        if let Some(id) = node.outputs.iter().flatten().find(|id| !known.insert((*id).clone())) {
+            return Err(twice(id));
+        }
+        graph.nodes.push(node);
     }
-    graph.nodes = proto.node.iter().map(|n| node(n, store, &scope)).collect::<Result<_>>()?;
     sort(&mut graph.nodes, &known)?;
     let reads = super::outer_reads(&graph);
     if let Some(id) = reads.iter().find(|id| !outer.contains(*id)) {

@@ -11,6 +11,7 @@ pub mod infer;
 mod payload;
 mod read;
 mod scan;
+pub mod surgery;
 mod tensor;
 mod wire;
 mod write;
@@ -24,3 +25,6 @@ pub use payload::{Encoding, Site};
 pub use read::{ModelFile, check_finite, read};
 pub use tensor::{SiteId, Tensor, element_count};
 pub use write::{save, to_bytes};
+
+#[cfg(test)]
+mod tests;
