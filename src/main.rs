@@ -1,1 +1,4 @@
-fn main() {}
+fn main() -> std::process::ExitCode {
+    onnx_merge::runtime::silence_telemetry();
+    onnx_merge::cli::run()
+}

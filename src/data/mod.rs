@@ -173,6 +173,12 @@ impl Dataset {
         self.inputs.first().and_then(|c| c.values.shape().first()).copied().unwrap_or(0)
     }
 
+    /// The shape of one row of every input, by the data's own names. Which of them feeds which input of a
+    /// model, and in what shape, [`Dataset::bind`] finds out.
+    pub fn row_shapes(&self) -> std::collections::HashMap<String, Vec<usize>> {
+        self.inputs.iter().map(|c| (c.name.clone(), c.row_shape().to_vec())).collect()
+    }
+
     /// Labels, or an error that says they are missing.
     pub fn expect_labels(&self) -> Result<&Labels> {
         self.labels.as_ref().ok_or_else(|| {

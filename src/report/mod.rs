@@ -3,6 +3,8 @@
 //! Knows nothing of how the numbers came about. Field names and meanings of the JSON form are a promise to
 //! other programs: whoever changes one raises [`SCHEMA`].
 
+mod html;
+
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -48,6 +50,34 @@ pub struct Report {
     /// Which source channels, tokens or layers each target layer attends to.
     #[serde(default)]
     pub attention: Vec<Attention>,
+}
+
+impl Report {
+    /// The report as one HTML page that needs nothing else.
+    pub fn html(&self) -> String {
+        html::page(self)
+    }
+
+    /// What the source's knowledge was worth, in one sentence; `None` without control arms.
+    pub fn worth_sentence(&self) -> Option<String> {
+        let worth = self.source_worth?;
+        let mean = self.metric.show_difference(worth.mean);
+        let what = "against the better of a shuffled and an untrained source";
+        Some(match worth.stderr {
+            None => format!("The source's knowledge was worth {mean} {what} (one seed: take it with care)."),
+            Some(stderr) => {
+                let spread = self.metric.show_difference(stderr).trim_start_matches('+').to_owned();
+                let clear = match worth.mean.abs() > 2.0 * stderr {
+                    true => "",
+                    false => " That is within the noise: nothing shown.",
+                };
+                format!(
+                    "The source's knowledge was worth {mean} ± {spread} {what}, over {} seeds.{clear}",
+                    worth.n
+                )
+            }
+        })
+    }
 }
 
 /// How the run ended.

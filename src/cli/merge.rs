@@ -1,0 +1,404 @@
+//! The main job, `onnx-merge SRC TGT -o OUT --data …`, and `tune`, which is the same without a source.
+
+use super::args::{DataArgs, ExecutorArgs, choice, duration, positive, required, set, set_some};
+use super::config::Config;
+use super::signals::Interrupt;
+use super::terminal::{Paint, Watcher, message, spread, table};
+use crate::data::{DataOptions, parse_number, parse_numbers};
+use crate::error::{Error, Result};
+use crate::report::{Outcome, Report};
+use crate::train::{ExecutorChoice, Method, Optimizer, Preset, Schedule, Task};
+use std::path::PathBuf;
+
+/// Merge.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The model whose knowledge is wanted
+    #[arg(value_name = "SRC")]
+    source: Option<PathBuf>,
+    /// The model that gets better
+    #[arg(value_name = "TGT")]
+    target: Option<PathBuf>,
+    #[command(flatten)]
+    common: Common,
+    #[command(flatten)]
+    transfer: Transfer,
+}
+
+/// Trains a model on data, without a source: the fine-tuning arm by itself.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Example:\n  onnx-merge tune model.onnx -o better.onnx --data train.npz --val val.npz --scale 1/255"
+)]
+pub struct TuneArgs {
+    /// The model that gets better
+    #[arg(value_name = "TGT")]
+    target: Option<PathBuf>,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(clap::Args)]
+struct Common {
+    /// Where to write the better model
+    #[arg(short, long, value_name = "OUT")]
+    output: Option<PathBuf>,
+    #[command(flatten)]
+    data: DataArgs,
+    #[command(flatten)]
+    training: Training,
+    #[command(flatten)]
+    executor: ExecutorArgs,
+    #[command(flatten)]
+    results: Results,
+}
+
+#[derive(clap::Args)]
+#[command(next_help_heading = "Training")]
+struct Training {
+    /// What the outputs mean
+    #[arg(long, value_name = "TASK", value_parser = choice::<Task>(&["auto", "classify", "regress", "match-outputs"]))]
+    task: Option<Task>,
+    /// Steps an arm [default: enough for the data]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), conflicts_with = "epochs")]
+    steps: Option<u32>,
+    /// Passes over the training data
+    #[arg(long, value_name = "N", value_parser = positive)]
+    epochs: Option<f64>,
+    /// Time all of training may take, such as 90s or 10m
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    time: Option<f64>,
+    /// Rows a step
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    batch: Option<u32>,
+    /// Highest learning rate
+    #[arg(long, value_name = "RATE", value_parser = positive)]
+    lr: Option<f64>,
+    /// How the learning rate moves
+    #[arg(long, value_name = "NAME", value_parser = choice::<Schedule>(&["cosine", "constant"]))]
+    schedule: Option<Schedule>,
+    /// Steps until the highest learning rate is reached
+    #[arg(long, value_name = "STEPS")]
+    warmup: Option<usize>,
+    #[arg(long, value_name = "NAME", value_parser = choice::<Optimizer>(&["adamw", "sgd"]), help = "Optimiser")]
+    optimizer: Option<Optimizer>,
+    /// Pull of the weights towards zero
+    #[arg(long, value_name = "X", value_parser = positive)]
+    weight_decay: Option<f64>,
+    /// Largest norm of the gradient; 0 for any
+    #[arg(long, value_name = "X", value_parser = positive)]
+    clip: Option<f64>,
+    /// Shift images by up to so many pixels [default: by their size]
+    #[arg(long, value_name = "PIXELS")]
+    shift: Option<usize>,
+    /// Stop after so many validations without a better one; 0 for never
+    #[arg(long, value_name = "N")]
+    patience: Option<usize>,
+    /// Leave weights as they are whose names match
+    #[arg(long, value_name = "GLOB")]
+    freeze: Vec<String>,
+    /// Seed of everything random
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Repeat every arm with so many seeds
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    seeds: Option<u32>,
+}
+
+#[derive(clap::Args)]
+#[command(next_help_heading = "Transfer")]
+struct Transfer {
+    /// How knowledge is moved: by the adapter (lpka), by distillation (kd), both, or not at all (finetune)
+    #[arg(long, value_name = "NAME", value_parser = choice::<Method>(&["auto", "lpka", "lpka+kd", "kd", "finetune"]))]
+    method: Option<Method>,
+    /// Form of the adapter
+    #[arg(long, value_name = "NAME", value_parser = choice::<Preset>(&["structured", "residual", "paper"]))]
+    preset: Option<Preset>,
+    /// Pair weights by name: target glob = source glob
+    #[arg(long, value_name = "TGT=SRC")]
+    map: Vec<String>,
+    /// Highest rank of the adapter's tokens
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    rank: Option<u32>,
+    /// Gate at the start, 0 (the target as it is) to 1 (the source's slices) [default: validation chooses]
+    #[arg(long, value_name = "X", value_parser = positive)]
+    gate: Option<f64>,
+    /// Stacked token transfer layers
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    depth: Option<u32>,
+    /// Attention heads of token transfer layers
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    heads: Option<u32>,
+    /// Width of queries and keys
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    width: Option<u32>,
+    /// Dropout inside the adapter
+    #[arg(long, value_name = "X", value_parser = positive)]
+    dropout: Option<f64>,
+    /// Steps between replacements of the weights (preset paper)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    cycle: Option<u32>,
+    /// Share of the source's answers in the loss of distillation
+    #[arg(long, value_name = "X", value_parser = positive)]
+    alpha: Option<f64>,
+    /// Temperature of distillation
+    #[arg(long, value_name = "X", value_parser = positive)]
+    temperature: Option<f64>,
+    /// The same data as the source wants it, where that differs: its scale
+    #[arg(long, value_name = "NUMBER", value_parser = parse_number)]
+    src_scale: Option<f64>,
+    /// … its mean
+    #[arg(long, value_name = "NUMBERS", value_parser = |s: &str| parse_numbers(s).map(super::args::Numbers), allow_hyphen_values = true)]
+    src_mean: Option<super::args::Numbers>,
+    /// … its standard deviation
+    #[arg(long, value_name = "NUMBERS", value_parser = |s: &str| parse_numbers(s).map(super::args::Numbers))]
+    src_std: Option<super::args::Numbers>,
+    /// Train the control arms too (shuffled and untrained source, distillation, fine-tuning)
+    #[arg(long)]
+    ablate: bool,
+    /// What runs the adapter [default: what runs the models]
+    #[arg(long, value_name = "NAME", value_parser = choice::<ExecutorChoice>(&["auto", "ort", "tract", "wgpu"]))]
+    adapter_executor: Option<ExecutorChoice>,
+}
+
+#[derive(clap::Args)]
+#[command(next_help_heading = "Results")]
+struct Results {
+    /// Least gain on validation that is shipped (0.01 is one point of accuracy)
+    #[arg(long, value_name = "X", value_parser = positive)]
+    min_gain: Option<f64>,
+    /// Write a report for people
+    #[arg(long, value_name = "FILE.html")]
+    report: Option<PathBuf>,
+    /// Write the results as one JSON object to stdout
+    #[arg(long)]
+    json: bool,
+    /// Repeat the run that this file describes; options given beside it win
+    #[arg(long, value_name = "merge.toml")]
+    config: Option<PathBuf>,
+    /// Go on with a run that was interrupted
+    #[arg(long)]
+    resume: bool,
+    /// Show warnings, errors and results only
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+/// What a run is, besides its configuration.
+struct Manner {
+    json: bool,
+    resume: bool,
+    quiet: bool,
+}
+
+pub fn run(args: Args) -> Result<u8> {
+    let mut config = read_config(&args.common)?;
+    // With a configuration the models may be left out; a single one given is a mistake.
+    if args.source.is_some() != args.target.is_some() {
+        return Err(Error::usage("TGT is missing: two models are needed, the source and the target")
+            .hint("`onnx-merge tune TGT` trains one model without a source"));
+    }
+    set_some(&mut config.source, args.source);
+    args.common.apply(&mut config);
+    set(&mut config.target, args.target);
+    args.transfer.apply(&mut config);
+    if config.source.is_none() && args.common.results.config.is_none() {
+        return Err(usage_of_merge());
+    }
+    execute(config, args.common.results.manner())
+}
+
+pub fn tune(args: TuneArgs) -> Result<u8> {
+    let mut config = read_config(&args.common)?;
+    config.source = None;
+    args.common.apply(&mut config);
+    set(&mut config.target, args.target);
+    config.train.method = Method::Finetune;
+    execute(config, args.common.results.manner())
+}
+
+fn usage_of_merge() -> Error {
+    Error::usage("two models and an output are needed: onnx-merge SRC TGT -o OUT --data DATA")
+        .hint("`onnx-merge --help` shows examples")
+}
+
+fn read_config(common: &Common) -> Result<Config> {
+    match &common.results.config {
+        Some(path) => Config::read(path),
+        None => Ok(Config::default()),
+    }
+}
+
+impl Common {
+    fn apply(&self, config: &mut Config) {
+        set(&mut config.output, self.output.clone());
+        set_some(&mut config.report, self.results.report.clone());
+        set_some(&mut config.data.train, self.data.data.clone());
+        set_some(&mut config.data.val, self.data.val.clone());
+        set_some(&mut config.data.test, self.data.test.clone());
+        self.data.options.apply(&mut config.data.options);
+        self.executor.apply(&mut config.train);
+        set(&mut config.train.min_gain, self.results.min_gain);
+        self.training.apply(&mut config.train);
+    }
+}
+
+impl Training {
+    fn apply(&self, train: &mut crate::train::TrainConfig) {
+        let count = |v: Option<u32>| v.map(|v| v as usize);
+        set(&mut train.task, self.task);
+        if self.steps.is_some() || self.epochs.is_some() {
+            (train.steps, train.epochs) = (count(self.steps), self.epochs);
+        }
+        set_some(&mut train.time, self.time);
+        set(&mut train.batch, count(self.batch));
+        set(&mut train.lr, self.lr);
+        set(&mut train.schedule, self.schedule);
+        set(&mut train.warmup, self.warmup);
+        set(&mut train.optimizer, self.optimizer);
+        set(&mut train.weight_decay, self.weight_decay);
+        set(&mut train.clip, self.clip);
+        set_some(&mut train.shift, self.shift);
+        set(&mut train.patience, self.patience);
+        set(&mut train.freeze, (!self.freeze.is_empty()).then(|| self.freeze.clone()));
+        set(&mut train.seed, self.seed);
+        set(&mut train.seeds, count(self.seeds));
+    }
+}
+
+impl Transfer {
+    fn apply(&self, config: &mut Config) {
+        let train = &mut config.train;
+        let count = |v: Option<u32>| v.map(|v| v as usize);
+        set(&mut train.method, self.method);
+        set(&mut train.adapter.preset, self.preset);
+        set(&mut train.map, (!self.map.is_empty()).then(|| self.map.clone()));
+        set(&mut train.adapter.rank, count(self.rank));
+        set_some(&mut train.adapter.gate, self.gate);
+        set(&mut train.adapter.depth, count(self.depth));
+        set(&mut train.adapter.heads, count(self.heads));
+        set(&mut train.adapter.width, count(self.width));
+        set(&mut train.adapter.dropout, self.dropout);
+        set(&mut train.adapter.cycle, count(self.cycle));
+        set(&mut train.alpha, self.alpha);
+        set(&mut train.temperature, self.temperature);
+        set_some(&mut train.adapter_executor, self.adapter_executor);
+        train.ablate |= self.ablate;
+        if self.src_scale.is_some() || self.src_mean.is_some() || self.src_std.is_some() {
+            config.data.source_options = Some(DataOptions {
+                scale: self.src_scale,
+                mean: self.src_mean.clone().map(|m| m.0).unwrap_or_default(),
+                std: self.src_std.clone().map(|m| m.0).unwrap_or_default(),
+                size: config.data.options.size,
+                label: config.data.options.label.clone(),
+            });
+        }
+    }
+}
+
+impl Results {
+    fn manner(&self) -> Manner {
+        Manner { json: self.json, resume: self.resume, quiet: self.quiet }
+    }
+}
+
+/// What only makes sense together, or within limits.
+fn check(config: &Config) -> Result<()> {
+    let train = &config.train;
+    if config.target.as_os_str().is_empty() {
+        return Err(usage_of_merge());
+    }
+    if config.output.as_os_str().is_empty() {
+        return Err(
+            Error::usage("an output is missing").hint("say where to write the better model: -o out.onnx")
+        );
+    }
+    let share = |what: &str, value: f64| match (0.0..=1.0).contains(&value) {
+        true => Ok(()),
+        false => Err(Error::usage(format!("--{what} {value} is not between 0 and 1"))),
+    };
+    share("alpha", train.alpha)?;
+    share("dropout", train.adapter.dropout)?;
+    share("gate", train.adapter.gate.unwrap_or(0.0))?;
+    if train.temperature <= 0.0 {
+        return Err(Error::usage("--temperature must be above 0"));
+    }
+    if let Some(map) = train.map.iter().find(|m| !m.contains('=')) {
+        return Err(Error::usage(format!("--map '{map}' is not of the form TGT=SRC")));
+    }
+    Ok(())
+}
+
+fn execute(config: Config, manner: Manner) -> Result<u8> {
+    check(&config)?;
+    let interrupt = Interrupt::install();
+    let mut watcher = Watcher::new(interrupt, manner.quiet);
+    let report = train(&config, &manner, &mut watcher)?;
+    if let Some(path) = &config.report {
+        crate::onnx::atomic::write(path, report.html().as_bytes())?;
+    }
+    if report.output.is_some() {
+        let path = config.write_beside_output()?;
+        if !manner.quiet {
+            message(format!("repeat with: onnx-merge --config {}", path.display()));
+        }
+    }
+    match manner.json {
+        true => super::print_json(&report)?,
+        false => super::print(&summary(&report, Paint::stdout()))?,
+    }
+    Ok(report.outcome.exit_code())
+}
+
+fn train(_config: &Config, _manner: &Manner, _watcher: &mut Watcher) -> Result<Report> {
+    Err(Error::usage("not available in this build"))
+}
+
+/// The final table, and what to think of it.
+fn summary(report: &Report, paint: Paint) -> String {
+    let show = |v: Option<f64>| v.map_or("–".into(), |v| report.metric.show(v));
+    let mut rows = vec![["", "validation", "test"].map(String::from).to_vec()];
+    rows.push(vec!["untouched target".into(), show(report.untouched.val), show(report.untouched.test)]);
+    let name = format!("shipped ({})", report.method);
+    rows.push(vec![paint.bold(&name), show(report.shipped.val), show(report.shipped.test)]);
+    let mut text = format!("\n{}", table(&rows));
+    if report.arms.len() > 1 {
+        let mut rows = vec![["arm", "validation", "test"].map(String::from).to_vec()];
+        for arm in &report.arms {
+            rows.push(vec![
+                arm.name.clone(),
+                spread(&report.metric, &arm.val),
+                spread(&report.metric, &arm.test),
+            ]);
+        }
+        text += &format!("\n{}", table(&rows));
+    }
+    if let Some(sentence) = report.worth_sentence() {
+        text += &format!("\n{sentence}\n");
+    }
+    text += &format!("\n{}\n", verdict(report, paint));
+    text
+}
+
+fn verdict(report: &Report, paint: Paint) -> String {
+    let path = report.output.as_ref().map(|o| o.path.display().to_string()).unwrap_or_default();
+    let seconds = report.seconds.read + report.seconds.plan + report.seconds.train + report.seconds.write;
+    let on = format!("model on {}", describe(&report.executors.model));
+    match report.outcome {
+        Outcome::Gain => {
+            let done = paint.green(&format!("{path} is better than its target."));
+            format!("{done} {} of its tensors changed; {seconds:.1} s, {on}.", report.changed.len())
+        }
+        Outcome::NoGain => {
+            let what = "Nothing beat the untouched target on validation: its weights were kept.";
+            format!("{} {seconds:.1} s, {on}.", paint.yellow(what))
+        }
+        Outcome::Interrupted => {
+            format!("{} {path} holds the best so far; go on with --resume.", paint.yellow("Interrupted."))
+        }
+    }
+}
+
+fn describe(used: &crate::report::ExecutorUsed) -> String {
+    format!("{}, {}", used.name, used.device)
+}
