@@ -123,12 +123,14 @@ fn interfaces(walk: &mut Walk, drafts: &[Draft], places: &Places) -> Vec<Interfa
     let from_inputs = at(walk.input_atoms.clone());
     let outputs = walk.graph.outputs.iter().filter_map(|o| walk.values.get(&o.id)?.labels.as_ref());
     let to_outputs = at(outputs.flat_map(|l| l.atoms.clone()).collect());
+    let leads_on: HashSet<usize> = walk.edges.iter().map(|&(from, _)| from).collect();
     for (i, interface) in found.iter_mut().enumerate() {
+        let ends = !interface.producers.iter().any(|w| leads_on.contains(&w.0));
         let proper = |ids: &[WeightId]| ids.iter().any(|w| drafts[w.0].role != Role::DepthwiseConv);
         let (made, read) = (proper(&interface.producers), proper(&interface.consumers));
         let (first, last) = (from_inputs.contains(&i), to_outputs.contains(&i));
         interface.kind = match (first, last, read) {
-            (_, _, false) if made => InterfaceKind::Output,
+            (_, _, false) if made && (last || ends) => InterfaceKind::Output,
             (true, true, _) if made => InterfaceKind::Output,
             (true, _, _) => InterfaceKind::Input,
             _ => InterfaceKind::Hidden,

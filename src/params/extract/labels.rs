@@ -110,7 +110,8 @@ impl Labels {
         let (mut expanded, mut shape, mut grid) = (vec![], vec![], vec![]);
         for (f, t) in groups(from, to)? {
             let labelled = self.shape[f.clone()].iter().any(|&d| d > 1);
-            if t.len() < f.len() && (labelled || self.atoms.len() == 1) {
+            let wide = |shape: &[usize]| shape.iter().filter(|&&d| d > 1).count();
+            if wide(&to[t.clone()]) < wide(&from[f.clone()]) && (labelled || self.atoms.len() == 1) {
                 grid.extend(f.clone().filter(|&i| self.shape[i] == 1 && from[i] > 1).map(|i| from[i]));
             }
             expanded.extend(f.map(|i| if labelled { from[i] } else { 1 }));

@@ -11,6 +11,8 @@ mod layers;
 mod pointwise;
 mod recurrent;
 mod shapes;
+#[cfg(test)]
+mod tests;
 
 use super::{MatrixView, ParamGraph, Role};
 use crate::error::Result;
