@@ -12,11 +12,15 @@ mod select;
 mod step;
 #[cfg(feature = "tract")]
 mod tract;
+#[cfg(feature = "wgpu")]
+pub mod wgpu;
 
 #[cfg(feature = "ort")]
 pub use ort::OrtExecutor;
 #[cfg(feature = "tract")]
 pub use tract::TractExecutor;
+#[cfg(feature = "wgpu")]
+pub use wgpu::WgpuExecutor;
 
 pub use select::{Diagnosis, ExecutorChoice, ExecutorOptions, Health, diagnose, open, pick};
 pub use step::{Feed, Fetch, Outputs, Runner, Snapshot, State, StateId, StepProgram};

@@ -156,6 +156,11 @@ fn open_tract(_: &ExecutorOptions) -> Result<Arc<dyn Executor>> {
     not_built("tract")
 }
 
+#[cfg(feature = "wgpu")]
+fn open_wgpu(options: &ExecutorOptions) -> Result<Arc<dyn Executor>> {
+    Ok(Arc::new(super::WgpuExecutor::open(options.allow_software_gpu)?))
+}
+#[cfg(not(feature = "wgpu"))]
 fn open_wgpu(_: &ExecutorOptions) -> Result<Arc<dyn Executor>> {
     not_built("wgpu")
 }

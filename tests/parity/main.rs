@@ -4,3 +4,5 @@
 
 mod executors;
 mod training;
+#[cfg(all(feature = "wgpu", feature = "tract"))]
+mod wgpu;

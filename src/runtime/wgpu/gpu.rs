@@ -1,0 +1,296 @@
+//! The device: opening an adapter, buffers that are used again, pipelines that are compiled once, and errors
+//! that the driver reports on its own time.
+//!
+//! Knows nothing of graphs. Look at [`Gpu`].
+
+use crate::error::{Error, Result};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Threads may panic elsewhere; what these locks guard stays valid.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn fail(what: impl std::fmt::Display) -> Error {
+    Error::executor("wgpu", what)
+}
+
+/// An adapter, as `doctor` shows it.
+#[derive(Clone, Debug)]
+pub struct AdapterReport {
+    pub name: String,
+    /// `"vulkan"`, `"metal"`, `"dx12"`.
+    pub backend: String,
+    /// `"discrete GPU"`, `"integrated GPU"`, `"virtual GPU"`, `"software"`, `"other"`.
+    pub kind: &'static str,
+    pub driver: String,
+    /// Bytes of a tensor at most.
+    pub max_binding: u64,
+    /// Bytes of memory that the invocations of a workgroup share.
+    pub workgroup_memory: u32,
+    /// Optional abilities of use here: `"f16"`, `"subgroups"`…
+    pub features: Vec<&'static str>,
+}
+
+impl AdapterReport {
+    fn of(adapter: &wgpu::Adapter) -> Self {
+        use wgpu::Features as F;
+        let (info, limits, features) = (adapter.get_info(), adapter.limits(), adapter.features());
+        let known = [
+            (F::SHADER_F16, "f16"),
+            (F::SHADER_F64, "f64"),
+            (F::SUBGROUP, "subgroups"),
+            (F::SHADER_FLOAT32_ATOMIC, "f32 atomics"),
+            (F::EXPERIMENTAL_COOPERATIVE_MATRIX, "cooperative matrices"),
+            (F::TIMESTAMP_QUERY, "timestamps"),
+            (F::PIPELINE_CACHE, "pipeline cache"),
+        ];
+        AdapterReport {
+            name: info.name,
+            backend: info.backend.to_string(),
+            kind: kind(info.device_type),
+            driver: format!("{} {}", info.driver, info.driver_info).trim().to_owned(),
+            max_binding: limits.max_storage_buffer_binding_size,
+            workgroup_memory: limits.max_compute_workgroup_storage_size,
+            features: known.iter().filter(|(f, _)| features.contains(*f)).map(|(_, name)| *name).collect(),
+        }
+    }
+}
+
+fn kind(device: wgpu::DeviceType) -> &'static str {
+    match device {
+        wgpu::DeviceType::DiscreteGpu => "discrete GPU",
+        wgpu::DeviceType::IntegratedGpu => "integrated GPU",
+        wgpu::DeviceType::VirtualGpu => "virtual GPU",
+        wgpu::DeviceType::Cpu => "software",
+        wgpu::DeviceType::Other => "other",
+    }
+}
+
+fn instance() -> wgpu::Instance {
+    wgpu::Instance::new(wgpu::InstanceDescriptor {
+        backends: wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12,
+        ..wgpu::InstanceDescriptor::new_without_display_handle()
+    })
+}
+
+/// Every adapter of this machine, software ones too.
+pub fn adapters() -> Vec<AdapterReport> {
+    let all = pollster::block_on(instance().enumerate_adapters(wgpu::Backends::all()));
+    all.iter().map(AdapterReport::of).collect()
+}
+
+/// An open device.
+pub struct Gpu {
+    pub device: wgpu::Device,
+    pub queue: wgpu::Queue,
+    pub report: AdapterReport,
+    /// Tensors that a kernel can bind.
+    pub max_buffers: usize,
+    pub max_groups: u32,
+    pub uniform_alignment: usize,
+    pipelines: Mutex<HashMap<String, wgpu::ComputePipeline>>,
+    free: Mutex<HashMap<u64, Vec<wgpu::Buffer>>>,
+    fault: Arc<Mutex<Option<String>>>,
+}
+
+impl Gpu {
+    /// Opens the best adapter: discrete before integrated before virtual, software only where allowed.
+    ///
+    /// # Errors
+    /// [`Error::Executor`], with a hint, when there is none or it can't be opened.
+    pub fn open(allow_software: bool) -> Result<Arc<Self>> {
+        let rank = |adapter: &wgpu::Adapter| match adapter.get_info().device_type {
+            wgpu::DeviceType::DiscreteGpu => Some(0),
+            wgpu::DeviceType::IntegratedGpu => Some(1),
+            wgpu::DeviceType::VirtualGpu => Some(2),
+            wgpu::DeviceType::Other => Some(3),
+            wgpu::DeviceType::Cpu => allow_software.then_some(4),
+        };
+        let all = pollster::block_on(instance().enumerate_adapters(wgpu::Backends::all()));
+        let software = all.iter().any(|a| a.get_info().device_type == wgpu::DeviceType::Cpu);
+        let best = all.into_iter().filter_map(|a| rank(&a).map(|r| (r, a))).min_by_key(|(r, _)| *r);
+        let Some((_, adapter)) = best else {
+            return Err(match software {
+                true => fail("no hardware GPU, only a software driver").hint(
+                    "--allow-software-gpu uses it all the same (slow); --executor tract runs on the CPU",
+                ),
+                false => fail("no GPU: no Vulkan, Metal or DX12 adapter")
+                    .hint("install your GPU's Vulkan driver, or use --executor tract"),
+            });
+        };
+        Self::on(adapter)
+    }
+    fn on(adapter: wgpu::Adapter) -> Result<Arc<Self>> {
+        let report = AdapterReport::of(&adapter);
+        let limits = adapter.limits();
+        let request = adapter.request_device(&wgpu::DeviceDescriptor {
+            label: Some("onnx-merge"),
+            required_features: wgpu::Features::empty(),
+            required_limits: limits.clone(),
+            memory_hints: wgpu::MemoryHints::Performance,
+            ..Default::default()
+        });
+        let (device, queue) = pollster::block_on(request).map_err(|e| {
+            fail(format!("{} can't be opened: {e}", report.name)).hint("is its driver up to date?")
+        })?;
+        let fault = Arc::new(Mutex::new(None));
+        let note = |fault: &Arc<Mutex<Option<String>>>| {
+            let fault = fault.clone();
+            move |what: String| {
+                lock(&fault).get_or_insert(what);
+            }
+        };
+        let (on_error, on_lost) = (note(&fault), note(&fault));
+        device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| {
+            on_error(match e {
+                wgpu::Error::OutOfMemory { .. } => "out of GPU memory".to_owned(),
+                other => other.to_string(),
+            })
+        }));
+        device.set_device_lost_callback(move |reason, message| {
+            if reason != wgpu::DeviceLostReason::Destroyed {
+                on_lost(format!("the device was lost: {message}"));
+            }
+        });
+        Ok(Arc::new(Self {
+            device,
+            queue,
+            report,
+            max_buffers: (limits.max_storage_buffers_per_shader_stage as usize).clamp(4, 16),
+            max_groups: limits.max_compute_workgroups_per_dimension,
+            uniform_alignment: limits.min_uniform_buffer_offset_alignment.max(16) as usize,
+            pipelines: Mutex::default(),
+            free: Mutex::default(),
+            fault,
+        }))
+    }
+    /// Bytes of a tensor at most.
+    pub fn max_bytes(&self) -> u64 {
+        self.report.max_binding.min(self.device.limits().max_buffer_size)
+    }
+    /// The first error that the driver has reported, if any. A device that failed once stays failed.
+    pub fn check(&self) -> Result<()> {
+        match &*lock(&self.fault) {
+            None => Ok(()),
+            Some(what) if what.starts_with("out of") => Err(fail(what).hint(
+                "a smaller --batch or --rank needs less memory; --executor tract uses the machine's own",
+            )),
+            Some(what) => Err(fail(what)),
+        }
+    }
+    /// A buffer for `words` elements, perhaps one that was used before; its contents are undefined.
+    pub fn buffer(self: &Arc<Self>, words: usize) -> Result<Arc<Memory>> {
+        let size = buffer_size(words);
+        let again = lock(&self.free).get_mut(&size).and_then(Vec::pop);
+        let buffer = again.unwrap_or_else(|| self.new_buffer(size));
+        self.check()?;
+        Ok(Arc::new(Memory { buffer, gpu: self.clone() }))
+    }
+    /// A buffer holding `words`.
+    pub fn filled(self: &Arc<Self>, words: &[u32]) -> Result<Arc<Memory>> {
+        let memory = self.buffer(words.len())?;
+        if !words.is_empty() {
+            self.queue.write_buffer(&memory.buffer, 0, bytemuck::cast_slice(words));
+        }
+        self.check()?;
+        Ok(memory)
+    }
+    fn new_buffer(&self, size: u64) -> wgpu::Buffer {
+        use wgpu::BufferUsages as U;
+        let usage = U::STORAGE | U::COPY_SRC | U::COPY_DST;
+        self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: None,
+            size,
+            usage,
+            mapped_at_creation: false,
+        })
+    }
+    /// The pipeline of a kernel text, compiled on first use.
+    pub fn pipeline(&self, source: &str) -> Result<wgpu::ComputePipeline> {
+        if let Some(pipeline) = lock(&self.pipelines).get(source) {
+            return Ok(pipeline.clone());
+        }
+        let label = source.lines().next().map(|line| line.trim_start_matches("// "));
+        let module = self.device.create_shader_module(wgpu::ShaderModuleDescriptor {
+            label,
+            source: wgpu::ShaderSource::Wgsl(source.into()),
+        });
+        let pipeline = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label,
+            layout: None,
+            module: &module,
+            entry_point: Some("main"),
+            compilation_options: wgpu::PipelineCompilationOptions {
+                // Every kernel writes its workgroup memory before it reads it.
+                zero_initialize_workgroup_memory: false,
+                ..Default::default()
+            },
+            cache: None,
+        });
+        self.check()?;
+        lock(&self.pipelines).insert(source.to_owned(), pipeline.clone());
+        Ok(pipeline)
+    }
+    /// How many different kernels were compiled so far.
+    pub fn pipeline_count(&self) -> usize {
+        lock(&self.pipelines).len()
+    }
+    /// Bytes of the buffers that wait to be used again.
+    pub fn free_bytes(&self) -> u64 {
+        lock(&self.free).iter().map(|(size, buffers)| size * buffers.len() as u64).sum()
+    }
+    /// Copies the first `words` elements of a buffer to the host, after everything submitted before.
+    pub fn read(&self, memory: &Memory, words: usize) -> Result<Vec<u32>> {
+        if words == 0 {
+            return Ok(vec![]);
+        }
+        let size = words as u64 * 4;
+        let staging = self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("readback"),
+            size,
+            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        let mut encoder = self.device.create_command_encoder(&Default::default());
+        encoder.copy_buffer_to_buffer(&memory.buffer, 0, &staging, 0, size);
+        self.queue.submit([encoder.finish()]);
+        let (send, receive) = std::sync::mpsc::channel();
+        staging.map_async(wgpu::MapMode::Read, .., move |result| {
+            let _ = send.send(result);
+        });
+        self.device.poll(wgpu::PollType::wait_indefinitely()).map_err(fail)?;
+        self.check()?;
+        receive.recv().map_err(fail)?.map_err(fail)?;
+        let view = staging.slice(..).get_mapped_range().map_err(fail)?;
+        let words = bytemuck::pod_collect_to_vec(&view);
+        drop(view);
+        staging.unmap();
+        Ok(words)
+    }
+}
+
+/// Sizes are rounded up, so that buffers find a second use more often.
+fn buffer_size(words: usize) -> u64 {
+    (words.max(1) as u64 * 4).next_multiple_of(256)
+}
+
+/// Device memory; goes back to the device's free buffers when the last owner lets go of it. That is safe while
+/// submitted work still uses it, since the queue runs everything in order.
+pub struct Memory {
+    pub buffer: wgpu::Buffer,
+    gpu: Arc<Gpu>,
+}
+
+impl Memory {
+    pub fn gpu(&self) -> &Arc<Gpu> {
+        &self.gpu
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        lock(&self.gpu.free).entry(self.buffer.size()).or_default().push(self.buffer.clone());
+    }
+}

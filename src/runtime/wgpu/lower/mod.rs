@@ -1,0 +1,304 @@
+//! From ONNX nodes to kernels: one table from operator to lowering, one file an operator family.
+//!
+//! A lowering gets a node whose shapes are all known and adds operations to the plan; most shape operators
+//! add none, they only make another view. To add an operator, write its lowering in the file of its family
+//! and add a line to that file's `TABLE`. Knows no device. Look at [`Lowering`].
+
+mod elementwise;
+mod linear;
+mod normal;
+mod reduce;
+mod shape;
+
+use super::kernel::{self, Kernel};
+use super::plan::{Call, Elem, Map, Op, Operand, Origin, Plan, Storage, StorageId, words};
+use super::view::{View, Walk};
+use crate::error::Error;
+use crate::onnx::infer::{self, normalise_axis};
+use crate::onnx::{Fact, Facts, Model, Node, Tensor, ValueId};
+use std::collections::HashMap;
+
+/// The error says what of a node isn't supported.
+pub type Outcome<T = ()> = Result<T, String>;
+/// Adds a node's operations to the plan.
+pub type Lower = fn(&mut Lowering, &Node) -> Outcome;
+/// A line of an operator family's table.
+pub type Row = (&'static str, Lower);
+
+/// Invocations in a workgroup of the kernels that go element by element.
+pub const GROUP: usize = 64;
+
+/// The lowering of a node's operator.
+pub fn rule(node: &Node) -> Option<Lower> {
+    let families = [elementwise::TABLE, linear::TABLE, normal::TABLE, reduce::TABLE, shape::TABLE];
+    let known = |op: &str| families.into_iter().flatten().find(|row| row.0 == op).map(|row| row.1);
+    if node.domain.is_empty() { known(&node.op) } else { None }
+}
+
+/// Lowers a whole graph. No storage may take more than `max_bytes`.
+///
+/// # Errors
+/// [`Error::Executor`] naming the node whose operator, element type or size isn't supported.
+pub fn lower(model: &Model, facts: &Facts, max_bytes: u64) -> crate::Result<Plan> {
+    let graph = &model.graph;
+    let mut lowering = Lowering {
+        plan: Plan::default(),
+        values: HashMap::new(),
+        constants: graph.initializers.iter().map(|(id, t)| (id.clone(), t.clone())).collect(),
+        scalars: HashMap::new(),
+        facts: facts.clone(),
+        max_bytes,
+    };
+    let fail = |what: String| Error::executor("wgpu", what);
+    for input in graph.required_inputs() {
+        lowering.input(&input.id, input.fact()).map_err(|e| fail(format!("input '{}': {e}", input.id)))?;
+    }
+    for node in &graph.nodes {
+        let done = match rule(node) {
+            Some(lower) => lowering.infer(node).and_then(|()| lower(&mut lowering, node)),
+            None => Err("has no kernel".to_owned()),
+        };
+        done.map_err(|e| fail(format!("node '{}' ({}): {e}", node.label(), node.qualified_op())))?;
+    }
+    for output in &graph.outputs {
+        lowering.output(&output.id).map_err(|e| fail(format!("output '{}': {e}", output.id)))?;
+    }
+    Ok(lowering.plan)
+}
+
+/// A graph on its way to a plan.
+pub struct Lowering {
+    pub plan: Plan,
+    values: HashMap<ValueId, Operand>,
+    /// Values known before running; they get a storage only when a kernel reads them.
+    constants: HashMap<ValueId, Tensor>,
+    scalars: HashMap<(Elem, u32), StorageId>,
+    facts: Facts,
+    max_bytes: u64,
+}
+
+/// The graph's side: values by name.
+impl Lowering {
+    fn input(&mut self, id: &ValueId, declared: Option<Fact>) -> Outcome {
+        let fact = self.facts.get(id).cloned().or(declared).ok_or("its shape isn't known before running")?;
+        let elem = Elem::of(fact.dtype)?;
+        let storage = self.storage(Origin::Input(self.plan.inputs.len()), fact.len())?;
+        let view = View::contiguous(&fact.shape);
+        self.values.insert(id.clone(), Operand { storage, view, elem });
+        self.facts.insert(id.clone(), fact.clone());
+        self.plan.inputs.push(fact);
+        Ok(())
+    }
+    /// Declares a graph output: the whole of a storage of its own, row-major.
+    fn output(&mut self, id: &ValueId) -> Outcome {
+        let operand = self.value(id)?;
+        let fact = self.fact(id)?;
+        let whole = self.contiguous(&operand)?;
+        self.plan.outputs.push((whole.storage, fact));
+        Ok(())
+    }
+    /// Completes the facts of a node's outputs.
+    fn infer(&mut self, node: &Node) -> Outcome {
+        if node.outputs.iter().flatten().all(|o| self.facts.contains_key(o)) {
+            return Ok(());
+        }
+        for input in node.inputs.iter().flatten() {
+            let fact = self.fact(input)?;
+            self.facts.insert(input.clone(), fact);
+        }
+        let operand =
+            |id: &ValueId| Some(infer::Operand { fact: self.facts.get(id)?, value: self.constants.get(id) });
+        let operands: Vec<_> = node.inputs.iter().map(|i| i.as_ref().and_then(operand)).collect();
+        let unknown = "the shape of its output isn't known before running";
+        let found = match node.is("Constant") {
+            true => shape::constant_tensor(node).map(|t| vec![Fact::of(&t)]),
+            false => infer::infer(node, &operands),
+        };
+        for (output, fact) in node.outputs.iter().zip(found.ok_or(unknown)?) {
+            self.facts.extend(output.clone().map(|o| (o, fact)));
+        }
+        Ok(())
+    }
+    fn fact(&self, id: &ValueId) -> Outcome<Fact> {
+        let constant = || self.constants.get(id).map(Fact::of);
+        self.facts
+            .get(id)
+            .cloned()
+            .or_else(constant)
+            .ok_or_else(|| format!("the shape of '{id}' isn't known"))
+    }
+    fn value(&mut self, id: &ValueId) -> Outcome<Operand> {
+        if let Some(operand) = self.values.get(id) {
+            return Ok(operand.clone());
+        }
+        let tensor = self.constants.get(id).cloned().ok_or_else(|| format!("value '{id}' is undefined"))?;
+        let operand = self.constant(&tensor)?;
+        self.values.insert(id.clone(), operand.clone());
+        Ok(operand)
+    }
+    /// Input `i` of a node, which must be there.
+    pub fn arg(&mut self, node: &Node, i: usize) -> Outcome<Operand> {
+        self.optional(node, i)?.ok_or_else(|| format!("input {i} is missing"))
+    }
+    pub fn optional(&mut self, node: &Node, i: usize) -> Outcome<Option<Operand>> {
+        node.input(i).map(|id| self.value(id)).transpose()
+    }
+    /// Input `i` as integers known before running; `None` where it is left out.
+    pub fn known_ints(&self, node: &Node, i: usize) -> Outcome<Option<Vec<i64>>> {
+        let Some(id) = node.input(i) else { return Ok(None) };
+        match self.constants.get(id) {
+            Some(tensor) => Ok(Some(tensor.to_i64().into_owned())),
+            None => Err(format!("input {i} ('{id}') must be a constant")),
+        }
+    }
+    /// The shape of output `i`.
+    pub fn out_shape(&self, node: &Node, i: usize) -> Outcome<Vec<usize>> {
+        let id = node.output(i).ok_or_else(|| format!("output {i} is missing"))?;
+        Ok(self.fact(id)?.shape)
+    }
+    /// Says what output `i` of a node is; nothing happens where nobody wants it.
+    pub fn set(&mut self, node: &Node, i: usize, operand: Operand) -> Outcome {
+        let Some(id) = node.output(i) else { return Ok(()) };
+        let fact = self.fact(id)?;
+        if fact.shape != operand.view.shape || Elem::of(fact.dtype)? != operand.elem {
+            let (shape, elem) = (&operand.view.shape, operand.elem);
+            return Err(format!("output '{id}' should be {fact:?}, but is {elem:?} {shape:?}"));
+        }
+        self.values.insert(id.clone(), operand);
+        Ok(())
+    }
+    /// Says that output `i` is known before running.
+    pub fn set_constant(&mut self, node: &Node, i: usize, tensor: Tensor) {
+        self.constants.extend(node.output(i).cloned().map(|id| (id, tensor)));
+    }
+}
+
+/// The plan's side: operations on operands.
+impl Lowering {
+    fn storage(&mut self, origin: Origin, len: usize) -> Outcome<StorageId> {
+        let bytes = (len as u64).saturating_mul(4);
+        if bytes > self.max_bytes || len > i32::MAX as usize {
+            return Err(format!(
+                "a tensor of {} MiB is larger than the {} MiB that this GPU can bind at once",
+                bytes >> 20,
+                self.max_bytes >> 20
+            ));
+        }
+        self.plan.storages.push(Storage { origin, len });
+        Ok(self.plan.storages.len() - 1)
+    }
+    fn constant(&mut self, tensor: &Tensor) -> Outcome<Operand> {
+        let elem = Elem::of(tensor.dtype())?;
+        let storage = match words(tensor)?.as_slice() {
+            &[word] => self.scalar_storage(elem, word)?,
+            words => self.storage(Origin::Constant(words.to_vec()), words.len())?,
+        };
+        Ok(Operand { storage, view: View::contiguous(tensor.shape()), elem })
+    }
+    fn scalar_storage(&mut self, elem: Elem, word: u32) -> Outcome<StorageId> {
+        if let Some(&storage) = self.scalars.get(&(elem, word)) {
+            return Ok(storage);
+        }
+        let storage = self.storage(Origin::Constant(vec![word]), 1)?;
+        self.scalars.insert((elem, word), storage);
+        Ok(storage)
+    }
+    /// A number, as an operand without dimensions.
+    pub fn scalar(&mut self, value: f32) -> Outcome<Operand> {
+        let storage = self.scalar_storage(Elem::F32, value.to_bits())?;
+        Ok(Operand { storage, view: View::contiguous(&[]), elem: Elem::F32 })
+    }
+    fn fresh(&mut self, elem: Elem, shape: &[usize]) -> Outcome<Operand> {
+        let len = crate::onnx::element_count(shape).unwrap_or(usize::MAX);
+        let storage = self.storage(Origin::Computed, len)?;
+        Ok(Operand { storage, view: View::contiguous(shape), elem })
+    }
+    /// Repeats dimensions of size 1 up to `shape`.
+    pub fn broadcast(&self, operand: &Operand, shape: &[usize]) -> Outcome<Operand> {
+        match infer::broadcast(&operand.view.shape, shape).is_some_and(|wide| wide == shape) {
+            true => Ok(Operand { view: operand.view.broadcast(shape), ..operand.clone() }),
+            false => Err(format!("shape {:?} doesn't broadcast to {shape:?}", operand.view.shape)),
+        }
+    }
+    /// `expr` applied elementwise to operands that broadcast to each other.
+    pub fn map(&mut self, expr: &'static str, inputs: &[&Operand], elem: Elem) -> Outcome<Operand> {
+        let mut shape = vec![];
+        for input in inputs {
+            shape = infer::broadcast(&shape, &input.view.shape).ok_or("inputs don't broadcast")?;
+        }
+        let widen = |o: &&Operand| Operand { view: o.view.broadcast(&shape), ..(*o).clone() };
+        let inputs = inputs.iter().map(widen).collect();
+        let out = self.fresh(elem, &shape)?;
+        self.plan.ops.push(Op::Map(Map { expr, inputs, out: out.storage, elem, shape }));
+        Ok(out)
+    }
+    /// `expr` of float32 operands.
+    pub fn map_f32(&mut self, expr: &'static str, inputs: &[&Operand]) -> Outcome<Operand> {
+        self.map(expr, inputs, Elem::F32)
+    }
+    /// Adds a dispatch; nothing where there is nothing to compute.
+    pub fn call(
+        &mut self,
+        kernel: Kernel,
+        values: &[(&str, &str)],
+        params: Vec<i32>,
+        reads: &[&Operand],
+        write: &Operand,
+        groups: usize,
+    ) {
+        if groups > 0 {
+            self.plan.ops.push(Op::Call(Call {
+                source: kernel.expand(params.len(), values),
+                params,
+                reads: reads.iter().map(|o| o.storage).collect(),
+                writes: vec![write.storage],
+                groups,
+            }));
+        }
+    }
+    /// Copies `from` into the part of `to`'s storage that its view describes.
+    pub fn copy(&mut self, from: &Operand, to: &Operand) {
+        let walk = Walk::new(&from.view.shape, &[&from.view.strides, &to.view.strides]);
+        let n = from.view.len();
+        let mut params = vec![n as i32, walk.rank(), from.view.offset, to.view.offset];
+        params.extend(walk.dims.iter().chain(walk.strides.iter().flatten()));
+        self.call(kernel::COPY, &[], params, &[from], to, n.div_ceil(GROUP));
+    }
+    /// The same values as the whole of a storage, row-major.
+    pub fn contiguous(&mut self, operand: &Operand) -> Outcome<Operand> {
+        let whole = self.plan.storages[operand.storage].len == operand.view.len();
+        if whole && operand.view.is_contiguous() {
+            return Ok(operand.clone());
+        }
+        let to = self.fresh(operand.elem, &operand.view.shape)?;
+        self.copy(operand, &to);
+        Ok(to)
+    }
+    /// The same values in another shape; copies only where strides can't express it.
+    pub fn reshape(&mut self, operand: &Operand, shape: &[usize]) -> Outcome<Operand> {
+        if crate::onnx::element_count(shape) != Some(operand.view.len()) {
+            return Err(format!("elements of shape {:?} can't fill the shape {shape:?}", operand.view.shape));
+        }
+        let view = match operand.view.reshaped(shape) {
+            Some(view) => view,
+            None => {
+                let copy = self.contiguous(operand)?;
+                return Ok(Operand { view: View::contiguous(shape), ..copy });
+            }
+        };
+        Ok(Operand { view, ..operand.clone() })
+    }
+}
+
+/// Axis attribute or input, counted from the front.
+fn axis_of(axis: i64, rank: usize) -> Outcome<usize> {
+    normalise_axis(axis, rank).ok_or_else(|| format!("axis {axis} is outside the {rank} dimensions"))
+}
+
+/// The element type as this module's kernels need it.
+fn expect_f32(operand: &Operand) -> Outcome {
+    match operand.elem {
+        Elem::F32 => Ok(()),
+        other => Err(format!("float32 is needed, not {other:?}")),
+    }
+}

@@ -1,0 +1,209 @@
+//! Operators that only move elements. Most of them are views and cost nothing.
+
+use super::{Elem, Lowering, Node, Operand, Outcome, Row, View, axis_of};
+use crate::onnx::infer::slice_range;
+use crate::onnx::{Attr, DType, Tensor};
+
+pub const TABLE: &[Row] = &[
+    ("Concat", concat),
+    ("Constant", constant),
+    ("ConstantOfShape", constant_of_shape),
+    ("Expand", expand),
+    ("Flatten", reshape),
+    ("Pad", pad),
+    ("Reshape", reshape),
+    ("Shape", shape_of),
+    ("Size", shape_of),
+    ("Slice", slice),
+    ("Split", split),
+    ("Squeeze", reshape),
+    ("Tile", tile),
+    ("Transpose", transpose),
+    ("Trilu", trilu),
+    ("Unsqueeze", reshape),
+];
+
+/// The tensor of a `Constant` node.
+pub fn constant_tensor(node: &Node) -> Option<Tensor> {
+    let (name, value) = node.attrs.first()?;
+    Some(match (name.as_str(), value) {
+        ("value", Attr::Tensor(t)) => t.clone(),
+        ("value_float", Attr::Float(v)) => Tensor::f32(&[], &[*v]),
+        ("value_floats", Attr::Floats(v)) => Tensor::f32(&[v.len()], v),
+        ("value_int", Attr::Int(v)) => Tensor::i64(&[], &[*v]),
+        ("value_ints", Attr::Ints(v)) => Tensor::i64(&[v.len()], v),
+        _ => return None,
+    })
+}
+
+fn constant(l: &mut Lowering, node: &Node) -> Outcome {
+    let tensor = constant_tensor(node).ok_or("the form of its value isn't supported")?;
+    l.set_constant(node, 0, tensor);
+    Ok(())
+}
+
+/// `Shape` and `Size` of what is known already.
+fn shape_of(l: &mut Lowering, node: &Node) -> Outcome {
+    let id = node.input(0).ok_or("input 0 is missing")?;
+    let dims: Vec<i64> = l.fact(id)?.shape.iter().map(|&d| d as i64).collect();
+    if node.op == "Size" {
+        l.set_constant(node, 0, Tensor::i64(&[], &[dims.iter().product()]));
+        return Ok(());
+    }
+    let (start, end, _) = slice_range(dims.len(), node.int_or("start", 0), node.int_or("end", i64::MAX), 1)
+        .ok_or("start or end is out of range")?;
+    let part = dims.get(start as usize..end as usize).unwrap_or(&[]);
+    l.set_constant(node, 0, Tensor::i64(&[part.len()], part));
+    Ok(())
+}
+
+fn constant_of_shape(l: &mut Lowering, node: &Node) -> Outcome {
+    let shape = l.out_shape(node, 0)?;
+    let value = node.tensor("value").cloned().unwrap_or_else(|| Tensor::scalar(DType::F32, 0.0));
+    let value = l.constant(&value.reshaped(&[]))?;
+    l.set(node, 0, Operand { view: value.view.broadcast(&shape), ..value })
+}
+
+/// All operators that keep the elements in order: the output's shape says everything.
+fn reshape(l: &mut Lowering, node: &Node) -> Outcome {
+    let x = l.arg(node, 0)?;
+    let shape = l.out_shape(node, 0)?;
+    let y = l.reshape(&x, &shape)?;
+    l.set(node, 0, y)
+}
+
+fn expand(l: &mut Lowering, node: &Node) -> Outcome {
+    let x = l.arg(node, 0)?;
+    let shape = l.out_shape(node, 0)?;
+    let y = l.broadcast(&x, &shape)?;
+    l.set(node, 0, y)
+}
+
+fn transpose(l: &mut Lowering, node: &Node) -> Outcome {
+    let x = l.arg(node, 0)?;
+    let perm: Vec<usize> = match node.ints("perm") {
+        Some(perm) => perm.iter().map(|&p| axis_of(p, x.view.rank())).collect::<Outcome<_>>()?,
+        None => (0..x.view.rank()).rev().collect(),
+    };
+    l.set(node, 0, Operand { view: x.view.permuted(&perm), ..x })
+}
+
+fn slice(l: &mut Lowering, node: &Node) -> Outcome {
+    let x = l.arg(node, 0)?;
+    let given = |l: &Lowering, i: usize, attr: &str| -> Outcome<Option<Vec<i64>>> {
+        Ok(l.known_ints(node, i)?.or_else(|| node.ints(attr).map(<[i64]>::to_vec)))
+    };
+    let starts = given(l, 1, "starts")?.ok_or("starts are missing")?;
+    let ends = given(l, 2, "ends")?.ok_or("ends are missing")?;
+    let axes = given(l, 3, "axes")?.unwrap_or_else(|| (0..starts.len() as i64).collect());
+    let steps = l.known_ints(node, 4)?.unwrap_or_else(|| vec![1; starts.len()]);
+    if [ends.len(), axes.len(), steps.len()].iter().any(|&n| n != starts.len()) {
+        return Err("starts, ends, axes and steps differ in length".into());
+    }
+    let mut view = x.view.clone();
+    for i in 0..starts.len() {
+        let axis = axis_of(axes[i], view.rank())?;
+        let (start, end, step) =
+            slice_range(x.view.shape[axis], starts[i], ends[i], steps[i]).ok_or("step is 0")?;
+        let span = if step > 0 { end - start } else { start - end };
+        let count = (span.max(0) as u64).div_ceil(step.unsigned_abs()) as usize;
+        view = view.sliced(axis, start, step, count);
+    }
+    l.set(node, 0, Operand { view, ..x })
+}
+
+fn split(l: &mut Lowering, node: &Node) -> Outcome {
+    let x = l.arg(node, 0)?;
+    let axis = axis_of(node.int_or("axis", 0), x.view.rank())?;
+    let mut start = 0;
+    for i in 0..node.outputs.len() {
+        let count = l.out_shape(node, i)?[axis];
+        let view = x.view.sliced(axis, start, 1, count);
+        start += count as i64;
+        l.set(node, i, Operand { view, ..x.clone() })?;
+    }
+    Ok(())
+}
+
+fn concat(l: &mut Lowering, node: &Node) -> Outcome {
+    let shape = l.out_shape(node, 0)?;
+    let axis = axis_of(node.int_or("axis", 0), shape.len())?;
+    let first = l.arg(node, 0)?;
+    let y = l.fresh(first.elem, &shape)?;
+    let mut start = 0;
+    for i in 0..node.inputs.len() {
+        let x = l.arg(node, i)?;
+        let count = x.view.shape[axis];
+        let region = Operand { view: y.view.sliced(axis, start, 1, count), ..y.clone() };
+        l.copy(&x, &region);
+        start += count as i64;
+    }
+    l.set(node, 0, y)
+}
+
+/// Repeats by a copy from a view with one more dimension per axis, of stride 0.
+fn tile(l: &mut Lowering, node: &Node) -> Outcome {
+    let x = l.arg(node, 0)?;
+    let shape = l.out_shape(node, 0)?;
+    let (mut sizes, mut strides) = (vec![], vec![]);
+    for (i, &size) in x.view.shape.iter().enumerate() {
+        sizes.extend([if size == 0 { 1 } else { shape[i] / size }, size]);
+        strides.extend([0, x.view.strides[i]]);
+    }
+    let repeated = Operand { view: View { shape: sizes, strides, offset: x.view.offset }, ..x };
+    let y = l.contiguous(&repeated)?;
+    l.set(node, 0, Operand { view: View::contiguous(&shape), ..y })
+}
+
+/// Padding with a constant: the padding is copied everywhere first, then the input into its place. Negative
+/// pads crop.
+fn pad(l: &mut Lowering, node: &Node) -> Outcome {
+    if let Some(mode) = node.str("mode").filter(|&mode| mode != "constant") {
+        return Err(format!("mode '{mode}' is not supported on the GPU"));
+    }
+    let x = l.arg(node, 0)?;
+    let pads = l.known_ints(node, 1)?.ok_or("pads are missing")?;
+    let rank = x.view.rank();
+    let axes = l.known_ints(node, 3)?.unwrap_or_else(|| (0..rank as i64).collect());
+    let shape = l.out_shape(node, 0)?;
+    let value = match l.optional(node, 2)? {
+        Some(value) => Operand { view: View { shape: vec![], strides: vec![], ..value.view }, ..value },
+        None if x.elem == Elem::F32 => l.scalar(0.0)?,
+        None => l.constant(&Tensor::i32(&[], &[0]))?,
+    };
+    let y = l.fresh(x.elem, &shape)?;
+    l.copy(&Operand { view: value.view.broadcast(&shape), ..value }, &y);
+    let (mut from, mut to) = (x.view.clone(), y.view.clone());
+    for (i, &axis) in axes.iter().enumerate() {
+        let axis = axis_of(axis, rank)?;
+        let begin = *pads.get(i).ok_or("pads are too few")?;
+        let skip = (-begin).max(0);
+        let at = begin.max(0);
+        let count = (x.view.shape[axis] as i64 - skip).min(shape[axis] as i64 - at).max(0) as usize;
+        from = from.sliced(axis, skip, 1, count);
+        to = to.sliced(axis, at, 1, count);
+    }
+    l.copy(&Operand { view: from, ..x }, &Operand { view: to, ..y.clone() });
+    l.set(node, 0, y)
+}
+
+/// The upper or lower triangle, by a mask made on the host.
+fn trilu(l: &mut Lowering, node: &Node) -> Outcome {
+    let x = l.arg(node, 0)?;
+    let k = l.known_ints(node, 1)?.and_then(|k| k.first().copied()).unwrap_or(0);
+    let upper = node.int_or("upper", 1) != 0;
+    let &[.., rows, cols] = x.view.shape.as_slice() else { return Err("a matrix is needed".into()) };
+    let keep = |i: usize| {
+        let diagonal = (i % cols) as i64 - (i / cols) as i64;
+        if upper { diagonal >= k } else { diagonal <= k }
+    };
+    let mask = Tensor::bool(&[rows, cols], &(0..rows * cols).map(keep).collect::<Vec<_>>());
+    let mask = l.constant(&mask)?;
+    let expr = match x.elem {
+        Elem::F32 => "select(0.0, {0}, {1} != 0u)",
+        Elem::I32 => "select(0, {0}, {1} != 0u)",
+        Elem::Bool => "{0} & {1}",
+    };
+    let y = l.map(expr, &[&x, &mask], x.elem)?;
+    l.set(node, 0, y)
+}

@@ -1,0 +1,408 @@
+//! The GPU executor against tract: every operator it has a kernel for, and a training loop.
+//!
+//! Runs on any GPU, or on a software driver (Mesa's llvmpipe); without either, a line says that it was skipped.
+
+use onnx_merge::Result;
+use onnx_merge::onnx::{Attr, Builder, DType, Fact, Facts, Model, Tensor, ValueId, WORKING_OPSET};
+use onnx_merge::runtime::{Executor, TractExecutor, Value, WgpuExecutor};
+use std::sync::LazyLock;
+
+static GPU: LazyLock<Option<WgpuExecutor>> =
+    LazyLock::new(|| WgpuExecutor::open(true).inspect_err(|e| println!("skipped: {e}")).ok());
+
+fn tract() -> Result<TractExecutor> {
+    TractExecutor::new(2)
+}
+
+/// Numbers between −1 and 1, the same every time.
+fn noise(shape: &[usize], seed: u32) -> Tensor {
+    let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(12345);
+    let count = shape.iter().product();
+    let values: Vec<f32> = (0..count)
+        .map(|_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        })
+        .collect();
+    Tensor::f32(shape, &values)
+}
+
+/// A graph under construction with the values to feed it.
+struct Case {
+    b: Builder,
+    feeds: Vec<Tensor>,
+}
+
+impl Case {
+    fn new() -> Self {
+        Case { b: Builder::new("case"), feeds: vec![] }
+    }
+    fn feed(&mut self, tensor: Tensor) -> ValueId {
+        let name = format!("x{}", self.feeds.len());
+        let id = self.b.input(&name, Fact::of(&tensor));
+        self.feeds.push(tensor);
+        id
+    }
+    fn noise(&mut self, shape: &[usize]) -> ValueId {
+        let seed = self.feeds.len() as u32 + 1;
+        self.feed(noise(shape, seed))
+    }
+    fn positive(&mut self, shape: &[usize]) -> ValueId {
+        let x = noise(shape, self.feeds.len() as u32 + 1);
+        let values: Vec<f32> = x.to_f32().iter().map(|v| v.abs() + 0.1).collect();
+        self.feed(Tensor::f32(shape, &values))
+    }
+    fn finish(self, outputs: &[ValueId]) -> (Model, Facts, Vec<Value>) {
+        let mut b = self.b;
+        for output in outputs {
+            b.output(output);
+        }
+        let (graph, facts) = b.finish();
+        (Model::new(graph, WORKING_OPSET), facts, self.feeds.into_iter().map(Value::host).collect())
+    }
+}
+
+fn run(executor: &dyn Executor, model: &Model, facts: &Facts, feeds: &[Value]) -> Result<Vec<Tensor>> {
+    executor.compile(model, facts)?.run(feeds)?.iter().map(Value::to_host).collect()
+}
+
+/// How far two tensors are apart, relative to 1 + size.
+fn distance(a: &Tensor, b: &Tensor) -> f64 {
+    assert_eq!((a.dtype(), a.shape()), (b.dtype(), b.shape()));
+    let apart = |(x, y): (f64, f64)| {
+        if x == y || (x.is_nan() && y.is_nan()) { 0.0 } else { (x - y).abs() / (1.0 + y.abs()) }
+    };
+    a.to_f64()
+        .into_iter()
+        .zip(b.to_f64())
+        .map(apart)
+        .fold(0.0, |m: f64, d| if d.is_nan() { f64::NAN } else { m.max(d) })
+}
+
+/// Builds a graph and asserts that the GPU and tract agree on all its outputs.
+fn agree(what: &str, tolerance: f64, build: impl FnOnce(&mut Case) -> Vec<ValueId>) -> Result<()> {
+    let Some(gpu) = &*GPU else { return Ok(()) };
+    let mut case = Case::new();
+    let outputs = build(&mut case);
+    let (model, facts, feeds) = case.finish(&outputs);
+    assert_eq!(gpu.misses(&model), Vec::<String>::new(), "{what}");
+    let expected = run(&tract()?, &model, &facts, &feeds).map_err(|e| e.context(format!("{what}, tract")))?;
+    let got = run(gpu, &model, &facts, &feeds).map_err(|e| e.context(format!("{what}, wgpu")))?;
+    for (i, (got, expected)) in got.iter().zip(&expected).enumerate() {
+        let apart = distance(got, expected);
+        assert!(apart <= tolerance, "{what}, output {i}: {apart:e} apart\n{got:?}\n{expected:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn unary_operators() -> Result<()> {
+    agree("any real", 2e-5, |c| {
+        let x = c.noise(&[3, 50]);
+        let x = c.b.mul_scalar(&x, 4.0);
+        let ops = [
+            "Abs",
+            "Neg",
+            "Exp",
+            "Sign",
+            "Tanh",
+            "Erf",
+            "Sigmoid",
+            "Relu",
+            "Floor",
+            "Ceil",
+            "Sin",
+            "Cos",
+            "Atan",
+            "Softplus",
+            "Softsign",
+            "HardSwish",
+            "Elu",
+            "Selu",
+            "LeakyRelu",
+            "HardSigmoid",
+            "Round",
+        ];
+        ops.iter().map(|op| c.b.op(op, &[&x])).collect()
+    })?;
+    agree("positive", 2e-5, |c| {
+        let x = c.positive(&[7, 9]);
+        ["Log", "Sqrt", "Reciprocal"].iter().map(|op| c.b.op(op, &[&x])).collect()
+    })
+}
+
+#[test]
+fn binary_operators_broadcast() -> Result<()> {
+    for (a, b) in
+        [(&[4, 5][..], &[4, 5][..]), (&[4, 5], &[5]), (&[4, 1], &[1, 5]), (&[2, 1, 3], &[4, 1]), (&[], &[3])]
+    {
+        agree(&format!("{a:?} with {b:?}"), 2e-5, |c| {
+            let (x, y) = (c.positive(a), c.positive(b));
+            let mut made: Vec<ValueId> = ["Add", "Sub", "Mul", "Div", "Pow", "Max", "Min"]
+                .iter()
+                .map(|op| c.b.op(op, &[&x, &y]))
+                .collect();
+            let less = c.b.op("Less", &[&x, &y]);
+            let more = c.b.op("GreaterOrEqual", &[&x, &y]);
+            let equal = c.b.op("Equal", &[&x, &x]);
+            let either = c.b.op("Or", &[&less, &more]);
+            let both = c.b.op("And", &[&less, &either]);
+            let not = c.b.op("Not", &[&both]);
+            made.push(c.b.where_(&not, &x, &y));
+            made.push(c.b.cast(&less, DType::F32));
+            made.push(c.b.cast(&more, DType::I64));
+            made.extend([equal, either, both, not]);
+            made
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn integers_and_casts() -> Result<()> {
+    agree("integers", 0.0, |c| {
+        let x = c.feed(Tensor::i64(&[5], &[-7, -1, 0, 3, 1_000_000]));
+        let y = c.feed(Tensor::i64(&[5], &[2, 3, 1, -2, 7]));
+        let ops = ["Add", "Sub", "Mul", "Div"];
+        let mut made: Vec<ValueId> = ops.iter().map(|op| c.b.op(op, &[&x, &y])).collect();
+        let real = c.b.cast(&x, DType::F32);
+        made.push(c.b.cast(&real, DType::I32));
+        made.push(c.b.op("Equal", &[&x, &y]));
+        made
+    })
+}
+
+#[test]
+fn powers_of_negative_numbers() -> Result<()> {
+    agree("Pow", 2e-5, |c| {
+        let x = c.noise(&[20]);
+        [2.0, 3.0, 0.0, -1.0, -2.0]
+            .iter()
+            .map(|&p| {
+                let p = c.b.scalar_like(&x, p);
+                c.b.op("Pow", &[&x, &p])
+            })
+            .collect()
+    })
+}
+
+#[test]
+fn matrix_products_of_all_sizes_and_layouts() -> Result<()> {
+    let cases: [(&[usize], &[usize]); 11] = [
+        (&[3, 4], &[4, 5]),
+        (&[70, 33], &[33, 65]),
+        (&[64, 64], &[64, 64]),
+        (&[129, 17], &[17, 40]),
+        (&[1, 300], &[300, 7]),
+        (&[5, 3, 4], &[5, 4, 6]),
+        (&[5, 3, 4], &[4, 6]),
+        (&[2, 1, 33, 40], &[3, 40, 50]),
+        (&[4], &[4, 3]),
+        (&[3, 4], &[4]),
+        (&[6, 4], &[2, 3, 4, 5]),
+    ];
+    for (a, b) in cases {
+        agree(&format!("{a:?}·{b:?}"), 2e-5, |c| {
+            let (x, y) = (c.noise(a), c.noise(b));
+            vec![c.b.matmul(&x, &y)]
+        })?;
+    }
+    agree("transposed operands", 2e-5, |c| {
+        let (x, y) = (c.noise(&[2, 40, 70]), c.noise(&[2, 50, 40]));
+        let (x, y) = (c.b.transpose_matrix(&x), c.b.transpose_matrix(&y));
+        vec![c.b.matmul(&x, &y)]
+    })
+}
+
+#[test]
+fn gemm_with_every_flag() -> Result<()> {
+    for flags in 0..4 {
+        agree(&format!("Gemm {flags}"), 2e-5, |c| {
+            let (ta, tb) = (flags & 1 != 0, flags & 2 != 0);
+            let x = c.noise(if ta { &[20, 6] } else { &[6, 20] });
+            let y = c.noise(if tb { &[7, 20] } else { &[20, 7] });
+            let z = c.noise(&[7]);
+            let attrs = [("transA", ta.into()), ("transB", tb.into())];
+            let scaled = [
+                ("transA", ta.into()),
+                ("transB", tb.into()),
+                ("alpha", Attr::Float(0.5)),
+                ("beta", Attr::Float(2.0)),
+            ];
+            vec![c.b.op_with("Gemm", &[&x, &y], &attrs), c.b.op_with("Gemm", &[&x, &y, &z], &scaled)]
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn reductions_over_any_axes() -> Result<()> {
+    for axes in [&[0][..], &[1], &[2], &[-1, 0], &[0, 1, 2], &[1, 2]] {
+        for shape in [&[3, 4, 5][..], &[2, 70, 130]] {
+            agree(&format!("{shape:?} over {axes:?}"), 5e-5, |c| {
+                let x = c.noise(shape);
+                let ops = [
+                    "ReduceSum",
+                    "ReduceMean",
+                    "ReduceMax",
+                    "ReduceMin",
+                    "ReduceSumSquare",
+                    "ReduceL2",
+                    "ReduceL1",
+                ];
+                let mut made: Vec<ValueId> = ops.iter().map(|op| c.b.reduce(op, &x, axes, true)).collect();
+                let x = c.b.transpose(&x, &[2, 0, 1]);
+                made.push(c.b.sum(&x, axes, true));
+                made
+            })?;
+        }
+    }
+    agree("to a scalar", 5e-5, |c| {
+        let x = c.noise(&[40, 50]);
+        vec![c.b.sum_all(&x), c.b.mean(&x, &[1], false)]
+    })
+}
+
+#[test]
+fn softmax_and_normalisation() -> Result<()> {
+    for (shape, axis) in [(&[4, 7][..], -1), (&[3, 100], 1), (&[5, 6, 4], 1), (&[2, 3], 0)] {
+        agree(&format!("{shape:?} along {axis}"), 2e-5, |c| {
+            let x = c.noise(shape);
+            let x = c.b.mul_scalar(&x, 30.0);
+            vec![c.b.softmax(&x, axis), c.b.op_with("LogSoftmax", &[&x], &[("axis", axis.into())])]
+        })?;
+    }
+    agree("LayerNormalization", 2e-5, |c| {
+        let (x, scale, bias) = (c.noise(&[4, 3, 20]), c.noise(&[20]), c.noise(&[20]));
+        vec![c.b.op_with(
+            "LayerNormalization",
+            &[&x, &scale, &bias],
+            &[("axis", (-1).into()), ("epsilon", Attr::Float(1e-3))],
+        )]
+    })
+}
+
+#[test]
+fn moving_elements() -> Result<()> {
+    agree("views", 0.0, |c| {
+        let x = c.noise(&[4, 6, 5]);
+        let turned = c.b.transpose(&x, &[2, 0, 1]);
+        let flat = c.b.reshape(&turned, &[10, 12]);
+        let cut = c.b.slice(&turned, &[1, -2], &[4, 6], &[1, 2]);
+        let back = [c.b.ints(&[-1]), c.b.ints(&[-100]), c.b.ints(&[1]), c.b.ints(&[-2])];
+        let backwards = c.b.op("Slice", &[&x, &back[0], &back[1], &back[2], &back[3]]);
+        let parts = c.b.ints(&[2, 4]);
+        let split = c.b.op_full("", "Split", &[Some(&x), Some(&parts)], &[("axis", Attr::Int(1))], 2);
+        let row = c.noise(&[6, 1]);
+        let wide = c.b.expand(&row, &[3, 6, 4]);
+        let times = c.b.ints(&[2, 1, 3]);
+        let tiled = c.b.op("Tile", &[&x, &times]);
+        let joined = c.b.concat(&[&split[1], &x, &split[0]], 1);
+        let squeezed = c.b.unsqueeze(&x, &[0, 2]);
+        let sum = c.b.add(&turned, &turned);
+        vec![turned, flat, cut, backwards, split[1].clone(), wide, tiled, joined, squeezed, sum]
+    })?;
+    agree("padding and triangles", 0.0, |c| {
+        let x = c.noise(&[3, 4, 5]);
+        let pads = c.b.ints(&[0, 1, 2, 1, 0, 3]);
+        let value = c.b.scalar_like(&x, 0.5);
+        let upper = c.b.op("Trilu", &[&x]);
+        vec![c.b.op("Pad", &[&x, &pads]), c.b.op("Pad", &[&x, &pads, &value]), upper]
+    })
+}
+
+#[test]
+fn a_training_loop_keeps_its_state_on_the_device() -> Result<()> {
+    let Some(gpu) = &*GPU else { return Ok(()) };
+    let (model, facts, feeds) = mlp_step();
+    let tract = tract()?;
+    let mut ours = gpu.compile(&model, &facts)?;
+    let mut theirs = tract.compile(&model, &facts)?;
+    let (mut state, mut reference) = (feeds.clone(), feeds.clone());
+    let (mut first, mut last) = (f64::NAN, f64::NAN);
+    let mut idle = 0;
+    for step in 0..50 {
+        let out = ours.run(&state)?;
+        let expected = theirs.run(&reference)?;
+        last = out[0].scalar()?;
+        if step == 0 {
+            first = last;
+        }
+        assert!(
+            (last - expected[0].scalar()?).abs() <= 1e-4,
+            "step {step}: {last} {}",
+            expected[0].scalar()?
+        );
+        let n = out.len() - 1;
+        state[2..2 + n].clone_from_slice(&out[1..]);
+        reference[2..2 + n].clone_from_slice(&expected[1..]);
+        if step == 10 {
+            idle = gpu.idle_bytes();
+        }
+    }
+    assert!(last < 0.5 * first, "loss went from {first} to {last}");
+    for (a, b) in state.iter().zip(&reference) {
+        assert!(distance(&a.to_host()?, &b.to_host()?) <= 1e-4);
+    }
+    println!("idle bytes after 10 steps {idle}, after 50 {}", gpu.idle_bytes());
+    Ok(())
+}
+
+/// A step of AdamW on a two-layer perceptron with a squared loss; the gradient is written out by hand.
+fn mlp_step() -> (Model, Facts, Vec<Value>) {
+    let mut c = Case::new();
+    let (x, y) = (c.noise(&[32, 12]), c.noise(&[32, 3]));
+    let shapes: [&[usize]; 4] = [&[12, 40], &[40], &[40, 3], &[3]];
+    let weights: Vec<ValueId> = shapes.iter().map(|s| c.noise(s)).collect();
+    let zeros = |c: &mut Case| -> Vec<ValueId> {
+        shapes.iter().map(|s| c.feed(Tensor::zeros(DType::F32, s))).collect()
+    };
+    let (m, v) = (zeros(&mut c), zeros(&mut c));
+    let time = c.feed(Tensor::f32(&[], &[0.0]));
+    let b = &mut c.b;
+    let h = b.matmul(&x, &weights[0]);
+    let h = b.add(&h, &weights[1]);
+    let a = b.op("Tanh", &[&h]);
+    let o = b.matmul(&a, &weights[2]);
+    let o = b.add(&o, &weights[3]);
+    let e = b.sub(&o, &y);
+    let e2 = b.mul(&e, &e);
+    let loss = b.mean(&e2, &[0, 1], false);
+    let g = b.mul_scalar(&e, 2.0 / 96.0);
+    let at = b.transpose_matrix(&a);
+    let wt = b.transpose_matrix(&weights[2]);
+    let xt = b.transpose_matrix(&x);
+    let ga = b.matmul(&g, &wt);
+    let a2 = b.mul(&a, &a);
+    let slope = b.scalar_sub(1.0, &a2);
+    let gh = b.mul(&ga, &slope);
+    let grads = [b.matmul(&xt, &gh), b.sum(&gh, &[0], false), b.matmul(&at, &g), b.sum(&g, &[0], false)];
+    let time = b.add_scalar(&time, 1.0);
+    let correction = |b: &mut Builder, beta: f64| {
+        let beta = b.scalar_like(&time, beta);
+        let power = b.op("Pow", &[&beta, &time]);
+        b.scalar_sub(1.0, &power)
+    };
+    let (c1, c2) = (correction(b, 0.9), correction(b, 0.999));
+    let (mut ws, mut ms, mut vs) = (vec![], vec![], vec![]);
+    for i in 0..4 {
+        let mix = |b: &mut Builder, old: &ValueId, new: &ValueId, beta: f64| {
+            let (old, new) = (b.mul_scalar(old, beta), b.mul_scalar(new, 1.0 - beta));
+            b.add(&old, &new)
+        };
+        let square = b.mul(&grads[i], &grads[i]);
+        let (m, v) = (mix(b, &m[i], &grads[i], 0.9), mix(b, &v[i], &square, 0.999));
+        let (mh, vh) = (b.div(&m, &c1), b.div(&v, &c2));
+        let root = b.op("Sqrt", &[&vh]);
+        let root = b.add_scalar(&root, 1e-8);
+        let step = b.div(&mh, &root);
+        let decay = b.mul_scalar(&weights[i], 0.01);
+        let step = b.add(&step, &decay);
+        let step = b.mul_scalar(&step, 0.02);
+        ws.push(b.sub(&weights[i], &step));
+        ms.push(m);
+        vs.push(v);
+    }
+    let outputs = [vec![loss], ws, ms, vs, vec![time]].concat();
+    c.finish(&outputs)
+}
