@@ -5,6 +5,7 @@
 //! opset 18 and later, static shapes and plain operators. Look at [`backward`] and [`rules::Rule`].
 
 pub mod facts;
+pub mod lower;
 pub mod prepare;
 pub mod rules;
 

@@ -150,6 +150,18 @@ pub fn kind(node: &Node) -> Option<Kind> {
     }
 }
 
+/// Emits what a node computes in primitives; gives its outputs.
+pub(super) type Lowering = fn(&mut Builder, &Node) -> Result<Vec<Option<ValueId>>>;
+
+/// How to write out a layer that some executors only run with constant parameters.
+pub(super) fn lowering(node: &Node) -> Option<Lowering> {
+    match (node.domain.as_str(), node.op.as_str()) {
+        ("", "BatchNormalization") => Some(norm::batch_forward),
+        ("", "GRU" | "LSTM" | "RNN") => Some(recurrent::forward),
+        _ => None,
+    }
+}
+
 /// Every operator with a rule or a stop.
 pub fn table() -> impl Iterator<Item = &'static Row> {
     let families = [

@@ -4,9 +4,9 @@
 
 use super::compose::compose;
 use super::{Context, Cotangents, Row, rule};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::onnx::infer::normalise_axis;
-use crate::onnx::{Builder, ValueId};
+use crate::onnx::{Builder, Node, ValueId};
 
 pub const TABLE: &[Row] = &[
     rule("BatchNormalization", batch),
@@ -83,7 +83,7 @@ fn standardised_gradient(
 fn batch(c: &mut Context<'_>) -> Cotangents {
     let epsilon = f64::from(c.node.float_or("epsilon", 1e-5));
     if c.node.int_or("training_mode", 0) != 0 {
-        return batch_training(c, epsilon);
+        return batch_training(c);
     }
     let (x, scale, mean, variance) = (c.input(0)?, c.input(1)?, c.input(3)?, c.input(4)?);
     let dy = c.cotangent()?;
@@ -123,32 +123,49 @@ fn batch(c: &mut Context<'_>) -> Cotangents {
     Ok(all)
 }
 
-/// With the statistics of the batch itself; the running statistics go on as `old · momentum + new · (1 − momentum)`.
-fn batch_training(c: &mut Context<'_>, epsilon: f64) -> Cotangents {
-    let momentum = f64::from(c.node.float_or("momentum", 0.9));
-    let inputs = (0..5).map(|i| c.input(i)).collect::<Result<Vec<_>>>()?;
-    compose(c, |b, _| {
-        let (x, rank) = (&inputs[0], b.rank(&inputs[0]));
-        let axes: Vec<i64> = (0..rank as i64).filter(|&a| a != 1).collect();
-        let mean = b.mean(x, &axes, true);
-        let centred = b.sub(x, &mean);
-        let squares = b.mul(&centred, &centred);
-        let variance = b.mean(&squares, &axes, true);
+/// The cotangents with the statistics of the batch itself.
+fn batch_training(c: &mut Context<'_>) -> Cotangents {
+    compose(c, batch_forward)
+}
+
+/// Emits the layer in primitives. In training form the statistics are those of the batch, and running ones go on
+/// as `old · momentum + new · (1 − momentum)`.
+pub fn batch_forward(b: &mut Builder, node: &Node) -> Result<Vec<Option<ValueId>>> {
+    let input = |i: usize| node.input(i).ok_or_else(|| Error::node(node, format!("input {i} is missing")));
+    let (x, scale, bias, old_mean, old_variance) = (input(0)?, input(1)?, input(2)?, input(3)?, input(4)?);
+    let epsilon = f64::from(node.float_or("epsilon", 1e-5));
+    let (rank, dtype) = (b.rank(x), b.dtype(x));
+    let (scale, bias) = (b.cast(scale, dtype), b.cast(bias, dtype));
+    if node.int_or("training_mode", 0) == 0 {
+        let (mean, variance) = (b.cast(old_mean, dtype), b.cast(old_variance, dtype));
         let inverse = inverse_deviation(b, &variance, epsilon);
-        let normal = b.mul(&centred, &inverse);
-        let scale = per_channel(b, &inputs[1], rank);
-        let bias = per_channel(b, &inputs[2], rank);
-        let scaled = b.mul(&normal, &scale);
-        let mut outputs = vec![Some(b.add(&scaled, &bias))];
-        for (old, new) in [(&inputs[3], &mean), (&inputs[4], &variance)] {
-            let flat = b.shape(old);
-            let new = b.reshape(new, &flat);
-            let kept = b.mul_scalar(old, momentum);
-            let added = b.mul_scalar(&new, 1.0 - momentum);
-            outputs.push(Some(b.add(&kept, &added)));
-        }
-        Ok(outputs)
-    })
+        let gain = b.mul(&scale, &inverse);
+        let shift = b.mul(&mean, &gain);
+        let shift = b.sub(&bias, &shift);
+        let (gain, shift) = (per_channel(b, &gain, rank), per_channel(b, &shift, rank));
+        let scaled = b.mul(x, &gain);
+        return Ok(vec![Some(b.add(&scaled, &shift))]);
+    }
+    let momentum = f64::from(node.float_or("momentum", 0.9));
+    let axes: Vec<i64> = (0..rank as i64).filter(|&a| a != 1).collect();
+    let mean = b.mean(x, &axes, true);
+    let centred = b.sub(x, &mean);
+    let squares = b.mul(&centred, &centred);
+    let variance = b.mean(&squares, &axes, true);
+    let inverse = inverse_deviation(b, &variance, epsilon);
+    let normal = b.mul(&centred, &inverse);
+    let (scale, bias) = (per_channel(b, &scale, rank), per_channel(b, &bias, rank));
+    let scaled = b.mul(&normal, &scale);
+    let mut outputs = vec![Some(b.add(&scaled, &bias))];
+    for (old, new) in [(old_mean, &mean), (old_variance, &variance)] {
+        let (flat, dtype) = (b.shape(old), b.dtype(old));
+        let new = b.reshape(new, &flat);
+        let new = b.cast(&new, dtype);
+        let kept = b.mul_scalar(old, momentum);
+        let added = b.mul_scalar(&new, 1.0 - momentum);
+        outputs.push(Some(b.add(&kept, &added)));
+    }
+    Ok(outputs)
 }
 
 fn layer(c: &mut Context<'_>) -> Cotangents {

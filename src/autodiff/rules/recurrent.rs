@@ -8,11 +8,7 @@ use super::{Context, Cotangents, Row, rule};
 use crate::error::{Error, Result};
 use crate::onnx::{Attr, Builder, DType, Node, Tensor, ValueId};
 
-pub const TABLE: &[Row] = &[
-    rule("GRU", |c| recurrent(c, Cell::Gru)),
-    rule("LSTM", |c| recurrent(c, Cell::Lstm)),
-    rule("RNN", |c| recurrent(c, Cell::Rnn)),
-];
+pub const TABLE: &[Row] = &[rule("GRU", recurrent), rule("LSTM", recurrent), rule("RNN", recurrent)];
 
 /// The kind of a recurrent layer.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -110,15 +106,17 @@ struct Direction {
     c: Option<ValueId>,
 }
 
-fn recurrent(c: &mut Context<'_>, cell: Cell) -> Cotangents {
-    for required in 0..3 {
-        c.input(required)?;
-    }
-    compose(c, |b, node| unroll(b, node, cell))
+fn recurrent(c: &mut Context<'_>) -> Cotangents {
+    compose(c, forward)
 }
 
 /// Emits the layer; returns Y, Y_h and, for LSTM, Y_c.
-fn unroll(b: &mut Builder, node: &Node, cell: Cell) -> Result<Vec<Option<ValueId>>> {
+pub fn forward(b: &mut Builder, node: &Node) -> Result<Vec<Option<ValueId>>> {
+    let cell = match node.op.as_str() {
+        "LSTM" => Cell::Lstm,
+        "GRU" => Cell::Gru,
+        _ => Cell::Rnn,
+    };
     let input =
         |i: usize| node.input(i).cloned().ok_or_else(|| Error::node(node, format!("input {i} is missing")));
     let (x, w) = (input(0)?, input(1)?);

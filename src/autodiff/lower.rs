@@ -1,0 +1,176 @@
+//! After differentiation: makes a training graph easy on executors.
+//!
+//! Layers that executors only run with constant parameters are written out in primitives ([`lower`]), and what the
+//! forward pass and the gradient rules both compute is computed once ([`share`]). Knows nothing of gradients.
+
+use super::rules;
+use crate::error::Result;
+use crate::onnx::{Attr, Builder, Facts, Graph, Node, ValueId};
+use std::collections::HashMap;
+
+/// Rewrites the nodes of `graph` whose parameters have become inputs and that not every executor runs so
+/// (batch normalisation and recurrent layers), then shares equal nodes.
+///
+/// # Errors
+/// [`crate::Error::Node`] for a recurrent layer with an unknown activation.
+pub fn lower(graph: Graph, facts: Facts) -> Result<(Graph, Facts)> {
+    let mut b = Builder::on(graph, facts);
+    let nodes = std::mem::take(&mut b.graph_mut().nodes);
+    let outer = b.scope().to_owned();
+    for node in nodes {
+        let constant = |value: &Option<ValueId>| value.as_ref().is_none_or(|v| b.constant_value(v).is_some());
+        let fixed = node.inputs.iter().skip(1).all(constant);
+        let Some(forward) = rules::lowering(&node).filter(|_| !fixed) else {
+            b.push(node);
+            continue;
+        };
+        b.set_scope(&node.label());
+        let made = forward(&mut b, &node)?;
+        for (output, value) in node.outputs.iter().zip(made) {
+            if let (Some(output), Some(value)) = (output, value) {
+                b.push(Node::new("Identity", &[&value], &[output]));
+            }
+        }
+        b.set_scope(&outer);
+    }
+    let (mut graph, facts) = b.finish();
+    share(&mut graph);
+    graph.prune();
+    Ok((graph, facts))
+}
+
+/// Constants of more bytes than this aren't compared with each other.
+const SMALL: usize = 4096;
+
+/// Operators that give something else each time.
+const RANDOM: [&str; 6] =
+    ["Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniformLike"];
+
+/// Lets one node do the work of all that compute the same, and drops identities. Outputs of the graph keep their
+/// names.
+pub fn share(graph: &mut Graph) {
+    let outputs: Vec<ValueId> = graph.outputs.iter().map(|o| o.id.clone()).collect();
+    let inputs: Vec<ValueId> = graph.inputs.iter().map(|i| i.id.clone()).collect();
+    let mut same: HashMap<ValueId, ValueId> = HashMap::new();
+    let mut constants = HashMap::new();
+    for (id, tensor) in
+        graph.initializers.iter().filter(|(id, t)| t.bytes().len() <= SMALL && !inputs.contains(id))
+    {
+        let key = (tensor.dtype(), tensor.shape().to_vec(), tensor.bytes().to_vec());
+        match constants.get(&key) {
+            Some(first) => drop(same.insert(id.clone(), ValueId::clone(first))),
+            None => drop(constants.insert(key, id.clone())),
+        }
+    }
+    let mut seen: HashMap<(String, Vec<Option<ValueId>>), Vec<Node>> = HashMap::new();
+    graph.nodes.retain_mut(|node| {
+        for input in node.inputs.iter_mut().flatten() {
+            if let Some(first) = same.get(input) {
+                *input = first.clone();
+            }
+        }
+        let inner = node.attrs.values().any(|a| matches!(a, Attr::Graph(_) | Attr::Graphs(_)));
+        let kept = node.outputs.iter().flatten().any(|o| outputs.contains(o));
+        if inner || RANDOM.contains(&node.op.as_str()) {
+            return true;
+        }
+        if let (true, false, Some(from), Some(to)) =
+            (node.is("Identity"), kept, node.input(0), node.output(0))
+        {
+            same.insert(to.clone(), from.clone());
+            return false;
+        }
+        let alike = seen.entry((node.qualified_op(), node.inputs.clone())).or_default();
+        let covers = |first: &Node| {
+            first.attrs == node.attrs
+                && first.outputs.len() >= node.outputs.len()
+                && first.outputs.iter().zip(&node.outputs).all(|(f, n)| f.is_some() || n.is_none())
+        };
+        match alike.iter().find(|first| covers(first)) {
+            Some(first) if !kept => {
+                for (to, from) in node.outputs.iter().zip(&first.outputs) {
+                    same.extend(to.clone().zip(from.clone()));
+                }
+                false
+            }
+            _ => {
+                alike.push(node.clone());
+                true
+            }
+        }
+    });
+    // Subgraphs may read what was dropped, by its name.
+    let dropped = |id: &ValueId| same.get(id).cloned();
+    for node in &mut graph.nodes {
+        for inner in node.subgraphs_mut() {
+            rename(inner, &dropped);
+        }
+    }
+}
+
+fn rename(graph: &mut Graph, new: &impl Fn(&ValueId) -> Option<ValueId>) {
+    let own = |graph: &Graph, id: &ValueId| {
+        graph.initializers.contains_key(id)
+            || graph.inputs.iter().any(|i| i.id == *id)
+            || graph.nodes.iter().any(|n| n.outputs.iter().flatten().any(|o| o == id))
+    };
+    let renamed: Vec<(ValueId, ValueId)> = crate::onnx::outer_reads(graph)
+        .into_iter()
+        .filter(|id| !own(graph, id))
+        .filter_map(|id| new(&id).map(|to| (id, to)))
+        .collect();
+    let change = |value: &mut ValueId| {
+        if let Some((_, to)) = renamed.iter().find(|(from, _)| from == value) {
+            *value = to.clone();
+        }
+    };
+    graph.nodes.iter_mut().flat_map(|n| n.inputs.iter_mut().flatten()).for_each(change);
+    graph.outputs.iter_mut().for_each(|o| change(&mut o.id));
+    for node in &mut graph.nodes {
+        for inner in node.subgraphs_mut() {
+            rename(inner, new);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::onnx::{DType, Fact};
+
+    #[test]
+    fn equal_nodes_and_constants_are_shared_and_outputs_keep_their_names() {
+        let mut b = Builder::new("twice");
+        let x = b.input("x", Fact::new(DType::F32, &[2]));
+        let first = b.op("Exp", &[&x]);
+        let copy = b.op("Identity", &[&x]);
+        let second = b.op("Exp", &[&copy]);
+        let sum = b.add(&first, &second);
+        b.output_as("y", &sum);
+        let (mut graph, _) = b.finish();
+        share(&mut graph);
+        graph.prune();
+        let ops: Vec<&str> = graph.nodes.iter().map(|n| n.op.as_str()).collect();
+        assert_eq!(ops, ["Exp", "Add", "Identity"]);
+        assert_eq!(graph.nodes[1].inputs[0], graph.nodes[1].inputs[1]);
+        assert_eq!(graph.outputs[0].id.as_str(), "y");
+    }
+
+    #[test]
+    fn batch_normalisation_with_free_parameters_becomes_primitives() -> Result<()> {
+        let mut b = Builder::new("norm");
+        let x = b.input("x", Fact::new(DType::F32, &[2, 3, 4]));
+        let parameters: Vec<ValueId> =
+            (0..4).map(|i| b.input(&format!("p{i}"), Fact::new(DType::F32, &[3]))).collect();
+        let y = ValueId::new("y");
+        let inputs: Vec<&ValueId> = std::iter::once(&x).chain(&parameters).collect();
+        b.push(Node::new("BatchNormalization", &inputs, &[&y]));
+        b.set_fact(&y, Fact::new(DType::F32, &[2, 3, 4]));
+        b.output(&y);
+        let (graph, facts) = b.finish();
+        let (graph, _) = lower(graph, facts)?;
+        assert!(graph.nodes.iter().all(|n| !n.is("BatchNormalization")));
+        assert_eq!(graph.nodes.last().and_then(|n| n.output(0)), Some(&y));
+        Ok(())
+    }
+}

@@ -1,0 +1,3 @@
+//! Gradients against outside judges: PyTorch's autograd and central differences.
+
+mod torch_refs;
