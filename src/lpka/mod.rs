@@ -8,8 +8,12 @@
 //! of that name, `optimizer` AdamW and SGD, `update` puts the pieces into one program.
 
 mod controls;
+mod interface;
 mod optimizer;
 mod parameters;
+mod resample;
+mod structured;
+mod tokens;
 mod update;
 
 pub use controls::{shuffled, untrained};
@@ -18,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::onnx::{Fact, Facts, Model, Tensor, ValueId};
 use crate::params::{Pairing, ParamGraph};
 use crate::runtime::{Executor, State, StepProgram};
-use crate::train::TrainConfig;
+use crate::train::{Preset, TrainConfig};
 use parameters::Plan;
 use std::collections::HashMap;
 
@@ -99,8 +103,18 @@ pub fn build(
     executor: &dyn Executor,
     seed: u64,
 ) -> Result<UpdateProgram> {
-    let plan = Plan::direct(target, trainable, config, seed)?;
-    let _ = (source, pairing, gate);
+    let mut plan = Plan::direct(target, trainable, config, seed)?;
+    if let Some(source) = source {
+        let adapter = &config.adapter;
+        match adapter.preset {
+            Preset::Structured => {
+                let done = structured::add(&mut plan, target, source, pairing, adapter, gate, executor)?;
+                tokens::add(&mut plan, target, source, pairing, adapter, 0.0, &done);
+            }
+            Preset::Residual => tokens::add(&mut plan, target, source, pairing, adapter, gate, &[]),
+            Preset::Paper => tokens::add(&mut plan, target, source, pairing, adapter, gate, &[]),
+        }
+    }
     update::assemble(plan, config, executor, seed)
 }
 

@@ -58,6 +58,20 @@ impl Parameters {
             (0..count).map(|_| (bound * (2.0 * self.random.random::<f64>() - 1.0)) as f32).collect();
         self.add(name, Tensor::f32(shape, &values), 0.0)
     }
+    /// Multiplies the first value of a parameter.
+    pub fn scale(&mut self, id: ParamId, by: f64) {
+        let initial = &mut self.list[id.0].initial;
+        let values: Vec<f32> = initial.to_f32().iter().map(|v| (*v as f64 * by) as f32).collect();
+        *initial = Tensor::f32(initial.shape(), &values);
+    }
+    /// Moves the first value of a parameter towards `other` by the share `share`.
+    pub fn blend(&mut self, id: ParamId, share: f64, other: &[f32]) {
+        let initial = &mut self.list[id.0].initial;
+        let blended =
+            |(own, other): (&f32, &f32)| (*own as f64 * (1.0 - share) + *other as f64 * share) as f32;
+        let values: Vec<f32> = initial.to_f32().iter().zip(other).map(blended).collect();
+        *initial = Tensor::f32(initial.shape(), &values);
+    }
     /// Number of trained numbers.
     pub fn count(&self) -> usize {
         self.list.iter().map(|p| p.initial.len()).sum()
@@ -85,6 +99,28 @@ pub(super) enum Noise<'a> {
     Off,
     /// Inputs of the graph, taken in the order of emission; missing ones are declared.
     Inputs { taken: usize, inputs: &'a mut Vec<(ValueId, Fact)> },
+}
+
+impl Noise<'_> {
+    /// `x` with a share `p` of its elements set to zero and the others scaled up to make up for it.
+    pub fn dropout(&mut self, b: &mut Builder, x: &ValueId, p: f64) -> ValueId {
+        let Noise::Inputs { taken, inputs } = self else { return x.clone() };
+        if p <= 0.0 {
+            return x.clone();
+        }
+        if *taken == inputs.len() {
+            let fact = Fact::new(DType::F32, &b.shape(x));
+            let input = b.input(&format!("noise/{taken}"), fact.clone());
+            inputs.push((input, fact));
+        }
+        let noise = inputs[*taken].0.clone();
+        *taken += 1;
+        let limit = b.scalar_like(&noise, p);
+        let kept = b.op("GreaterOrEqual", &[&noise, &limit]);
+        let kept = b.cast(&kept, DType::F32);
+        let mask = b.mul_scalar(&kept, 1.0 / (1.0 - p));
+        b.mul(x, &mask)
+    }
 }
 
 /// What is trained and how W′ comes of it.

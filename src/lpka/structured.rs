@@ -1,0 +1,408 @@
+//! Interface maps at work: source matrices carried into target weights through the maps of their two sides.
+//!
+//! `T = (P_out B_s)(P_in A_s)ᵀ` with the source's rank-r factors B_s = U√Σ and A_s = V√Σ, kernels and flattened positions
+//! resampled first; the layer adds `g · ρ · T` to the target's own W, which starts at `(1 − g₀) · W`.
+
+use super::interface::{InterfaceMap, codes, selection};
+use super::parameters::{Layer, Noise, ParamId, Parameters, Plan};
+use super::resample::{resample_positions, resampling};
+use super::update::run_once;
+use super::{Means, Side, Transfer};
+use crate::error::Result;
+use crate::onnx::{Builder, Tensor, ValueId};
+use crate::params::{
+    InterfaceId, InterfaceKind, InterfaceUse, Matrix, MatrixView, Pairing, Role, Weight, WeightId, low_rank,
+};
+use crate::runtime::Executor;
+use crate::train::AdapterConfig;
+
+/// All weights that interface maps carry, and the maps they share.
+struct Mapped {
+    maps: Vec<InterfaceMap>,
+    weights: Vec<MappedWeight>,
+}
+
+struct MappedWeight {
+    base: usize,
+    view: MatrixView,
+    /// Blocks that make up P_out B_s, one below the other: `out_t × r`.
+    rows: Vec<Block>,
+    /// Blocks that make up P_in A_s: `(in_t · taps) × r`.
+    cols: Vec<Block>,
+    rank: usize,
+    gate: ParamId,
+    /// ρ.
+    scale: f64,
+}
+
+/// Factors of the source along a run of target features.
+struct Block {
+    /// Which map brings source channels to target channels; `None` where channels correspond as they are.
+    map: Option<usize>,
+    /// The target channels this run uses, where it isn't all of them.
+    part: Option<(usize, usize)>,
+    /// `C_s × (positions · taps · r)`.
+    factors: Tensor,
+    channels: usize,
+    positions: usize,
+    position_major: bool,
+}
+
+impl Layer for Mapped {
+    fn emit(&self, b: &mut Builder, values: &[ValueId], _: &mut Noise<'_>) -> Vec<(usize, ValueId)> {
+        let maps: Vec<ValueId> = self.maps.iter().map(|map| map.emit(b, values)).collect();
+        let addition = |weight: &MappedWeight| {
+            let rows = weight.rows(b, &maps);
+            let gate = b.mul_scalar(&values[weight.gate.0], weight.scale);
+            let rows = b.mul(&rows, &gate);
+            (weight.base, weight.emit(b, rows, &maps))
+        };
+        self.weights.iter().map(addition).collect()
+    }
+}
+
+impl MappedWeight {
+    fn rows(&self, b: &mut Builder, maps: &[ValueId]) -> ValueId {
+        stacked(b, &self.rows, maps, self.rank)
+    }
+    /// `rows` times the mapped input factors, laid out as the target's weight.
+    fn emit(&self, b: &mut Builder, rows: ValueId, maps: &[ValueId]) -> ValueId {
+        let cols = stacked(b, &self.cols, maps, self.rank);
+        let cols = b.transpose(&cols, &[1, 0]);
+        let matrix = b.matmul(&rows, &cols);
+        weight_of(b, &matrix, &self.view)
+    }
+}
+
+/// A matrix in the layout of its weight, split as [`MatrixView::split`] says.
+pub(super) fn weight_of(b: &mut Builder, matrix: &ValueId, view: &MatrixView) -> ValueId {
+    let axes: Vec<usize> = view.perm.iter().map(|&p| view.split[p]).collect();
+    let matrix = b.reshape(matrix, &axes);
+    b.transpose(&matrix, &view.inverse_perm())
+}
+
+fn stacked(b: &mut Builder, blocks: &[Block], maps: &[ValueId], rank: usize) -> ValueId {
+    let parts: Vec<ValueId> = blocks.iter().map(|block| block.emit(b, maps, rank)).collect();
+    b.concat(&parts.iter().collect::<Vec<_>>(), 0)
+}
+
+impl Block {
+    fn emit(&self, b: &mut Builder, maps: &[ValueId], rank: usize) -> ValueId {
+        let factors = b.constant(self.factors.clone());
+        let inner = self.factors.shape()[1] / self.positions;
+        let mut mapped = match self.map {
+            None => factors,
+            Some(map) => {
+                let map = match self.part {
+                    Some((start, end)) => b.slice(&maps[map], &[start as i64], &[end as i64], &[0]),
+                    None => maps[map].clone(),
+                };
+                b.matmul(&map, &factors)
+            }
+        };
+        if self.position_major && self.positions > 1 {
+            let cells = b.reshape(&mapped, &[self.channels, self.positions, inner]);
+            mapped = b.transpose(&cells, &[1, 0, 2]);
+        }
+        b.reshape(&mapped, &[self.channels * self.positions * inner / rank, rank])
+    }
+}
+
+/// Adds interface maps to a plan wherever the pairing says they fit. Returns the target matrices that got one.
+pub(super) fn add(
+    plan: &mut Plan,
+    target: &Side<'_>,
+    source: &Side<'_>,
+    pairing: &Pairing,
+    config: &AdapterConfig,
+    gate: f64,
+    executor: &dyn Executor,
+) -> Result<Vec<WeightId>> {
+    let mut planner = Planner { target, source, pairing, config, wanted: vec![] };
+    let mut weights = vec![];
+    for pair in &pairing.weights {
+        let (Some(base), Some(from)) = (plan.base_of(&target.graph.weight(pair.target).name), pair.source)
+        else {
+            continue;
+        };
+        if let Some(mut weight) = planner.weight(base, pair.target, from) {
+            weight.gate =
+                plan.parameters.filled(format!("{}/gate", plan.bases[base].weight), &[], gate as f32);
+            weights.push((pair.target, from, weight));
+        }
+    }
+    let (ids, layer): (Vec<_>, Vec<_>) = weights.into_iter().map(|(t, s, w)| ((t, s), w)).unzip();
+    let mut mapped = Mapped { maps: planner.maps(&mut plan.parameters), weights: layer };
+    let live = mapped.measure(plan, executor)?;
+    let mut keep = live.iter();
+    mapped.weights.retain(|_| keep.next().copied().unwrap_or(false));
+    let ids: Vec<_> = ids.into_iter().zip(&live).filter(|(_, live)| **live).map(|(ids, _)| ids).collect();
+    for (weight, (_, from)) in mapped.weights.iter().zip(&ids) {
+        let base = &plan.bases[weight.base];
+        plan.parameters.scale(base.parameter, 1.0 - gate);
+        plan.transfers.push(Transfer {
+            target: base.weight.clone(),
+            sources: vec![source.graph.weight(*from).name.clone()],
+            by: Means::InterfaceMaps,
+        });
+    }
+    let targets: Vec<WeightId> = ids.into_iter().map(|(t, _)| t).collect();
+    start_vectors(plan, target, source, pairing, &targets, gate);
+    if !mapped.weights.is_empty() {
+        plan.layers.push(Box::new(mapped));
+    }
+    Ok(targets)
+}
+
+impl Mapped {
+    /// Sets each ρ by the standard deviation of the first T. Tells which weights have anything to carry at all.
+    fn measure(&mut self, plan: &Plan, executor: &dyn Executor) -> Result<Vec<bool>> {
+        if self.weights.is_empty() {
+            return Ok(vec![]);
+        }
+        let mut b = Builder::new("measure");
+        let values: Vec<ValueId> = plan
+            .parameters
+            .list
+            .iter()
+            .map(|p| b.input(&p.name, crate::onnx::Fact::of(&p.initial)))
+            .collect();
+        let maps: Vec<ValueId> = self.maps.iter().map(|map| map.emit(&mut b, &values)).collect();
+        for (i, weight) in self.weights.iter().enumerate() {
+            let rows = weight.rows(&mut b, &maps);
+            let mapped = weight.emit(&mut b, rows, &maps);
+            b.output_as(&format!("mapped/{i}"), &mapped);
+        }
+        let (mut graph, facts) = b.finish();
+        let read: Vec<ValueId> = graph.nodes.iter().flat_map(crate::onnx::node_reads).collect();
+        let used: Vec<bool> = values.iter().map(|v| read.contains(v)).collect();
+        graph.inputs.retain(|i| read.contains(&i.id));
+        let feeds: Vec<_> = plan.parameters.list.iter().zip(used).filter(|(_, used)| *used).collect();
+        let feeds: Vec<_> =
+            feeds.into_iter().map(|(p, _)| crate::runtime::Value::host(p.initial.clone())).collect();
+        let first = run_once(executor, graph, facts, &feeds)?;
+        let mut live = vec![];
+        for (weight, first) in self.weights.iter_mut().zip(first) {
+            let own = &plan.parameters.list[plan.bases[weight.base].parameter.0].initial;
+            weight.scale = std(own) / std(&first);
+            live.push(weight.scale.is_normal());
+        }
+        Ok(live)
+    }
+}
+
+fn std(tensor: &Tensor) -> f64 {
+    Matrix::new(1, tensor.len(), tensor.to_f32().into_owned()).std() as f64
+}
+
+/// Finds blocks, and which maps they want.
+struct Planner<'a> {
+    target: &'a Side<'a>,
+    source: &'a Side<'a>,
+    pairing: &'a Pairing,
+    config: &'a AdapterConfig,
+    /// (target interface, source interface) of each map, once.
+    wanted: Vec<(InterfaceId, InterfaceId)>,
+}
+
+impl Planner<'_> {
+    /// The maps that are wanted.
+    fn maps(&self, parameters: &mut Parameters) -> Vec<InterfaceMap> {
+        let rank = self.config.rank.max(1);
+        let mut make = |&(to, from): &(InterfaceId, InterfaceId)| {
+            let (target, source) = (self.target.graph.interface(to), self.source.graph.interface(from));
+            let codes = codes(self.target, target, rank).zip(codes(self.source, source, rank));
+            let sizes = (target.channels, source.channels);
+            InterfaceMap::new(&format!("map{}", to.0), sizes, codes, self.config, parameters)
+        };
+        self.wanted.iter().map(&mut make).collect()
+    }
+
+    /// How target weight `to` is carried from source weight `from`; `None` where their layouts don't correspond.
+    fn weight(&mut self, base: usize, to: WeightId, from: WeightId) -> Option<MappedWeight> {
+        let wanted = self.wanted.len();
+        let weight = self.mapped(base, to, from);
+        if weight.is_none() {
+            self.wanted.truncate(wanted);
+        }
+        weight
+    }
+
+    fn mapped(&mut self, base: usize, to: WeightId, from: WeightId) -> Option<MappedWeight> {
+        let (to, from) = (self.target.graph.weight(to), self.source.graph.weight(from));
+        let (view, other) = (to.view.as_ref()?, from.view.as_ref()?);
+        let depthwise = |v: &MatrixView| v.group > 1 && v.inn == 1;
+        if !(depthwise(view) && depthwise(other)) && (view.group > 1 || other.group > 1) {
+            return None;
+        }
+        let matrix =
+            with_taps(&other.matrix_of(self.source.weights.get(&from.name)?), &other.taps, &view.taps);
+        let taps = view.tap_count();
+        let factors = low_rank(&matrix, self.config.rank.max(1));
+        let rank = factors.rank();
+        if rank == 0 || !factors.s.iter().all(|s| s.is_finite()) {
+            return None;
+        }
+        let rows = self.side(&to.output, &from.output, view.out, &factors.left(), rank)?;
+        let right = factors.right();
+        let right = Matrix::new(other.inn, taps * rank, right.data);
+        let cols = match depthwise(view) {
+            true => vec![Block::direct(&right)],
+            false => self.side(&to.input, &from.input, view.inn, &right, taps * rank)?,
+        };
+        Some(MappedWeight {
+            base,
+            view: view.clone(),
+            rows,
+            cols,
+            rank,
+            gate: ParamId(usize::MAX),
+            scale: 1.0,
+        })
+    }
+
+    /// The blocks of one side: its features in order, from `factors` with a row a source feature.
+    fn side(
+        &mut self,
+        to: &[InterfaceUse],
+        from: &[InterfaceUse],
+        features: usize,
+        factors: &Matrix,
+        inner: usize,
+    ) -> Option<Vec<Block>> {
+        let mut uses: Vec<&InterfaceUse> = to.iter().collect();
+        uses.sort_by_key(|u| u.offset);
+        let mut end = 0;
+        let mut blocks = vec![];
+        for to in uses {
+            let wanted = self.pairing.source_of(to.interface)?;
+            let from = from.iter().find(|u| u.interface == wanted)?;
+            let ordered = to.is_channel_major() || to.is_position_major();
+            if to.offset != end || !ordered {
+                return None;
+            }
+            end += to.len();
+            blocks.push(self.block(to, from, factors, inner)?);
+        }
+        (end == features && !blocks.is_empty()).then_some(blocks)
+    }
+
+    fn block(
+        &mut self,
+        to: &InterfaceUse,
+        from: &InterfaceUse,
+        factors: &Matrix,
+        inner: usize,
+    ) -> Option<Block> {
+        let map = self.map(to.interface, from.interface)?;
+        let channels = self.source.graph.interface(from.interface).channels;
+        // A row a channel of the whole source interface; channels that the weight doesn't use stay zero.
+        let mut data = vec![0.0; channels * from.positions * inner];
+        for (i, feature) in from.features().enumerate() {
+            let place = (from.start * from.positions + i) * inner;
+            data.get_mut(place..place + inner)?
+                .copy_from_slice(factors.data.get(feature * inner..(feature + 1) * inner)?);
+        }
+        let data = match from.positions == to.positions {
+            true => data,
+            false => resample_positions(&resampling(&from.grid, &to.grid), channels, inner, &data),
+        };
+        let whole = to.channels == self.target.graph.interface(to.interface).channels;
+        if map.is_none() && !(whole && channels == to.channels) {
+            return None;
+        }
+        Some(Block {
+            map,
+            part: (!whole).then_some((to.start, to.start + to.channels)),
+            factors: Tensor::f32(&[channels, to.positions * inner], &data),
+            channels: to.channels,
+            positions: to.positions,
+            position_major: !to.is_channel_major(),
+        })
+    }
+
+    /// The place of the map between two interfaces: `Some(None)` for the identity, `None` where there can't be one.
+    fn map(&mut self, to: InterfaceId, from: InterfaceId) -> Option<Option<usize>> {
+        let (target, source) = (self.target.graph.interface(to), self.source.graph.interface(from));
+        let outer = target.kind == source.kind && target.kind != InterfaceKind::Hidden;
+        if outer && target.channels == source.channels {
+            return Some(None);
+        }
+        if target.kind == InterfaceKind::Output || source.channels == 0 || target.channels == 0 {
+            return None;
+        }
+        let place = self.wanted.iter().position(|pair| *pair == (to, from)).unwrap_or_else(|| {
+            self.wanted.push((to, from));
+            self.wanted.len() - 1
+        });
+        Some(Some(place))
+    }
+}
+
+impl Block {
+    /// Factors that no channel map applies to.
+    fn direct(factors: &Matrix) -> Self {
+        Self {
+            map: None,
+            part: None,
+            factors: factors.to_tensor(),
+            channels: factors.rows,
+            positions: 1,
+            position_major: false,
+        }
+    }
+}
+
+/// A matrix of `out × (in · taps)` with its kernels resampled.
+pub(super) fn with_taps(matrix: &Matrix, from: &[usize], to: &[usize]) -> Matrix {
+    if from == to {
+        return matrix.clone();
+    }
+    let by = resampling(from, to);
+    let inn = matrix.cols / by.cols.max(1);
+    let data = resample_positions(&by, matrix.rows * inn, 1, &matrix.data);
+    Matrix::new(matrix.rows, inn * by.rows, data)
+}
+
+/// Biases, scales and shifts of mapped layers start as the share g₀ of the source's, picked by the maps' hard start.
+fn start_vectors(
+    plan: &mut Plan,
+    target: &Side<'_>,
+    source: &Side<'_>,
+    pairing: &Pairing,
+    mapped: &[WeightId],
+    gate: f64,
+) {
+    if gate == 0.0 {
+        return;
+    }
+    for &(to, from) in &pairing.interfaces {
+        let (interface, other) = (target.graph.interface(to), source.graph.interface(from));
+        if interface.producers.is_empty() || !interface.producers.iter().all(|p| mapped.contains(p)) {
+            continue;
+        }
+        for role in [Role::Bias, Role::NormScale, Role::NormShift] {
+            let of = |side: &Side<'_>, ids: &[WeightId], channels: usize| -> Vec<Weight> {
+                let all = ids.iter().map(|&id| side.graph.weight(id));
+                all.filter(|w| w.role == role && w.len() == channels).cloned().collect()
+            };
+            let ours = of(target, &interface.vectors, interface.channels);
+            let theirs = of(source, &other.vectors, other.channels);
+            for (ours, theirs) in ours.iter().zip(&theirs) {
+                let (Some(base), Some(tensor)) = (plan.base_of(&ours.name), source.weights.get(&theirs.name))
+                else {
+                    continue;
+                };
+                let values = tensor.to_f32();
+                let picked: Vec<f32> =
+                    selection(interface.channels, other.channels).into_iter().map(|i| values[i]).collect();
+                plan.parameters.blend(plan.bases[base].parameter, gate, &picked);
+                plan.transfers.push(Transfer {
+                    target: ours.name.clone(),
+                    sources: vec![theirs.name.clone()],
+                    by: Means::MappedStart,
+                });
+            }
+        }
+    }
+}
