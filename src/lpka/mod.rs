@@ -13,6 +13,8 @@ mod optimizer;
 mod parameters;
 mod resample;
 mod structured;
+#[cfg(all(test, feature = "tract"))]
+mod tests;
 mod tokens;
 mod update;
 
@@ -103,6 +105,22 @@ pub fn build(
     executor: &dyn Executor,
     seed: u64,
 ) -> Result<UpdateProgram> {
+    let plan = plan(target, source, pairing, trainable, config, gate, executor, seed)?;
+    update::assemble(&plan, config, executor, seed)
+}
+
+/// What is trained in an arm, and how W′ comes of it.
+#[allow(clippy::too_many_arguments)]
+fn plan(
+    target: &Side<'_>,
+    source: Option<&Side<'_>>,
+    pairing: &Pairing,
+    trainable: &[ValueId],
+    config: &TrainConfig,
+    gate: f64,
+    executor: &dyn Executor,
+    seed: u64,
+) -> Result<Plan> {
     let mut plan = Plan::direct(target, trainable, config, seed)?;
     if let Some(source) = source {
         let adapter = &config.adapter;
@@ -115,7 +133,7 @@ pub fn build(
             Preset::Paper => tokens::add(&mut plan, target, source, pairing, adapter, gate, &[]),
         }
     }
-    update::assemble(plan, config, executor, seed)
+    Ok(plan)
 }
 
 /// The tensor of a weight, which must be there and be made of real numbers.

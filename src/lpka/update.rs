@@ -21,10 +21,31 @@ use std::ops::Range;
 
 /// Builds the update program of a plan.
 pub(super) fn assemble(
-    plan: Plan,
+    plan: &Plan,
     config: &TrainConfig,
     executor: &dyn Executor,
     seed: u64,
+) -> Result<UpdateProgram> {
+    emit(plan, config, executor, seed, true)
+}
+
+/// Without carrying anything: twice the work, for tests of [`carry`].
+#[cfg(test)]
+pub(super) fn assemble_recomputing(
+    plan: &Plan,
+    config: &TrainConfig,
+    executor: &dyn Executor,
+    seed: u64,
+) -> Result<UpdateProgram> {
+    emit(plan, config, executor, seed, false)
+}
+
+fn emit(
+    plan: &Plan,
+    config: &TrainConfig,
+    executor: &dyn Executor,
+    seed: u64,
+    carrying: bool,
 ) -> Result<UpdateProgram> {
     let flats = Flats::new(&plan.parameters);
     let mut b = Builder::new("update");
@@ -63,19 +84,19 @@ pub(super) fn assemble(
     let first = b.graph().nodes.len();
     let merged = plan.emit(&mut b, &values, &mut noise_inputs(&mut noise));
     let after = first..b.graph().nodes.len();
-    let merged = outputs(&mut b, &plan, "merged", merged);
+    let merged = outputs(&mut b, plan, "merged", merged);
     let clean = match plan.drops() {
         true => {
             b.set_scope("clean");
             let clean = plan.emit(&mut b, &values, &mut Noise::Off);
-            outputs(&mut b, &plan, "clean", clean)
+            outputs(&mut b, plan, "clean", clean)
         }
         false => merged.clone(),
     };
     b.set_scope("");
 
-    let carried = carry(&mut b, before, after)?;
-    let start = start(&plan, &flats, &carried, executor, seed)?;
+    let carried = if carrying { carry(&mut b, before, after)? } else { vec![] };
+    let start = start(plan, &flats, &carried, executor, seed)?;
     for (carried, initial) in carried.into_iter().zip(start.carried) {
         state.push(State { input: carried.input, output: carried.output, initial });
     }
@@ -95,7 +116,7 @@ pub(super) fn assemble(
         noise,
         initial: names().zip(start.merged).collect(),
         adapter_parameters: plan.parameters.count() - plan.own,
-        transfers: plan.transfers,
+        transfers: plan.transfers.clone(),
     })
 }
 
