@@ -43,7 +43,8 @@ pub fn probe(executor: &dyn Executor, model: &Model, inputs: &HashMap<ValueId, T
     let (outputs, feeds) = {
         let graph = &mut widened.graph;
         graph.outputs = tensor_outputs(graph);
-        let feeds: Vec<Tensor> = graph.required_inputs().map(|i| feed(&i.id, inputs)).collect::<Result<_>>()?;
+        let feeds: Vec<Tensor> =
+            graph.required_inputs().map(|i| feed(&i.id, inputs)).collect::<Result<_>>()?;
         pin_inputs(graph, inputs);
         (graph.outputs.iter().map(|o| o.id.clone()).collect::<Vec<_>>(), feeds)
     };
@@ -81,7 +82,8 @@ fn tensor_outputs(graph: &Graph) -> Vec<ValueInfo> {
     let mut outputs = vec![];
     for node in &graph.nodes {
         let carries = |node: &Node| {
-            node.inputs.iter().flatten().any(|i| not_tensors.contains(i)) && (node.is("Identity") || node.is("Loop"))
+            node.inputs.iter().flatten().any(|i| not_tensors.contains(i))
+                && (node.is("Identity") || node.is("Loop"))
         };
         if SEQUENCES.contains(&node.op.as_str()) || carries(node) {
             not_tensors.extend(node.outputs.iter().flatten());

@@ -88,7 +88,16 @@ pub struct AdapterConfig {
 
 impl Default for AdapterConfig {
     fn default() -> Self {
-        Self { preset: Preset::Structured, rank: 16, width: 32, heads: 4, depth: 2, dropout: 0.1, gate: None, cycle: 1 }
+        Self {
+            preset: Preset::Structured,
+            rank: 16,
+            width: 32,
+            heads: 4,
+            depth: 2,
+            dropout: 0.1,
+            gate: None,
+            cycle: 1,
+        }
     }
 }
 

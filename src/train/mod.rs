@@ -1,7 +1,23 @@
 //! Joins models, adapter and data: step programs, losses, the loop, control arms and the gate.
+//!
+//! [`merge`] is the main job. It opens a [`session`] (what all arms share), lets arms compete in a [`contest`],
+//! and ships the best if it passes the gate. Knows nothing of the terminal: it tells an [`Observer`].
 
+mod arms;
+mod batches;
+mod checkpoint;
 mod config;
+mod contest;
 mod events;
+mod fit;
+pub mod loss;
+mod merge;
+pub mod metric;
+pub mod model_step;
+pub mod network;
+mod schedule;
+mod session;
 
 pub use config::{AdapterConfig, ExecutorChoice, Method, Optimizer, Preset, Schedule, Task, TrainConfig};
 pub use events::{Event, Observer, Silent};
+pub use merge::{DataSets, MergeRequest, merge};

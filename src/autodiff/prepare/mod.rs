@@ -7,8 +7,12 @@
 
 mod forms;
 mod functions;
+mod lift;
+mod specialise;
 mod upgrade;
 
+pub use lift::{Lifted, Lifting, lift};
+pub use specialise::specialise;
 pub use upgrade::upgrade;
 
 #[cfg(test)]

@@ -1,0 +1,187 @@
+//! The arms of a run: what is tried, and what is tried beside it to know why it helped (LPKA.md's control arms).
+
+use super::{Method, TrainConfig};
+use serde::{Deserialize, Serialize};
+
+/// Whose weights the adapter reads.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SourceKind {
+    /// No adapter at all.
+    None,
+    /// The source as given.
+    Real,
+    /// The source's values, permuted within each weight: same spectrum of values, no knowledge.
+    Shuffled,
+    /// A freshly initialised source.
+    Untrained,
+}
+
+impl SourceKind {
+    pub fn name(self) -> &'static str {
+        match self {
+            SourceKind::None => "none",
+            SourceKind::Real => "real",
+            SourceKind::Shuffled => "shuffled",
+            SourceKind::Untrained => "untrained",
+        }
+    }
+}
+
+/// One way of training the target.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Arm {
+    pub source: SourceKind,
+    /// Whether the source also teaches by its answers (distillation).
+    pub teacher: bool,
+    /// The adapter's gate at the start, g₀.
+    pub gate: f64,
+}
+
+impl Arm {
+    pub fn finetune() -> Self {
+        Arm { source: SourceKind::None, teacher: false, gate: 0.0 }
+    }
+    pub fn kd() -> Self {
+        Arm { teacher: true, ..Self::finetune() }
+    }
+    pub fn lpka(gate: f64, teacher: bool) -> Self {
+        Arm { source: SourceKind::Real, teacher, gate }
+    }
+    /// `finetune`, `kd`, `lpka` or `lpka+kd`, whatever the source.
+    pub fn method(&self) -> &'static str {
+        match (self.source, self.teacher) {
+            (SourceKind::None, false) => "finetune",
+            (SourceKind::None, true) => "kd",
+            (_, false) => "lpka",
+            (_, true) => "lpka+kd",
+        }
+    }
+    /// For people, unambiguous within a run: `lpka+kd, gate 0.5, shuffled source`.
+    pub fn label(&self) -> String {
+        let mut label = self.method().to_owned();
+        if self.source != SourceKind::None {
+            label += &format!(", gate {}", self.gate);
+        }
+        if matches!(self.source, SourceKind::Shuffled | SourceKind::Untrained) {
+            label += &format!(", {} source", self.source.name());
+        }
+        label
+    }
+    fn with_source(&self, source: SourceKind) -> Self {
+        Arm { source, ..self.clone() }
+    }
+}
+
+/// What there is to work with.
+#[derive(Clone, Copy, Debug)]
+pub struct Means {
+    /// A source whose weights pair with the target's.
+    pub adapter: bool,
+    /// A source that reads the target's data and answers in the target's terms.
+    pub teacher: bool,
+}
+
+/// The arms among which validation chooses. Empty when the method needs what isn't there.
+pub fn candidates(config: &TrainConfig, means: Means, supervised: bool) -> Vec<Arm> {
+    let gates = match config.adapter.gate {
+        Some(gate) => vec![gate],
+        None if config.adapter.preset == super::Preset::Structured => vec![0.0, 0.5, 1.0],
+        None => vec![0.0],
+    };
+    let lpka = |teacher: bool| gates.iter().map(move |&g| Arm::lpka(g, teacher)).collect::<Vec<_>>();
+    let mut arms = match config.method {
+        Method::Finetune => vec![Arm::finetune()],
+        Method::Kd => vec![Arm::kd()],
+        Method::Lpka => lpka(false),
+        Method::LpkaKd => lpka(true),
+        Method::Auto => [lpka(true), lpka(false), vec![Arm::kd(), Arm::finetune()]].concat(),
+    };
+    arms.retain(|arm| means.adapter || arm.source == SourceKind::None);
+    arms.retain(|arm| if arm.teacher { means.teacher } else { supervised });
+    arms
+}
+
+/// The control arms that belong beside `chosen`.
+pub fn controls(chosen: &Arm, means: Means, supervised: bool) -> Vec<Arm> {
+    let adapted = match chosen.source {
+        SourceKind::None => Arm::lpka(1.0, chosen.teacher),
+        _ => chosen.clone(),
+    };
+    let mut arms = vec![Arm::finetune(), Arm::kd()];
+    for teacher in [false, true] {
+        let arm = Arm { teacher, ..adapted.clone() };
+        if teacher == adapted.teacher {
+            let empty = [SourceKind::Shuffled, SourceKind::Untrained].map(|s| arm.with_source(s));
+            arms.push(arm);
+            arms.extend(empty);
+        }
+    }
+    arms.retain(|arm| means.adapter || arm.source == SourceKind::None);
+    arms.retain(|arm| if arm.teacher { means.teacher } else { supervised });
+    arms.retain(|arm| arm != chosen);
+    arms
+}
+
+/// How many steps an arm gets: what the user said, or enough epochs for small data to settle.
+pub fn steps_for(config: &TrainConfig, rows: usize) -> usize {
+    let an_epoch = rows.div_ceil(config.batch.max(1)).max(1);
+    match (config.steps, config.epochs) {
+        (Some(steps), _) => steps.max(1),
+        (None, Some(epochs)) => ((epochs * an_epoch as f64).ceil() as usize).max(1),
+        (None, None) => (5 * an_epoch).clamp(400, 2000),
+    }
+}
+
+/// Successive halving: the step at which each round ends, and how many arms go into it.
+///
+/// The arms that stay go on from where they are, so the winner takes all `steps` once and nothing is trained
+/// twice. Eight arms cost as much as four full trainings.
+pub fn rounds(arms: usize, steps: usize) -> Vec<(usize, usize)> {
+    let quarter = |n: usize| (steps * n / 4).max(1);
+    match arms {
+        0 => vec![],
+        1 => vec![(steps, 1)],
+        2 => vec![(quarter(2), 2), (steps, 1)],
+        _ => vec![(quarter(1), arms), (quarter(2), arms.div_ceil(2)), (steps, arms.div_ceil(4))],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounds_end_with_all_steps_for_few_arms() {
+        assert_eq!(rounds(1, 400), vec![(400, 1)]);
+        let plan = rounds(8, 400);
+        assert_eq!(plan.last().map(|r| r.0), Some(400));
+        assert_eq!(plan.first(), Some(&(100, 8)));
+        assert!(plan.windows(2).all(|w| w[0].0 < w[1].0 && w[0].1 > w[1].1));
+        let cost: usize = plan
+            .iter()
+            .scan(0, |done, &(until, field)| {
+                let c = (until - *done) * field;
+                *done = until;
+                Some(c)
+            })
+            .sum();
+        assert!(cost <= 4 * 400, "{plan:?} costs {cost} steps");
+    }
+
+    #[test]
+    fn a_method_that_needs_a_teacher_gives_no_arm_without_one() {
+        let config = TrainConfig { method: Method::Kd, ..TrainConfig::default() };
+        assert!(candidates(&config, Means { adapter: true, teacher: false }, true).is_empty());
+    }
+
+    #[test]
+    fn controls_hold_both_empty_twins_of_the_chosen_arm() {
+        let chosen = Arm::lpka(1.0, true);
+        let all = controls(&chosen, Means { adapter: true, teacher: true }, true);
+        for source in [SourceKind::Shuffled, SourceKind::Untrained] {
+            assert!(all.contains(&Arm { source, ..chosen.clone() }));
+        }
+        assert!(all.contains(&Arm::finetune()) && all.contains(&Arm::kd()));
+    }
+}

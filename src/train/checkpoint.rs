@@ -1,0 +1,99 @@
+//! What a run leaves on disk so that `--resume` can go on where it stopped.
+//!
+//! A folder beside the output: `run.json` says which arms stand where; each arm's tensors are the initializers
+//! of a small ONNX file. `run.json` is replaced last and atomically, so a kill leaves the previous state whole.
+
+use super::arms::Arm;
+use crate::error::{Error, Result};
+use crate::onnx::{self, Graph, Model, Tensor, ValueId, WORKING_OPSET};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// Where an arm's training stands.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ArmState {
+    pub arm: Arm,
+    pub seed: u64,
+    pub step: usize,
+    /// The best validation so far and the step it was seen at.
+    pub best: Option<(f64, usize)>,
+    pub validations: Vec<(usize, f64)>,
+    pub curve: Vec<(usize, f64)>,
+    /// File in the checkpoint's folder that holds the tensors.
+    pub file: String,
+}
+
+/// All of a run's progress.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct RunState {
+    /// Of the models, the data and the configuration: a checkpoint of another run is refused.
+    pub fingerprint: String,
+    pub arms: Vec<ArmState>,
+}
+
+/// The folder.
+pub struct Checkpoint {
+    folder: PathBuf,
+}
+
+const RUN: &str = "run.json";
+const BEST: &str = "best:";
+
+impl Checkpoint {
+    /// The checkpoint that belongs to an output file: `out.onnx.checkpoint/`.
+    pub fn beside(output: &Path) -> Self {
+        let mut name = output.as_os_str().to_owned();
+        name.push(".checkpoint");
+        Self { folder: PathBuf::from(name) }
+    }
+    pub fn exists(&self) -> bool {
+        self.folder.join(RUN).is_file()
+    }
+
+    /// The run's progress, which must belong to a run with this fingerprint.
+    pub fn load(&self, fingerprint: &str) -> Result<RunState> {
+        let path = self.folder.join(RUN);
+        let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
+        let state: RunState = serde_json::from_str(&text)
+            .map_err(|e| Error::data(&path, format!("is no checkpoint of this program: {e}")))?;
+        if state.fingerprint != fingerprint {
+            return Err(Error::data(&path, "belongs to a run with other models, data or options")
+                .hint("repeat the options of the interrupted run, or leave out --resume to begin anew"));
+        }
+        Ok(state)
+    }
+    pub fn save_run(&self, state: &RunState) -> Result<()> {
+        let text = serde_json::to_vec_pretty(state).map_err(|e| Error::data(&self.folder, e.to_string()))?;
+        onnx::atomic::write(&self.folder.join(RUN), &text)
+    }
+
+    /// Saves an arm's tensors: the state to go on from, and the best weights so far.
+    pub fn save_arm(
+        &self,
+        file: &str,
+        state: &[(ValueId, Tensor)],
+        best: &[(ValueId, Tensor)],
+    ) -> Result<()> {
+        std::fs::create_dir_all(&self.folder).map_err(|e| Error::io(&self.folder, e))?;
+        let mut graph = Graph { name: "checkpoint".into(), ..Graph::default() };
+        graph.initializers.extend(state.iter().cloned());
+        graph
+            .initializers
+            .extend(best.iter().map(|(id, t)| (ValueId::new(format!("{BEST}{id}")), t.clone())));
+        onnx::save(&Model::new(graph, WORKING_OPSET), &self.folder.join(file))
+    }
+    /// The state and the best weights of an arm.
+    #[allow(clippy::type_complexity)]
+    pub fn load_arm(&self, file: &str) -> Result<(Vec<(ValueId, Tensor)>, Vec<(ValueId, Tensor)>)> {
+        let read = onnx::read(&self.folder.join(file))?;
+        let (best, state): (Vec<_>, Vec<_>) =
+            read.model.graph.initializers.into_iter().partition(|(id, _)| id.as_str().starts_with(BEST));
+        let best = best.into_iter().map(|(id, t)| (ValueId::new(&id.as_str()[BEST.len()..]), t)).collect();
+        Ok((state, best))
+    }
+
+    /// Removes the folder once the run is complete. Nothing is lost when that fails.
+    pub fn remove(&self) {
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}

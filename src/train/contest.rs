@@ -1,0 +1,184 @@
+//! Arms in competition: each trained in rounds and validated as it goes, its best weights kept.
+
+use super::arms::{Arm, rounds};
+use super::checkpoint::{ArmState, Checkpoint, RunState};
+use super::fit::Fit;
+use super::metric::better;
+use super::session::{Session, Split};
+use super::{Event, Observer};
+use crate::error::Result;
+use crate::onnx::{Tensor, ValueId};
+use crate::report;
+use crate::runtime::Value;
+use std::time::{Duration, Instant};
+
+/// Validations an arm gets over its whole training.
+const VALIDATIONS: usize = 12;
+/// How often an arm in training is checkpointed.
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(30);
+
+/// An arm in training.
+pub struct Contender {
+    pub arm: Arm,
+    pub fit: Fit,
+    pub best: Option<Best>,
+    pub validations: Vec<(usize, f64)>,
+    file: String,
+}
+
+/// The best weights of an arm so far, by validation.
+pub struct Best {
+    pub metric: f64,
+    pub step: usize,
+    pub weights: Vec<Value>,
+}
+
+impl Contender {
+    pub fn metric(&self) -> f64 {
+        self.best.as_ref().map_or(f64::NAN, |b| b.metric)
+    }
+    pub fn curve(&self) -> report::Curve {
+        report::Curve {
+            arm: self.arm.label(),
+            seed: self.fit.seed,
+            loss: self.fit.curve.clone(),
+            val: self.validations.clone(),
+        }
+    }
+    fn state(&self) -> ArmState {
+        ArmState {
+            arm: self.arm.clone(),
+            seed: self.fit.seed,
+            step: self.fit.step,
+            best: self.best.as_ref().map(|b| (b.metric, b.step)),
+            validations: self.validations.clone(),
+            curve: self.fit.curve.clone(),
+            file: self.file.clone(),
+        }
+    }
+    /// Steps without a better validation, in validations.
+    fn idle(&self) -> usize {
+        let best = self.best.as_ref().map_or(0, |b| b.step);
+        self.validations.iter().filter(|(step, _)| *step > best).count()
+    }
+}
+
+/// Trains arms, keeping a checkpoint of where each stands.
+pub struct Contest<'a> {
+    pub session: &'a mut Session,
+    pub checkpoint: Checkpoint,
+    pub state: RunState,
+    pub deadline: Option<Instant>,
+    /// Whether the user or the clock ended training early.
+    pub stopped: bool,
+}
+
+impl Contest<'_> {
+    /// Trains `arms` in rounds of successive halving and returns all of them, the winner first.
+    pub fn run(
+        &mut self,
+        arms: Vec<Arm>,
+        seed: u64,
+        steps: usize,
+        observer: &mut dyn Observer,
+    ) -> Result<Vec<Contender>> {
+        let plan = rounds(arms.len(), steps);
+        let mut field = vec![];
+        for arm in arms {
+            field.push(self.enter(arm, seed, steps)?);
+        }
+        let mut out = vec![];
+        for (until, stay) in plan {
+            out.splice(0..0, field.drain(stay.min(field.len())..));
+            for contender in &mut field {
+                self.train(contender, until, observer)?;
+            }
+            let metric = self.session.metric.clone();
+            field.sort_by(|a, b| {
+                let order = metric.gain(a.metric(), b.metric());
+                order.partial_cmp(&0.0).unwrap_or(std::cmp::Ordering::Equal)
+            });
+            if self.stopped {
+                break;
+            }
+        }
+        field.extend(out);
+        Ok(field)
+    }
+
+    /// A contender at its start, or where a checkpoint has it.
+    pub fn enter(&mut self, arm: Arm, seed: u64, steps: usize) -> Result<Contender> {
+        let fit = self.session.start(&arm, seed, steps)?;
+        let file = format!("{}-{seed}.onnx", arm.label().replace([',', '+', ' ', '.'], "-"));
+        let mut contender = Contender { arm, fit, best: None, validations: vec![], file };
+        let saved = self.state.arms.iter().find(|s| s.arm == contender.arm && s.seed == seed).cloned();
+        if let Some(saved) = saved {
+            let (state, best) = self.checkpoint.load_arm(&saved.file)?;
+            contender.fit.restore(saved.step, &state)?;
+            contender.fit.curve = saved.curve;
+            contender.validations = saved.validations;
+            let weights = self.session.weights_from(&best);
+            contender.best =
+                saved.best.zip(weights).map(|((metric, step), weights)| Best { metric, step, weights });
+        }
+        Ok(contender)
+    }
+
+    /// Trains one arm up to step `until`.
+    pub fn train(
+        &mut self,
+        contender: &mut Contender,
+        until: usize,
+        observer: &mut dyn Observer,
+    ) -> Result<()> {
+        let steps = contender.fit.steps;
+        let (label, seed) = (contender.arm.label(), contender.fit.seed);
+        observer.event(&Event::ArmStart { arm: &label, seed, steps: until });
+        let every = (steps / VALIDATIONS).max(1);
+        let mut saved = Instant::now();
+        while contender.fit.step < until && !self.stopped {
+            let next = ((contender.fit.step / every + 1) * every).min(until);
+            let arrived =
+                self.session.advance(&contender.arm, &mut contender.fit, next, self.deadline, observer)?;
+            self.stopped |= !arrived;
+            self.validate(contender, observer)?;
+            let patience = self.session.config.patience;
+            if patience > 0 && contender.idle() >= patience {
+                break;
+            }
+            if saved.elapsed() > CHECKPOINT_EVERY || self.stopped {
+                self.save(contender)?;
+                saved = Instant::now();
+            }
+        }
+        observer.event(&Event::ArmEnd { arm: &label, seed, metric: contender.metric() });
+        Ok(())
+    }
+
+    fn validate(&mut self, contender: &mut Contender, observer: &mut dyn Observer) -> Result<()> {
+        let weights = contender.fit.weights().to_vec();
+        let value = self.session.evaluate(&weights, Split::Val)?;
+        let step = contender.fit.step;
+        contender.validations.push((step, value));
+        if contender.best.as_ref().is_none_or(|b| better(&self.session.metric, value, b.metric)) {
+            contender.best = Some(Best { metric: value, step, weights });
+        }
+        observer.event(&Event::Validation { step, metric: value, best: contender.metric() });
+        Ok(())
+    }
+
+    /// Writes where this arm stands. Arms saved before keep their entries.
+    pub fn save(&mut self, contender: &Contender) -> Result<()> {
+        let best: Vec<(ValueId, Tensor)> = match &contender.best {
+            Some(best) => self.session.named(&best.weights)?,
+            None => vec![],
+        };
+        self.checkpoint.save_arm(&contender.file, &contender.fit.snapshot()?, &best)?;
+        let state = contender.state();
+        match self.state.arms.iter_mut().find(|s| s.arm == state.arm && s.seed == state.seed) {
+            Some(slot) => *slot = state,
+            None => self.state.arms.push(state),
+        }
+        self.checkpoint.save_run(&self.state)
+    }
+}

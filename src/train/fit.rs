@@ -1,0 +1,295 @@
+//! One arm's training: the model step and the update step, run in turn, linked by W′ and dL/dW′.
+//!
+//! A [`Fit`] can be advanced in pieces, so that arms compete in rounds and a run can be resumed; everything
+//! random in it is a function of its seed and of the step.
+
+use super::batches::Batches;
+use super::schedule::{generator, learning_rate, stream};
+use super::{Event, Observer, TrainConfig};
+use crate::error::{Error, Result};
+use crate::lpka::UpdateProgram;
+use crate::onnx::{DType, Fact, Tensor, ValueId};
+use crate::runtime::{Compiled, Executor, Feed, Fetch, Runner, StepProgram, Value};
+use rand::RngExt;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// A compiled model step with what is needed to feed it.
+pub struct LossProgram {
+    pub program: Box<dyn Compiled>,
+    /// Whether it sees single rows, whose gradients are to be averaged.
+    pub accumulate: Option<Accumulator>,
+}
+
+/// Averages gradients over single-row runs, on the executor.
+pub struct Accumulator {
+    /// `sum`, `gradient` and the scalar `share` in for each weight; `sum + share·gradient` out.
+    program: Box<dyn Compiled>,
+    zeros: Vec<Value>,
+}
+
+impl Accumulator {
+    pub fn new(executor: &dyn Executor, facts: &[Fact]) -> Result<Self> {
+        let mut b = crate::onnx::Builder::new("accumulate");
+        let inputs: Vec<(ValueId, ValueId)> = facts
+            .iter()
+            .enumerate()
+            .map(|(i, f)| {
+                (b.input(&format!("sum{i}"), f.clone()), b.input(&format!("gradient{i}"), f.clone()))
+            })
+            .collect();
+        let share = b.input("share", Fact::new(DType::F32, &[]));
+        for (i, (sum, gradient)) in inputs.iter().enumerate() {
+            let share = b.cast(&share, b.dtype(sum));
+            let part = b.mul(gradient, &share);
+            let total = b.add(sum, &part);
+            b.output_as(&format!("total{i}"), &total);
+        }
+        let (graph, known) = b.finish();
+        let model = crate::onnx::Model::new(graph, crate::onnx::WORKING_OPSET);
+        let program = executor.compile(&model, &known)?;
+        let zeros = facts
+            .iter()
+            .map(|f| executor.upload(&Tensor::zeros(f.dtype, &f.shape)))
+            .collect::<Result<_>>()?;
+        Ok(Self { program, zeros })
+    }
+    fn add(&mut self, sums: Vec<Value>, gradients: &[Value], share: f64) -> Result<Vec<Value>> {
+        let mut inputs: Vec<Value> =
+            sums.into_iter().zip(gradients).flat_map(|(s, g)| [s, g.clone()]).collect();
+        inputs.push(Value::host(Tensor::scalar(DType::F32, share)));
+        self.program.run(&inputs)
+    }
+}
+
+/// One arm in training.
+pub struct Fit {
+    pub seed: u64,
+    /// Steps the schedule is laid out for.
+    pub steps: usize,
+    pub step: usize,
+    update: Runner,
+    plan: Plan,
+    /// W′ in the model step's order, for the next step.
+    merged: Vec<Value>,
+    /// The same without dropout, for validation and shipping.
+    clean: Vec<Value>,
+    /// Mean loss since the last report, and the curve of all reports: (step, loss).
+    pub curve: Vec<(usize, f64)>,
+    pub seconds: f64,
+}
+
+/// Positions of the update program's feeds and fetches.
+struct Plan {
+    /// For each weight of the model step: the update's gradient input.
+    gradients: Vec<Feed>,
+    /// For each weight of the model step: the update's output W′, and the same without dropout.
+    merged: Vec<Fetch>,
+    clean: Vec<Fetch>,
+    learning_rate: Feed,
+    noise: Vec<(Feed, Fact)>,
+    /// Names of the state, for checkpoints.
+    state: Vec<ValueId>,
+    /// Names of the weights, for checkpoints.
+    weights: Vec<ValueId>,
+}
+
+impl Fit {
+    /// Begins an arm. `weights` are the weights the model step gives gradients for; the update program must
+    /// have a gradient input and a merged output for each.
+    pub fn start(
+        update: UpdateProgram,
+        weights: &[ValueId],
+        executor: Arc<dyn Executor>,
+        seed: u64,
+        steps: usize,
+    ) -> Result<Self> {
+        let UpdateProgram {
+            model,
+            facts,
+            state,
+            gradients,
+            merged,
+            clean,
+            learning_rate,
+            noise,
+            initial,
+            ..
+        } = update;
+        let names: Vec<ValueId> = state.iter().map(|s| s.input.clone()).collect();
+        let runner = Runner::new(executor, &StepProgram { model, facts, state })?;
+        let of = |pairs: &[(ValueId, ValueId)], weight: &ValueId| {
+            let found = pairs.iter().find(|(w, _)| w == weight).map(|(_, v)| v.clone());
+            found.ok_or_else(|| Error::tensor(weight.as_str(), "is not part of the update program"))
+        };
+        let plan = Plan {
+            gradients: weights.iter().map(|w| runner.feed(&of(&gradients, w)?)).collect::<Result<_>>()?,
+            merged: weights.iter().map(|w| runner.fetch(&of(&merged, w)?)).collect::<Result<_>>()?,
+            clean: weights.iter().map(|w| runner.fetch(&of(&clean, w)?)).collect::<Result<_>>()?,
+            learning_rate: runner.feed(&learning_rate)?,
+            noise: noise
+                .iter()
+                .map(|(id, fact)| Ok((runner.feed(id)?, fact.clone())))
+                .collect::<Result<_>>()?,
+            state: names,
+            weights: weights.to_vec(),
+        };
+        let first = |w: &ValueId| {
+            let found = initial.iter().find(|(name, _)| name == w).map(|(_, t)| Value::host(t.clone()));
+            found.ok_or_else(|| Error::tensor(w.as_str(), "has no merged value at the start"))
+        };
+        let merged: Vec<Value> = weights.iter().map(first).collect::<Result<_>>()?;
+        let clean = merged.clone();
+        Ok(Self { seed, steps, step: 0, update: runner, plan, merged, clean, curve: vec![], seconds: 0.0 })
+    }
+
+    /// The merged weights as they are now, without dropout, in the model step's order.
+    pub fn weights(&self) -> &[Value] {
+        &self.clean
+    }
+
+    /// Takes steps until `until`, or until the observer or `deadline` says stop; returns whether it got there.
+    pub fn advance(
+        &mut self,
+        until: usize,
+        loss: &mut LossProgram,
+        batches: &mut Batches<'_>,
+        config: &TrainConfig,
+        deadline: Option<Instant>,
+        observer: &mut dyn Observer,
+    ) -> Result<bool> {
+        let mut report = Reporter::new(batches.rows_per_step());
+        while self.step < until {
+            let stop = observer.interrupted() || deadline.is_some_and(|d| Instant::now() >= d);
+            if stop {
+                return Ok(false);
+            }
+            let begun = Instant::now();
+            let rate = learning_rate(config.schedule, config.lr, config.warmup, self.step, self.steps);
+            let (value, gradients) = run_model(loss, batches, &self.merged, self.step)?;
+            if !value.is_finite() {
+                return Err(Error::Diverged { step: self.step, what: format!("the loss is {value}") }
+                    .hint("lower the learning rate with --lr, or look at the data for extreme values"));
+            }
+            self.apply(gradients, rate)?;
+            self.step += 1;
+            self.seconds += begun.elapsed().as_secs_f64();
+            if let Some((mean, speed)) = report.add(value, self.step == until) {
+                self.curve.push((self.step, mean));
+                observer.event(&Event::Step {
+                    step: self.step,
+                    loss: mean,
+                    learning_rate: rate,
+                    rows_per_second: speed,
+                });
+            }
+        }
+        Ok(true)
+    }
+
+    /// The update step: gradients and state in, new state and W′ out.
+    fn apply(&mut self, gradients: Vec<Value>, rate: f64) -> Result<()> {
+        for (feed, gradient) in self.plan.gradients.iter().zip(gradients) {
+            self.update.set(*feed, gradient)?;
+        }
+        self.update.set(self.plan.learning_rate, Value::host(Tensor::scalar(DType::F32, rate)))?;
+        for (i, (feed, fact)) in self.plan.noise.iter().enumerate() {
+            let mut random = generator(self.seed, stream::NOISE + ((i as u64) << 8), self.step as u64);
+            let values: Vec<f32> = (0..fact.len()).map(|_| random.random::<f32>()).collect();
+            self.update.set(*feed, Value::host(Tensor::f32(&fact.shape, &values)))?;
+        }
+        let outputs = self.update.run()?;
+        self.merged = self.plan.merged.iter().map(|fetch| outputs.get(*fetch).clone()).collect();
+        self.clean = self.plan.clean.iter().map(|fetch| outputs.get(*fetch).clone()).collect();
+        Ok(())
+    }
+
+    /// Everything needed to go on later: the update's state and W′, by name.
+    pub fn snapshot(&self) -> Result<Vec<(ValueId, Tensor)>> {
+        let mut all = vec![];
+        for id in &self.plan.state {
+            all.push((id.clone(), self.update.state(id)?));
+        }
+        for (prefix, values) in [(MERGED, &self.merged), (CLEAN, &self.clean)] {
+            for (id, value) in self.plan.weights.iter().zip(values) {
+                all.push((ValueId::new(format!("{prefix}{id}")), value.to_host()?));
+            }
+        }
+        Ok(all)
+    }
+
+    /// Goes back to where a snapshot was taken.
+    pub fn restore(&mut self, step: usize, snapshot: &[(ValueId, Tensor)]) -> Result<()> {
+        let find = |name: &str| {
+            let found = snapshot.iter().find(|(id, _)| id.as_str() == name).map(|(_, t)| t);
+            found.ok_or_else(|| Error::tensor(name, "is missing from the checkpoint"))
+        };
+        for (prefix, slots) in [(MERGED, &mut self.merged), (CLEAN, &mut self.clean)] {
+            for (slot, id) in slots.iter_mut().zip(&self.plan.weights) {
+                *slot = Value::host(find(&format!("{prefix}{id}"))?.clone());
+            }
+        }
+        for id in &self.plan.state {
+            self.update.set_state(id, find(id.as_str())?)?;
+        }
+        self.step = step;
+        Ok(())
+    }
+}
+
+/// Prefixes of W′ in a snapshot: for the next step, and without dropout.
+const MERGED: &str = "merged:";
+const CLEAN: &str = "clean:";
+
+/// One model step over the rows of `step`: the mean loss and the mean gradients.
+fn run_model(
+    loss: &mut LossProgram,
+    batches: &mut Batches<'_>,
+    merged: &[Value],
+    step: usize,
+) -> Result<(f64, Vec<Value>)> {
+    let feeds = batches.step(step)?;
+    let share = 1.0 / feeds.len().max(1) as f64;
+    let mut total = 0.0;
+    let mut sums: Option<Vec<Value>> = None;
+    for mut feed in feeds {
+        feed.extend_from_slice(merged);
+        let mut outputs = loss.program.run(&feed)?.into_iter();
+        total += share * outputs.next().map_or(Ok(f64::NAN), |v| v.scalar())?;
+        let gradients: Vec<Value> = outputs.collect();
+        sums = Some(match &mut loss.accumulate {
+            Some(accumulator) => {
+                let so_far = sums.take().unwrap_or_else(|| accumulator.zeros.clone());
+                accumulator.add(so_far, &gradients, share)?
+            }
+            None => gradients,
+        });
+    }
+    Ok((total, sums.unwrap_or_default()))
+}
+
+/// Averages losses and measures speed between reports, about five times a second.
+struct Reporter {
+    rows: usize,
+    sum: f64,
+    count: usize,
+    since: Instant,
+}
+
+impl Reporter {
+    fn new(rows: usize) -> Self {
+        Self { rows, sum: 0.0, count: 0, since: Instant::now() }
+    }
+    fn add(&mut self, loss: f64, last: bool) -> Option<(f64, f64)> {
+        self.sum += loss;
+        self.count += 1;
+        let seconds = self.since.elapsed().as_secs_f64();
+        if seconds < 0.2 && !last {
+            return None;
+        }
+        let (mean, speed) =
+            (self.sum / self.count as f64, (self.count * self.rows) as f64 / seconds.max(1e-9));
+        *self = Self::new(self.rows);
+        Some((mean, speed))
+    }
+}

@@ -1,0 +1,440 @@
+//! The main job: two models and data in, the target with better weights out, and a report of what happened.
+
+use super::arms::{self, Arm, SourceKind};
+use super::batches::{Data, Examples};
+use super::checkpoint::{Checkpoint, RunState};
+use super::contest::{Contender, Contest};
+use super::network::Network;
+use super::session::{Parts, Session, Split};
+use super::{Event, Method, Observer, TrainConfig};
+use crate::data::Dataset;
+use crate::error::{Error, Result, ResultExt};
+use crate::onnx::{self, SiteId, Tensor, ValueId};
+use crate::report::{self, Report, Scores};
+use crate::runtime::{Executor, Value};
+use sha2::{Digest, Sha256};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// What is to be merged, from what, into what.
+pub struct MergeRequest {
+    /// The model whose knowledge is wanted; `None` only tunes the target.
+    pub source: Option<PathBuf>,
+    pub target: PathBuf,
+    pub output: PathBuf,
+    pub data: DataSets,
+    /// The same rows as the source wants them, where it wants other scaling than the target.
+    pub source_data: Option<DataSets>,
+    pub config: TrainConfig,
+    /// Go on from the checkpoint beside the output.
+    pub resume: bool,
+    pub model_executor: Arc<dyn Executor>,
+    pub adapter_executor: Arc<dyn Executor>,
+}
+
+/// Training, validation and test data.
+pub struct DataSets {
+    pub train: Dataset,
+    /// Cut off the training data where absent.
+    pub val: Option<Dataset>,
+    pub test: Option<Dataset>,
+}
+
+impl DataSets {
+    fn borrow(&self) -> Data<'_> {
+        Data { train: &self.train, val: self.val.as_ref(), test: self.test.as_ref() }
+    }
+}
+
+/// Trains, chooses, gates, writes.
+///
+/// # Errors
+/// Anything wrong with the input; then nothing is written and an existing output is left alone.
+pub fn merge(request: MergeRequest, observer: &mut dyn Observer) -> Result<Report> {
+    let begun = Instant::now();
+    let inputs: Vec<&Path> = [Some(&request.target), request.source.as_ref()]
+        .into_iter()
+        .flatten()
+        .map(PathBuf::as_path)
+        .collect();
+    onnx::surgery::refuse_overwriting(&request.output, &inputs)?;
+    observer.event(&Event::Phase("reading"));
+    let fingerprint = fingerprint(&request)?;
+    let config = request.config.clone();
+    let (target, source) = open_networks(&request, observer)?;
+    let read = begun.elapsed();
+
+    observer.event(&Event::Phase("planning"));
+    let executors = executors_used(&request);
+    let Data { train, val, test } = request.data.borrow();
+    let declared: Vec<_> = target.file.model.graph.required_inputs().cloned().collect();
+    let examples = Examples::new(train, val, test, &declared, config.seed)?;
+    let steps = arms::steps_for(&config, examples.rows(Split::Train));
+    let parts = Parts {
+        config: config.clone(),
+        target,
+        source,
+        examples,
+        source_data: request.source_data.as_ref().unwrap_or(&request.data).borrow(),
+        model_executor: request.model_executor.clone(),
+        adapter_executor: request.adapter_executor.clone(),
+    };
+    let mut session = Session::open(parts, observer)?;
+    for note in session.examples().notes() {
+        observer.event(&Event::Note(&note));
+    }
+    let candidates = arms::candidates(&config, session.means, session.supervised());
+    if candidates.is_empty() {
+        return Err(nothing_to_try(&config, &session));
+    }
+    let untouched = scores(&mut session, None)?;
+    let plan = begun.elapsed() - read;
+
+    observer.event(&Event::Phase("training"));
+    let checkpoint = Checkpoint::beside(&request.output);
+    let state = match request.resume && checkpoint.exists() {
+        true => checkpoint.load(&fingerprint)?,
+        false => RunState { fingerprint, arms: vec![] },
+    };
+    let deadline = config.time.map(|s| Instant::now() + Duration::from_secs_f64(s.max(0.0)));
+    let mut contest = Contest { session: &mut session, checkpoint, state, deadline, stopped: false };
+    let results = run_arms(&mut contest, candidates, steps, observer)?;
+    let interrupted = contest.stopped && observer.interrupted();
+    let checkpoint = contest.checkpoint;
+    let trained = begun.elapsed() - read - plan;
+
+    observer.event(&Event::Phase("writing"));
+    let writing = Instant::now();
+    let Results { chosen, arms, curves } = results;
+    let gain = match (untouched.val, &chosen.weights) {
+        (Some(before), Some(_)) => session.metric.gain(before, chosen.val),
+        _ => f64::NEG_INFINITY,
+    };
+    let improved = gain > 0.0 && gain >= config.min_gain;
+    let weights = chosen.weights.filter(|_| improved);
+    let shipped = match &weights {
+        Some(weights) => scores(&mut session, Some(weights))?,
+        None => untouched,
+    };
+    let changed = match &weights {
+        Some(weights) => session.named(weights)?,
+        None => vec![],
+    };
+    let written = write(&session, &changed, &request.output)?;
+    if let Some(expected) = shipped.val {
+        verify(&mut session, &request, &changed, expected).context(|| "checking what was written".into())?;
+    }
+    if !interrupted {
+        checkpoint.remove();
+    }
+    let worth = source_worth(&arms, &session.metric);
+    let changed = describe_changes(&session, &changed);
+    Ok(Report {
+        schema: report::SCHEMA,
+        outcome: match (interrupted, improved) {
+            (true, _) => report::Outcome::Interrupted,
+            (false, true) => report::Outcome::Gain,
+            (false, false) => report::Outcome::NoGain,
+        },
+        method: chosen.arm.method().to_owned(),
+        preset: (chosen.arm.source != SourceKind::None)
+            .then(|| format!("{:?}", config.adapter.preset).to_lowercase()),
+        executors,
+        metric: session.metric.clone(),
+        untouched,
+        shipped,
+        arms,
+        source_worth: worth,
+        changed,
+        seconds: report::Seconds {
+            read: read.as_secs_f64(),
+            plan: plan.as_secs_f64(),
+            train: trained.as_secs_f64(),
+            write: writing.elapsed().as_secs_f64(),
+        },
+        output: Some(report::Output { path: request.output, sha256: written }),
+        source: request.source,
+        target: request.target,
+        rows: session.examples().row_counts(),
+        notes: session.examples().notes(),
+        curves,
+        attention: vec![],
+    })
+}
+
+fn open_networks(request: &MergeRequest, observer: &mut dyn Observer) -> Result<(Network, Option<Network>)> {
+    let executor = &*request.model_executor;
+    let batch = request.config.batch.max(1);
+    let target = Network::open(&request.target, batch, Some(&request.data.train), executor)?;
+    if let Some(why) = target.single_rows_because() {
+        observer.event(&Event::Warning(&format!(
+            "the target's batch dimension can't be freed ({why}): training runs single rows and averages gradients"
+        )));
+    }
+    let data = &request.source_data.as_ref().unwrap_or(&request.data).train;
+    let source = match &request.source {
+        Some(path) => Some(Network::open(path, target.batch, Some(data), executor)?),
+        None => None,
+    };
+    Ok((target, source))
+}
+
+fn nothing_to_try(config: &TrainConfig, session: &Session) -> Error {
+    let why = match config.method {
+        Method::Kd | Method::LpkaKd if !session.means.teacher => {
+            "the source can't answer for the target's data"
+        }
+        _ if !session.means.adapter => "no weight of the source pairs with one of the target",
+        _ => "the data has no labels",
+    };
+    Error::usage(format!("this method can't be used here: {why}"))
+        .hint("`--method auto` uses whatever applies")
+}
+
+/// What came out of all arms.
+struct Results {
+    chosen: Chosen,
+    arms: Vec<report::Arm>,
+    curves: Vec<report::Curve>,
+}
+
+struct Chosen {
+    arm: Arm,
+    val: f64,
+    weights: Option<Vec<Value>>,
+}
+
+fn run_arms(
+    contest: &mut Contest<'_>,
+    candidates: Vec<Arm>,
+    steps: usize,
+    observer: &mut dyn Observer,
+) -> Result<Results> {
+    let config = contest.session.config.clone();
+    let mut results = Table::default();
+    let field = contest.run(candidates, config.seed, steps, observer)?;
+    let chosen = field.first().map(|c| c.arm.clone()).unwrap_or_else(Arm::finetune);
+    for contender in &field {
+        results.add(contest, contender, contender.fit.step == steps)?;
+    }
+    let best_gate = field.iter().find(|c| c.arm.source == SourceKind::Real).map(|c| c.arm.gate);
+    let mut repeats = vec![chosen.clone()];
+    if config.ablate {
+        let mut reference = chosen.clone();
+        if let (SourceKind::None, Some(gate)) = (chosen.source, best_gate) {
+            reference = Arm { source: SourceKind::None, gate, ..chosen.clone() };
+        }
+        repeats.extend(arms::controls(&reference, contest.session.means, contest.session.supervised()));
+    }
+    drop(field);
+    for seed in (0..config.seeds.max(1) as u64).map(|i| config.seed + i) {
+        for arm in &repeats {
+            if contest.stopped || results.has(arm, seed) {
+                continue;
+            }
+            let mut contender = contest.enter(arm.clone(), seed, steps)?;
+            contest.train(&mut contender, steps, observer)?;
+            results.add(contest, &contender, contender.fit.step == steps)?;
+        }
+    }
+    let best = results.best(&chosen, &contest.session.metric);
+    let chosen =
+        Chosen { arm: chosen, val: best.as_ref().map_or(f64::NAN, |b| b.0), weights: best.map(|b| b.1) };
+    Ok(Results { chosen, arms: results.rows(&repeats), curves: results.curves })
+}
+
+/// Results by arm and seed.
+#[derive(Default)]
+struct Table {
+    entries: Vec<Entry>,
+    curves: Vec<report::Curve>,
+}
+
+struct Entry {
+    arm: Arm,
+    seed: u64,
+    val: f64,
+    test: Option<f64>,
+    complete: bool,
+    weights: Option<Vec<Value>>,
+}
+
+impl Table {
+    /// Test figures are measured here, once an arm is done, and decide nothing.
+    fn add(&mut self, contest: &mut Contest<'_>, contender: &Contender, complete: bool) -> Result<()> {
+        let weights = contender.best.as_ref().map(|b| b.weights.clone());
+        let test = match &weights {
+            Some(weights) if complete => {
+                Some(contest.session.evaluate(weights, Split::Test)?).filter(|v| !v.is_nan())
+            }
+            _ => None,
+        };
+        self.curves.push(contender.curve());
+        let (arm, seed, val) = (contender.arm.clone(), contender.fit.seed, contender.metric());
+        self.entries.push(Entry { arm, seed, val, test, complete, weights });
+        Ok(())
+    }
+    fn has(&self, arm: &Arm, seed: u64) -> bool {
+        self.entries.iter().any(|e| e.arm == *arm && e.seed == seed && e.complete)
+    }
+    /// The best validated weights among the seeds of `arm`.
+    fn best(&self, arm: &Arm, metric: &report::Metric) -> Option<(f64, Vec<Value>)> {
+        let mut found: Option<(f64, Vec<Value>)> = None;
+        for entry in self.entries.iter().filter(|e| e.arm == *arm) {
+            let better = found.as_ref().is_none_or(|(val, _)| super::metric::better(metric, entry.val, *val));
+            if let (Some(weights), true) = (&entry.weights, better) {
+                found = Some((entry.val, weights.clone()));
+            }
+        }
+        found
+    }
+    /// A row an arm: those of `repeats` over all seeds, then the others that took part.
+    fn rows(&self, repeats: &[Arm]) -> Vec<report::Arm> {
+        let mut arms: Vec<&Arm> = repeats.iter().collect();
+        arms.extend(self.entries.iter().map(|e| &e.arm).filter(|a| !repeats.contains(a)));
+        let mut rows: Vec<report::Arm> = vec![];
+        for arm in arms {
+            let mine: Vec<&Entry> = self
+                .entries
+                .iter()
+                .filter(|e| e.arm == *arm && (e.complete || !repeats.contains(arm)))
+                .collect();
+            rows.push(report::Arm {
+                name: arm.label(),
+                source: match arm.source {
+                    SourceKind::None => report::ArmSource::None,
+                    SourceKind::Real => report::ArmSource::Real,
+                    SourceKind::Shuffled => report::ArmSource::Shuffled,
+                    SourceKind::Untrained => report::ArmSource::Untrained,
+                },
+                val: mine.iter().map(|e| e.val).collect(),
+                test: mine.iter().filter_map(|e| e.test).collect(),
+            });
+        }
+        rows
+    }
+}
+
+/// The real source's arm minus the better of its empty twins, paired over seeds; on test where there is one.
+fn source_worth(arms: &[report::Arm], metric: &report::Metric) -> Option<report::Worth> {
+    let named = |suffix: &str, base: &str| arms.iter().find(|a| a.name == format!("{base}{suffix}"));
+    let real = arms
+        .iter()
+        .find(|a| a.source == report::ArmSource::Real && named(", shuffled source", &a.name).is_some())?;
+    let shuffled = named(", shuffled source", &real.name)?;
+    let untrained = named(", untrained source", &real.name)?;
+    let on = |arm: &report::Arm| if real.test.is_empty() { arm.val.clone() } else { arm.test.clone() };
+    let (real, shuffled, untrained) = (on(real), on(shuffled), on(untrained));
+    let differences: Vec<f64> = real
+        .iter()
+        .zip(shuffled.iter().zip(&untrained))
+        .map(|(r, (s, u))| metric.gain(*s, *r).min(metric.gain(*u, *r)))
+        .collect();
+    report::Worth::of(&differences)
+}
+
+/// The target (with `weights`, or as it came) on all parts of the data.
+fn scores(session: &mut Session, weights: Option<&[Value]>) -> Result<Scores> {
+    let weights = weights.map_or_else(|| session.original(), <[Value]>::to_vec);
+    let mut on =
+        |split: Split| Ok::<_, Error>(Some(session.evaluate(&weights, split)?).filter(|v| !v.is_nan()));
+    Ok(Scores { train: on(Split::Train)?, val: on(Split::Val)?, test: on(Split::Test)? })
+}
+
+/// Writes the output; returns its SHA-256. Without changes it is the target, byte by byte.
+fn write(session: &Session, changed: &[(ValueId, Tensor)], output: &Path) -> Result<String> {
+    let initializers = &session.target.model.graph.initializers;
+    let mut changes: Vec<(SiteId, Tensor)> = vec![];
+    for (id, tensor) in changed {
+        if let Some(index) = tensor.first_non_finite() {
+            return Err(Error::tensor(
+                id.as_str(),
+                format!("training left a NaN or infinity at element {index}"),
+            ));
+        }
+        let original = initializers.get(id);
+        let site = original
+            .and_then(|t| t.site)
+            .ok_or_else(|| Error::tensor(id.as_str(), "has no place in the file"))?;
+        changes.push((site, tensor.clone()));
+    }
+    Ok(onnx::surgery::write(&session.target.file, &changes, output)?.sha256)
+}
+
+/// Reads the output back and runs it: weights and metric must be what training had.
+fn verify(
+    session: &mut Session,
+    request: &MergeRequest,
+    changed: &[(ValueId, Tensor)],
+    expected: f64,
+) -> Result<()> {
+    let output = &request.output;
+    let fresh =
+        Network::open(output, session.target.batch, Some(&request.data.train), &*session.model_executor)?;
+    for (id, tensor) in changed {
+        let written = fresh.model.graph.initializers.get(id);
+        let written = written.ok_or_else(|| Error::tensor(id.as_str(), "is not in the output"))?;
+        if *written != tensor.cast(written.dtype()) {
+            return Err(Error::tensor(id.as_str(), "was not written as trained"));
+        }
+    }
+    let now: Vec<(ValueId, Tensor)> =
+        fresh.model.graph.initializers.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
+    let weights = session
+        .weights_from(&now)
+        .ok_or_else(|| Error::model(output, "lacks weights that the target has"))?;
+    let found = session.evaluate(&weights, Split::Val)?;
+    let allowed = 0.002 + 0.01 * expected.abs();
+    if (found - expected).abs() > allowed {
+        let what = format!("gives {found:.5} on validation where training measured {expected:.5}");
+        return Err(Error::model(output, what));
+    }
+    Ok(())
+}
+
+fn describe_changes(session: &Session, changed: &[(ValueId, Tensor)]) -> Vec<report::Changed> {
+    let weights = &session.target.params.weights;
+    changed
+        .iter()
+        .map(|(id, after)| {
+            let before =
+                session.target.model.graph.initializers.get(id).map(Tensor::to_f64).unwrap_or_default();
+            let norm: f64 = before.iter().map(|v| v * v).sum();
+            let moved: f64 = before.iter().zip(after.to_f64()).map(|(b, a)| (a - b).powi(2)).sum();
+            report::Changed {
+                initializer: id.to_string(),
+                role: weights
+                    .iter()
+                    .find(|w| w.name == *id)
+                    .map_or(String::new(), |w| format!("{:?}", w.role)),
+                relative_change: (moved / norm.max(f64::MIN_POSITIVE)).sqrt(),
+            }
+        })
+        .collect()
+}
+
+fn executors_used(request: &MergeRequest) -> report::Executors {
+    let used = |e: &dyn Executor| report::ExecutorUsed { name: e.name().to_owned(), device: e.device() };
+    report::Executors {
+        model: used(&*request.model_executor),
+        adapter: Some(used(&*request.adapter_executor)),
+    }
+}
+
+/// Identifies a run: the models, the data, the configuration.
+fn fingerprint(request: &MergeRequest) -> Result<String> {
+    let mut hash = Sha256::new();
+    for path in [Some(&request.target), request.source.as_ref()].into_iter().flatten() {
+        hash.update(std::fs::read(path).map_err(|e| Error::io(path, e))?);
+    }
+    hash.update(serde_json::to_vec(&request.config).unwrap_or_default());
+    let Data { train, val, test } = request.data.borrow();
+    for data in [Some(train), val, test].into_iter().flatten() {
+        for column in &data.inputs {
+            hash.update(column.name.as_bytes());
+            hash.update(column.values.bytes());
+        }
+    }
+    Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
+}

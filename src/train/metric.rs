@@ -1,0 +1,98 @@
+//! What a model is judged by: accuracy for classes, mean squared error for vectors.
+
+use crate::onnx::Tensor;
+use crate::report::Metric;
+
+/// How answers are measured.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Measure {
+    /// Share of rows whose largest output is the label's.
+    Accuracy,
+    /// Mean over all elements.
+    MeanSquaredError,
+}
+
+impl Measure {
+    /// The name and direction that reports use.
+    pub fn metric(self) -> Metric {
+        match self {
+            Measure::Accuracy => Metric::accuracy(),
+            Measure::MeanSquaredError => Metric::mse(),
+        }
+    }
+}
+
+/// Whether `new` is better than `old`; NaN never is.
+pub fn better(metric: &Metric, new: f64, old: f64) -> bool {
+    !new.is_nan() && (old.is_nan() || metric.gain(old, new) > 0.0)
+}
+
+/// Collects a measure batch by batch.
+#[derive(Default)]
+pub struct Tally {
+    sum: f64,
+    count: f64,
+}
+
+/// What answers are compared with.
+pub enum Truth<'a> {
+    Classes(&'a [i64]),
+    Vectors(&'a [f32]),
+}
+
+impl Tally {
+    pub fn new() -> Self {
+        Self::default()
+    }
+    /// Adds the first `rows` rows of `answers` (rows × width).
+    pub fn add(&mut self, answers: &Tensor, truth: &Truth<'_>, rows: usize) {
+        let values = answers.to_f32();
+        let all_rows = answers.shape().first().copied().unwrap_or(1).max(1);
+        let width = values.len() / all_rows;
+        match truth {
+            Truth::Classes(labels) => {
+                for (row, &label) in values.chunks_exact(width.max(1)).zip(*labels).take(rows) {
+                    self.sum += (argmax(row) == Some(label as usize)) as u8 as f64;
+                    self.count += 1.0;
+                }
+            }
+            Truth::Vectors(wanted) => {
+                for (x, y) in values.iter().zip(*wanted).take(rows * width) {
+                    self.sum += f64::from(x - y).powi(2);
+                    self.count += 1.0;
+                }
+            }
+        }
+    }
+    /// The mean so far.
+    pub fn value(&self) -> f64 {
+        self.sum / self.count
+    }
+}
+
+/// The index of the largest number; `None` where there is a NaN, which no answer should count as right.
+pub fn argmax(row: &[f32]) -> Option<usize> {
+    if row.iter().any(|v| v.is_nan()) {
+        return None;
+    }
+    (0..row.len()).reduce(|best, i| if row[i] > row[best] { i } else { best })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn accuracy_counts_only_real_rows_and_no_nan() {
+        let mut tally = Tally::new();
+        let answers = Tensor::f32(&[3, 2], &[0.1, 0.9, f32::NAN, 0.0, 9.0, 0.0]);
+        tally.add(&answers, &Truth::Classes(&[1, 0, 1]), 2);
+        assert_eq!(tally.value(), 0.5);
+    }
+
+    #[test]
+    fn nan_is_never_better() {
+        assert!(!better(&Metric::accuracy(), f64::NAN, 0.1) && !better(&Metric::mse(), f64::NAN, 9.0));
+        assert!(better(&Metric::mse(), 1.0, f64::NAN));
+    }
+}

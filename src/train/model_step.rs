@@ -1,0 +1,167 @@
+//! The model step: a batch and the weights in; the loss and its gradient with respect to the weights out.
+
+use super::loss;
+use crate::autodiff;
+use crate::error::{Error, Result};
+use crate::onnx::{Builder, DType, Fact, Facts, Graph, Model, ValueId, ValueInfo};
+
+/// What the loss compares the model's answer with.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Objective {
+    /// Cross-entropy with int64 class labels.
+    Classes,
+    /// Mean squared error against vectors of `width` numbers a row.
+    Vectors { width: usize },
+    /// The source's answer alone: distillation where it is logits, mean squared error otherwise.
+    Teacher { width: usize, logits: bool, temperature: f64 },
+    /// Cross-entropy blended with distillation from logits: (1 − α)·CE + α·T²·KL.
+    ClassesAndTeacher { temperature: f64, alpha: f64 },
+}
+
+impl Objective {
+    pub fn wants_labels(self) -> bool {
+        !matches!(self, Objective::Teacher { .. })
+    }
+    pub fn wants_teacher(self) -> bool {
+        matches!(self, Objective::Teacher { .. } | Objective::ClassesAndTeacher { .. })
+    }
+}
+
+/// A differentiated model. The graph's inputs are the model's own, then `labels` and `teacher` (where the
+/// objective wants them), then the weights in the order given; its outputs are the loss, then a gradient a weight.
+pub struct ModelStep {
+    pub model: Model,
+    pub facts: Facts,
+    /// The weights that influence the loss, in the order of inputs and gradients.
+    pub weights: Vec<ValueId>,
+}
+
+/// Name of the step graph's input for labels, where no value of the model is called so.
+pub const LABELS: &str = "merge.labels";
+pub const TEACHER: &str = "merge.teacher";
+
+/// Turns the initializers `weights` into inputs, which come after the graph's own.
+///
+/// An initializer that is also an input is a constant to some runtimes, so each weight is exactly one of them.
+pub fn free_weights(graph: &mut Graph, facts: &Facts, weights: &[ValueId]) -> Result<()> {
+    let own: Vec<ValueInfo> = graph.required_inputs().cloned().collect();
+    graph.inputs = own;
+    for weight in weights {
+        let tensor = graph
+            .initializers
+            .shift_remove(weight)
+            .ok_or_else(|| Error::tensor(weight.as_str(), "is not an initializer of the prepared graph"))?;
+        debug_assert!(facts.get(weight).is_none_or(|f| f.shape == tensor.shape()));
+        graph.inputs.push(ValueInfo::new(weight.clone(), &Fact::of(&tensor)));
+    }
+    Ok(())
+}
+
+/// The forward pass with its weights as inputs (after the model's own) and `outputs` as outputs.
+pub fn forward(
+    model: &Model,
+    facts: &Facts,
+    weights: &[ValueId],
+    outputs: &[ValueId],
+) -> Result<(Model, Facts)> {
+    let mut model = model.clone();
+    free_weights(&mut model.graph, facts, weights)?;
+    let mut facts = facts.clone();
+    for info in &model.graph.inputs {
+        if let Some(fact) = info.fact() {
+            facts.insert(info.id.clone(), fact);
+        }
+    }
+    let (graph, facts) = {
+        let mut b = Builder::on(model.graph, facts);
+        b.graph_mut().outputs.clear();
+        for (i, output) in outputs.iter().enumerate() {
+            b.output_as(&format!("merge.out{i}"), output);
+        }
+        b.finish()
+    };
+    model.graph = graph;
+    model.graph.prune();
+    Ok((model, facts))
+}
+
+/// Builds the model step. `answer` is the value the loss looks at: rows × classes of logits, or any shape of
+/// rows × … for vectors.
+pub fn build(
+    model: &Model,
+    facts: &Facts,
+    weights: &[ValueId],
+    answer: &ValueId,
+    objective: Objective,
+) -> Result<ModelStep> {
+    let mut model = model.clone();
+    let mut graph = std::mem::take(&mut model.graph);
+    let own = graph.required_inputs().count();
+    let constants = graph.initializers.clone();
+    free_weights(&mut graph, facts, weights)?;
+    let mut b = Builder::on(graph, facts.clone());
+    for info in b.graph().inputs.clone() {
+        if let (Some(fact), false) = (info.fact(), facts.contains_key(&info.id)) {
+            b.set_fact(&info.id, fact);
+        }
+    }
+    b.graph_mut().outputs.clear();
+    let frees = b.graph_mut().inputs.split_off(own);
+    b.set_scope("loss");
+    let loss = emit_loss(&mut b, answer, objective);
+    b.graph_mut().inputs.extend(frees);
+    let one = b.scalar_like(&loss, 1.0);
+    b.set_scope("");
+    let gradients = autodiff::backward(&mut b, &[(loss.clone(), one)], weights)?;
+    b.output_as("merge.loss", &loss);
+    let reached: Vec<ValueId> = weights.iter().filter(|w| gradients.contains_key(*w)).cloned().collect();
+    for weight in &reached {
+        b.output_as(&format!("{weight}.grad"), &gradients[weight]);
+    }
+    let (mut graph, facts) = b.finish();
+    // A weight that the loss depends on only through comparisons or indices goes back to being a constant.
+    for weight in weights.iter().filter(|w| !gradients.contains_key(*w)) {
+        graph.inputs.retain(|input| input.id != *weight);
+        graph.initializers.insert(weight.clone(), constants[weight].clone());
+    }
+    graph.prune();
+    model.graph = graph;
+    Ok(ModelStep { model, facts, weights: reached })
+}
+
+fn emit_loss(b: &mut Builder, answer: &ValueId, objective: Objective) -> ValueId {
+    let shape = b.shape(answer);
+    let rows = shape[0];
+    let width = shape[1..].iter().product();
+    let flat = b.reshape(answer, &[rows, width]);
+    let flat = if b.dtype(&flat) == DType::F64 { flat } else { b.cast(&flat, DType::F32) };
+    let dtype = b.dtype(&flat);
+    let labels = |b: &mut Builder| b.input(LABELS, Fact::new(DType::I64, &[rows]));
+    let teacher = |b: &mut Builder| b.input(TEACHER, Fact::new(DType::F32, &[rows, width]));
+    match objective {
+        Objective::Classes => {
+            let labels = labels(b);
+            loss::cross_entropy(b, &flat, &labels)
+        }
+        Objective::Vectors { width } => {
+            let wanted = b.input(LABELS, Fact::new(dtype, &[rows, width]));
+            loss::mean_squared_error(b, &flat, &wanted)
+        }
+        Objective::Teacher { logits: true, temperature, .. } => {
+            let teacher = teacher(b);
+            loss::distillation(b, &flat, &teacher, temperature)
+        }
+        Objective::Teacher { .. } => {
+            let teacher = teacher(b);
+            let teacher = b.cast(&teacher, dtype);
+            loss::mean_squared_error(b, &flat, &teacher)
+        }
+        Objective::ClassesAndTeacher { temperature, alpha } => {
+            let labels = labels(b);
+            let teacher = teacher(b);
+            let hard = loss::cross_entropy(b, &flat, &labels);
+            let soft = loss::distillation(b, &flat, &teacher, temperature);
+            loss::blend(b, &hard, &soft, alpha)
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! A model file made ready for training: prepared, lifted to batches, with its facts, weights and head.
+
+use super::model_step::{self, ModelStep, Objective};
+use crate::autodiff::facts::probe;
+use crate::autodiff::prepare::{self, Lifting};
+use crate::data::Dataset;
+use crate::error::{Error, Result, ResultExt};
+use crate::onnx::{Dim, Fact, Facts, Graph, Model, ModelFile, Tensor, ValueId, ValueInfo};
+use crate::params::{ParamGraph, Role};
+use crate::runtime::Executor;
+use globset::{Glob, GlobSet, GlobSetBuilder};
+use std::path::Path;
+
+/// A model that can be run on batches, differentiated, and written back.
+pub struct Network {
+    pub file: ModelFile,
+    /// The working graph: plain operators of opset 18 or later, for [`Network::batch`] rows.
+    pub model: Model,
+    pub facts: Facts,
+    /// Rows a run sees: the batch asked for, or 1 where the batch dimension couldn't be freed.
+    pub batch: usize,
+    pub lifting: Lifting,
+    /// What must be fed, in the order of the graph's inputs.
+    pub inputs: Vec<(ValueId, Fact)>,
+    pub head: Head,
+    pub params: ParamGraph,
+}
+
+/// What the model answers with.
+pub struct Head {
+    /// The declared output.
+    pub output: ValueId,
+    /// The value the loss looks at: the output, or for a model that ends in a softmax the logits before it.
+    pub answer: ValueId,
+    /// Numbers a row.
+    pub width: usize,
+    /// Whether `answer` is logits as far as the graph shows (it ended in a softmax).
+    pub softmax: bool,
+}
+
+impl Network {
+    /// Reads `path` and prepares it for `batch` rows. Dimensions that the file leaves open are taken from the
+    /// rows of `data`, where those fit.
+    pub fn open(path: &Path, batch: usize, data: Option<&Dataset>, executor: &dyn Executor) -> Result<Self> {
+        let file = crate::onnx::read(path)?;
+        file.check_finite()?;
+        let declared: Vec<ValueInfo> = file.model.graph.required_inputs().cloned().collect();
+        let bound = data.and_then(|d| d.bind(&declared).ok());
+        let rows = bound.map(|b| b.facts(1)).unwrap_or_default();
+        Self::prepare(file, batch, &rows, executor).context(|| path.display().to_string())
+    }
+
+    /// Why training must run single rows, where it must.
+    pub fn single_rows_because(&self) -> Option<&str> {
+        match &self.lifting {
+            Lifting::SingleRows { why } => Some(why),
+            _ => None,
+        }
+    }
+
+    fn prepare(
+        file: ModelFile,
+        batch: usize,
+        rows: &[(ValueId, Fact)],
+        executor: &dyn Executor,
+    ) -> Result<Self> {
+        let mut model = prepare::upgrade(&file.model)?;
+        settle_inputs(&mut model.graph, rows);
+        let lifted = prepare::lift(&model, batch, executor)?;
+        let batch = if matches!(lifted.lifting, Lifting::SingleRows { .. }) { 1 } else { batch };
+        let model = lifted.model;
+        let probed = probe(executor, &model, &lifted.example)?;
+        let model = prepare::specialise(&model, &probed)?;
+        let probed = probe(executor, &model, &lifted.example)?;
+        let inputs = input_facts(&model.graph, &probed.facts)?;
+        let head = find_head(&model.graph, &probed.facts, batch)?;
+        let params = ParamGraph::extract(&model, &probed.facts)?;
+        Ok(Self { file, model, facts: probed.facts, batch, lifting: lifted.lifting, inputs, head, params })
+    }
+
+    /// The initial values of all trainable weights that `freeze` doesn't name, in the parameter graph's order.
+    ///
+    /// # Errors
+    /// When nothing is left to train, or a pattern matches nothing.
+    pub fn trainable(&self, freeze: &[String]) -> Result<Vec<(ValueId, Tensor)>> {
+        let frozen = globs(freeze)?;
+        for pattern in freeze {
+            let glob = globs(std::slice::from_ref(pattern))?;
+            if !self.params.weights.iter().any(|w| glob.is_match(w.name.as_str())) {
+                return Err(Error::usage(format!(
+                    "--freeze '{pattern}' matches no weight of {}",
+                    self.file.path.display()
+                ))
+                .hint("`onnx-merge inspect` lists the weights' names"));
+            }
+        }
+        let trained: Vec<(ValueId, Tensor)> = self
+            .params
+            .weights
+            .iter()
+            .filter(|w| is_trained(w.role) && w.dtype.is_float() && w.site.is_some())
+            .filter(|w| !frozen.is_match(w.name.as_str()))
+            .filter_map(|w| Some((w.name.clone(), self.model.graph.initializers.get(&w.name)?.clone())))
+            .collect();
+        if trained.is_empty() {
+            return Err(Error::model(&self.file.path, "has no trainable weights").hint(
+                "a target needs float weights in layers such as Conv, Gemm, MatMul; see `onnx-merge inspect`",
+            ));
+        }
+        Ok(trained)
+    }
+
+    /// The model step for `objective` with respect to `weights`.
+    pub fn step(&self, weights: &[ValueId], objective: Objective) -> Result<ModelStep> {
+        model_step::build(&self.model, &self.facts, weights, &self.head.answer, objective)
+    }
+
+    /// The forward pass: the batch, then `weights`, in; the answer out.
+    pub fn forward(&self, weights: &[ValueId]) -> Result<(Model, Facts)> {
+        model_step::forward(&self.model, &self.facts, weights, std::slice::from_ref(&self.head.answer))
+    }
+}
+
+fn is_trained(role: Role) -> bool {
+    !matches!(role, Role::RunningStat | Role::Other)
+}
+
+/// A set of globs over weight names, in which `*` matches anything, slashes and dots included.
+pub fn globs(patterns: &[String]) -> Result<GlobSet> {
+    let mut set = GlobSetBuilder::new();
+    for pattern in patterns {
+        let glob = Glob::new(pattern).map_err(|e| Error::usage(format!("'{pattern}' is no pattern: {e}")))?;
+        set.add(glob);
+    }
+    set.build().map_err(|e| Error::usage(e.to_string()))
+}
+
+/// Fills in dimensions that the file leaves open, all but the first, from facts for a batch of one.
+fn settle_inputs(graph: &mut Graph, rows: &[(ValueId, Fact)]) {
+    for input in &mut graph.inputs {
+        let Some((_, fact)) = rows.iter().find(|(id, _)| *id == input.id) else { continue };
+        let Some(shape) = input.shape.as_mut().filter(|s| s.len() == fact.rank()) else { continue };
+        for (dim, &size) in shape.iter_mut().zip(&fact.shape).skip(1) {
+            if !matches!(dim, Dim::Known(_)) {
+                *dim = Dim::Known(size);
+            }
+        }
+    }
+}
+
+fn input_facts(graph: &Graph, facts: &Facts) -> Result<Vec<(ValueId, Fact)>> {
+    let fact = |id: &ValueId| {
+        facts.get(id).cloned().ok_or_else(|| Error::tensor(id.as_str(), "is an input of unknown shape"))
+    };
+    graph.required_inputs().map(|i| Ok((i.id.clone(), fact(&i.id)?))).collect()
+}
+
+/// The first float output with a row per row of the batch; behind a final softmax, what went into it.
+fn find_head(graph: &Graph, facts: &Facts, batch: usize) -> Result<Head> {
+    let fits = |id: &ValueId| {
+        facts
+            .get(id)
+            .is_some_and(|f| f.dtype.is_float() && f.rank() >= 1 && f.shape[0] == batch && !f.is_empty())
+    };
+    let output = graph.outputs.iter().map(|o| &o.id).find(|id| fits(id)).ok_or_else(|| {
+        let names: Vec<String> = graph
+            .outputs
+            .iter()
+            .map(|o| format!("{} {:?}", o.id, facts.get(&o.id).map(|f| &f.shape)))
+            .collect();
+        Error::tensor(
+            names.join(", "),
+            format!("no output has real values in {batch} rows, one for each row of the batch"),
+        )
+    })?;
+    let producers = graph.producers();
+    let mut answer = output.clone();
+    let mut softmax = false;
+    while let Some(node) = producers.get(&answer).map(|&i| &graph.nodes[i]) {
+        let passes = node.is("Identity") || node.is("Squeeze") || node.is("Flatten");
+        let ends = node.is("Softmax") || node.is("LogSoftmax");
+        match node.input(0) {
+            Some(input) if (passes || ends) && fits(input) => answer = input.clone(),
+            _ => break,
+        }
+        softmax |= ends;
+        if ends {
+            break;
+        }
+    }
+    let answer = if softmax { answer } else { output.clone() };
+    let width = facts.get(&answer).map_or(0, |f| f.shape[1..].iter().product());
+    Ok(Head { output: output.clone(), answer, width, softmax })
+}

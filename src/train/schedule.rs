@@ -1,0 +1,93 @@
+//! The learning rate at each step, and which rows each step sees: pure functions of seed and step, so that a
+//! resumed run goes on exactly where it stopped.
+
+use super::Schedule;
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+
+/// The generator for one purpose at one point of a run. `stream` keeps purposes apart.
+pub fn generator(seed: u64, stream: u64, index: u64) -> ChaCha8Rng {
+    let mut key = [0u8; 32];
+    for (place, word) in key.chunks_exact_mut(8).zip([seed, stream, index, 0x6f6e_6e78]) {
+        place.copy_from_slice(&word.to_le_bytes());
+    }
+    ChaCha8Rng::from_seed(key)
+}
+
+/// Purposes of random numbers.
+pub mod stream {
+    pub const SHUFFLE: u64 = 1;
+    pub const AUGMENT: u64 = 2;
+    pub const NOISE: u64 = 3;
+}
+
+/// The learning rate of step `step` (from 0) of `steps`: linear warm-up, then the schedule down to zero.
+pub fn learning_rate(schedule: Schedule, peak: f64, warmup: usize, step: usize, steps: usize) -> f64 {
+    let warmup = warmup.min(steps / 4);
+    if step < warmup {
+        return peak * (step + 1) as f64 / (warmup + 1) as f64;
+    }
+    let progress = (step - warmup) as f64 / (steps - warmup).max(1) as f64;
+    match schedule {
+        Schedule::Constant => peak,
+        Schedule::Cosine => peak * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos()),
+    }
+}
+
+/// Cuts `rows` rows into batches: every epoch is a fresh permutation, batches run on across its end.
+pub struct Sampler {
+    rows: usize,
+    batch: usize,
+    seed: u64,
+    epoch: Option<(u64, Vec<usize>)>,
+}
+
+impl Sampler {
+    pub fn new(rows: usize, batch: usize, seed: u64) -> Self {
+        Self { rows, batch, seed, epoch: None }
+    }
+    /// The rows of step `step`; always `batch` many.
+    pub fn rows_of(&mut self, step: usize) -> Vec<usize> {
+        let first = step as u64 * self.batch as u64;
+        (first..first + self.batch as u64).map(|i| self.row(i)).collect()
+    }
+    fn row(&mut self, index: u64) -> usize {
+        let (epoch, place) = (index / self.rows as u64, (index % self.rows as u64) as usize);
+        if self.epoch.as_ref().is_none_or(|(e, _)| *e != epoch) {
+            let mut order: Vec<usize> = (0..self.rows).collect();
+            order.shuffle(&mut generator(self.seed, stream::SHUFFLE, epoch));
+            self.epoch = Some((epoch, order));
+        }
+        self.epoch.as_ref().map_or(0, |(_, order)| order[place])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_comes_once_an_epoch() {
+        let mut sampler = Sampler::new(10, 4, 7);
+        let mut seen: Vec<usize> = (0..5).flat_map(|step| sampler.rows_of(step)).collect();
+        seen[..10].sort();
+        seen[10..].sort();
+        assert_eq!(seen[..10], (0..10).collect::<Vec<_>>());
+        assert_eq!(seen[10..], (0..10).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn batches_depend_on_seed_and_step_alone() {
+        let mut whole = Sampler::new(50, 8, 3);
+        let all: Vec<_> = (0..20).map(|s| whole.rows_of(s)).collect();
+        assert_eq!(Sampler::new(50, 8, 3).rows_of(13), all[13]);
+        assert_ne!(Sampler::new(50, 8, 4).rows_of(13), all[13]);
+    }
+
+    #[test]
+    fn the_rate_warms_up_and_falls_to_zero() {
+        let rate = |step| learning_rate(Schedule::Cosine, 1.0, 10, step, 100);
+        assert!(rate(0) < 0.1 && (rate(10) - 1.0).abs() < 1e-9 && rate(99) < 0.01);
+    }
+}
