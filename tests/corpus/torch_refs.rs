@@ -2,7 +2,7 @@
 //!
 //! `torch_refs/make.py` made the references; its first lines say what they hold.
 
-use onnx_merge::autodiff::{backward, lower::lower};
+use onnx_merge::autodiff::{backward, facts::probe, lower::lower};
 use onnx_merge::onnx::{Builder, DType, Fact, Facts, Graph, Model, Tensor, ValueId, read};
 use onnx_merge::runtime::{Executor, ExecutorChoice, ExecutorOptions, Value, open};
 use onnx_merge::{Error, Result};
@@ -213,4 +213,36 @@ fn compare(cases: &[Case], facts: impl Fn(&Case, &dyn Executor) -> Result<Facts>
 #[test]
 fn operators_agree_with_pytorch() -> Result<()> {
     compare(&operators()?, |case, _| Ok(declared(&case.model.graph)))
+}
+
+/// The exported networks, with the constants of `Constant` nodes as initializers.
+fn networks() -> Result<Vec<Case>> {
+    let mut cases = vec![];
+    for name in ["network_cnn", "network_mlp", "network_transformer"] {
+        let mut model = read(folder().join(format!("{name}.onnx")))?.model;
+        let graph = &mut model.graph;
+        graph.nodes.retain(|node| match (node.is("Constant"), node.tensor("value"), node.output(0)) {
+            (true, Some(value), Some(output)) => {
+                graph.initializers.insert(output.clone(), value.clone());
+                false
+            }
+            _ => true,
+        });
+        let arrays = arrays(&format!("{name}.npz"))?;
+        let part = |prefix: &str| -> BTreeMap<ValueId, Tensor> {
+            let named = arrays.iter().filter_map(|(k, v)| Some((k.strip_prefix(prefix)?, v)));
+            named.map(|(k, v)| (ValueId::new(k), v.clone())).collect()
+        };
+        let (feeds, values, seeds, grads) = (part("in."), part("value."), part("seed."), part("grad."));
+        cases.push(Case { name: name.to_owned(), model, feeds, values, seeds, grads });
+    }
+    Ok(cases)
+}
+
+#[test]
+fn exported_networks_agree_with_pytorch() -> Result<()> {
+    compare(&networks()?, |case, executor| {
+        let feeds = case.feeds.iter().map(|(id, t)| (id.clone(), t.clone())).collect();
+        Ok(probe(executor, &case.model, &feeds)?.facts)
+    })
 }

@@ -6,7 +6,7 @@ use super::compose::compose;
 use super::{Context, Cotangents, Row, rule};
 use crate::error::{Error, Result};
 use crate::onnx::infer::normalise_axis;
-use crate::onnx::{Builder, Node, ValueId};
+use crate::onnx::{Attr, Builder, Node, ValueId};
 
 pub const TABLE: &[Row] = &[
     rule("BatchNormalization", batch),
@@ -172,8 +172,27 @@ fn layer(c: &mut Context<'_>) -> Cotangents {
     affine_over_last(c, -1, true)
 }
 
-fn root_mean_square(c: &mut Context<'_>) -> Cotangents {
+pub fn root_mean_square(c: &mut Context<'_>) -> Cotangents {
     affine_over_last(c, -1, false)
+}
+
+/// Emits a normalisation over the last axis: by the operator for it, or, without a mean, in primitives (the operator
+/// is younger than the working opset).
+pub fn normalised(
+    b: &mut Builder,
+    x: &ValueId,
+    gamma: &ValueId,
+    beta: Option<&ValueId>,
+    epsilon: Attr,
+    centre: bool,
+) -> ValueId {
+    if centre {
+        let attrs = [("axis", Attr::Int(-1)), ("epsilon", epsilon)];
+        return b.op_full("", "LayerNormalization", &[Some(x), Some(gamma), beta], &attrs, 1).remove(0);
+    }
+    let epsilon = if let Attr::Float(epsilon) = epsilon { f64::from(epsilon) } else { 0.0 };
+    let s = standardise(b, x, &[-1], epsilon, false);
+    b.mul(&s.normal, gamma)
 }
 
 /// `Y = normalise(X over axis…) · scale + bias`, where scale and bias broadcast to X.

@@ -57,7 +57,7 @@ fn range(dtype: DType) -> Option<(f64, f64)> {
 }
 
 /// `q = saturate(round(x / scale) + zero_point)`: `dx = dq / scale` where nothing saturates.
-fn quantize(c: &mut Context<'_>) -> Cotangents {
+pub fn quantize(c: &mut Context<'_>) -> Cotangents {
     let (x, scale, y, dq) = (c.input(0)?, c.input(1)?, c.output(0)?, c.cotangent()?);
     let dtype = c.b.dtype(&x);
     let scale = spread(c, &scale, &x)?;
@@ -81,7 +81,7 @@ fn quantize(c: &mut Context<'_>) -> Cotangents {
 }
 
 /// `x = (q − zero_point) · scale`.
-fn dequantize(c: &mut Context<'_>) -> Cotangents {
+pub fn dequantize(c: &mut Context<'_>) -> Cotangents {
     let (q, scale, dx) = (c.input(0)?, c.input(1)?, c.cotangent()?);
     let dtype = c.b.dtype(&dx);
     let scale = spread(c, &scale, &q)?;
