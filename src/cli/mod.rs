@@ -6,6 +6,8 @@
 mod args;
 mod completions;
 mod config;
+mod diff;
+mod inspect;
 mod merge;
 mod signals;
 mod terminal;
@@ -53,6 +55,8 @@ Exit codes:
 #[derive(Subcommand)]
 enum Command {
     Tune(merge::TuneArgs),
+    Inspect(inspect::Args),
+    Diff(diff::Args),
     Completions(completions::Args),
 }
 
@@ -68,6 +72,8 @@ pub fn run() -> ExitCode {
     let result = match cli.command {
         None => merge::run(cli.merge),
         Some(Command::Tune(args)) => merge::tune(args),
+        Some(Command::Inspect(args)) => inspect::run(args),
+        Some(Command::Diff(args)) => diff::run(args),
         Some(Command::Completions(args)) => completions::run(args, Cli::command()),
     };
     ExitCode::from(result.unwrap_or_else(|error| {

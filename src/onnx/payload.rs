@@ -26,6 +26,14 @@ pub struct Site {
     pub(super) cut: Cut,
 }
 
+impl Site {
+    /// The bytes of the model file that hold the payload, or that depend on its length.
+    pub(super) fn own_bytes(&self) -> impl Iterator<Item = Range<usize>> + '_ {
+        let lengths = self.cut.enclosing.iter().map(|e| e.length.clone());
+        lengths.chain(self.cut.fields.iter().map(|f| f.whole.clone()))
+    }
+}
+
 /// How a payload is written down.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Encoding {

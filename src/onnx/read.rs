@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use memmap2::Mmap;
 use onnx_protobuf::{Message, ModelProto};
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -45,6 +46,24 @@ impl ModelFile {
             }
         }
         files
+    }
+    /// The ranges of the file that hold no tensor's payload, nor a length that depends on one: what surgery never
+    /// changes.
+    pub fn frame(&self) -> Vec<Range<usize>> {
+        let mut own: Vec<Range<usize>> = self.sites.iter().flat_map(Site::own_bytes).collect();
+        own.sort_by_key(|range| range.start);
+        let mut frame = vec![];
+        let mut at = 0;
+        for range in own {
+            if range.start > at {
+                frame.push(at..range.start);
+            }
+            at = at.max(range.end);
+        }
+        if at < self.map.len() {
+            frame.push(at..self.map.len());
+        }
+        frame
     }
     /// Refuses NaN and infinity in real-valued weights.
     pub fn check_finite(&self) -> Result<()> {

@@ -4,6 +4,7 @@
 //! Knows ONNX graphs and nothing of adapters, training or executors. Look at [`ParamGraph`] first;
 //! [`ParamGraph::extract`] makes one, [`pair`] matches two, [`spectrum`] gives the low-rank factors of a weight.
 
+mod draw;
 mod extract;
 mod matrix;
 mod pair;
