@@ -1,11 +1,12 @@
 //! Arguments that several subcommands share, and how their values are read.
 
-use crate::data::{DataOptions, Dataset, parse_number, parse_numbers, parse_size};
+use crate::data::{DataOptions, parse_number, parse_numbers, parse_size};
 use crate::error::{Error, Result};
+use crate::runtime::select::ExecutorOptions;
 use crate::train::{ExecutorChoice, TrainConfig};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use serde::de::{DeserializeOwned, IntoDeserializer};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Reads one of the names that `T` has in its serialised form.
 pub fn choice<T: DeserializeOwned + Clone + Send + Sync + 'static>(
@@ -136,14 +137,21 @@ pub fn set_some<T>(place: &mut Option<T>, value: Option<T>) {
     }
 }
 
-/// Opens a part of the data, and says which part in errors about usage.
-pub fn open_data(path: &Path, options: &DataOptions) -> Result<Dataset> {
-    crate::data::open(path, options)
+/// An option without which a command has nothing to do.
+pub fn required<T>(value: &Option<T>, what: &str, hint: &str) -> Result<T>
+where
+    T: Clone,
+{
+    value.clone().ok_or_else(|| Error::usage(format!("{what} is missing")).hint(hint))
 }
 
-/// An option without which this command has nothing to do.
-pub fn required<T>(value: Option<T>, what: &str, example: &str) -> Result<T> {
-    value.ok_or_else(|| Error::usage(format!("{what} is missing")).hint(example.to_owned()))
+/// The part of the configuration that says where to run.
+pub fn executor_options(config: &TrainConfig) -> ExecutorOptions {
+    ExecutorOptions {
+        threads: config.threads,
+        ort_lib: config.ort_lib.clone(),
+        allow_software_gpu: config.allow_software_gpu,
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The main job, `onnx-merge SRC TGT -o OUT --data …`, and `tune`, which is the same without a source.
 
-use super::args::{DataArgs, ExecutorArgs, choice, duration, positive, required, set, set_some};
+use super::args::{DataArgs, ExecutorArgs, choice, duration, positive, set, set_some};
 use super::config::Config;
 use super::signals::Interrupt;
 use super::terminal::{Paint, Watcher, message, spread, table};

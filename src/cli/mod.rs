@@ -8,7 +8,10 @@ mod completions;
 mod config;
 mod diff;
 mod inspect;
+mod doctor;
+mod eval;
 mod merge;
+mod ops;
 mod signals;
 mod terminal;
 
@@ -57,6 +60,9 @@ enum Command {
     Tune(merge::TuneArgs),
     Inspect(inspect::Args),
     Diff(diff::Args),
+    Eval(eval::Args),
+    Ops(ops::Args),
+    Doctor(doctor::Args),
     Completions(completions::Args),
 }
 
@@ -74,6 +80,9 @@ pub fn run() -> ExitCode {
         Some(Command::Tune(args)) => merge::tune(args),
         Some(Command::Inspect(args)) => inspect::run(args),
         Some(Command::Diff(args)) => diff::run(args),
+        Some(Command::Eval(args)) => eval::run(args),
+        Some(Command::Ops(args)) => ops::run(args),
+        Some(Command::Doctor(args)) => doctor::run(args),
         Some(Command::Completions(args)) => completions::run(args, Cli::command()),
     };
     ExitCode::from(result.unwrap_or_else(|error| {

@@ -1,0 +1,223 @@
+//! `onnx-merge eval`: how good a model is on data, as it is.
+
+use super::args::{ExecutorArgs, OptionArgs, choice, required};
+use crate::data::{Bound, Dataset, Labels};
+use crate::error::{Error, Result, ResultExt};
+use crate::onnx::{Fact, Facts, Model, Tensor, ValueId, ValueInfo};
+use crate::runtime::{Compiled, Executor, Value, select};
+use crate::train::{Task, TrainConfig};
+use serde::Serialize;
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// Measures a model on data: accuracy and cross-entropy for classes, mean squared error for numbers.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  onnx-merge eval model.onnx --data test.npz --scale 1/255
+  onnx-merge eval model.onnx --data table.csv --label price --json")]
+pub struct Args {
+    #[arg(value_name = "MODEL")]
+    model: PathBuf,
+    /// Data with labels, in any of the forms that training takes
+    #[arg(long, value_name = "PATH")]
+    data: Option<PathBuf>,
+    #[command(flatten)]
+    options: OptionArgs,
+    /// What the outputs mean
+    #[arg(long, value_name = "TASK", value_parser = choice::<Task>(&["auto", "classify", "regress"]))]
+    task: Option<Task>,
+    /// Which output to judge [default: the first with numbers]
+    #[arg(long, value_name = "NAME")]
+    output: Option<String>,
+    /// Rows at once, where the model doesn't fix it
+    #[arg(long, value_name = "N", default_value = "64", value_parser = clap::value_parser!(u32).range(1..))]
+    batch: u32,
+    #[command(flatten)]
+    executor: ExecutorArgs,
+    /// Write the result as one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Figures {
+    model: PathBuf,
+    rows: usize,
+    output: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    accuracy: Option<f64>,
+    /// Cross-entropy, or the mean squared error.
+    loss: f64,
+    executor: String,
+    device: String,
+    seconds: f64,
+}
+
+pub fn run(args: Args) -> Result<u8> {
+    let data = required(&args.data, "the data", "say what to measure on: --data test.npz")?;
+    let mut options = crate::data::DataOptions::default();
+    args.options.apply(&mut options);
+    let file = crate::onnx::read(&args.model)?;
+    let model = &file.model;
+    let dataset = crate::data::open(&data, &options)?;
+    let declared: Vec<ValueInfo> = model.graph.required_inputs().cloned().collect();
+    let bound = dataset.bind(&declared)?;
+    bound.notes.iter().for_each(|note| super::terminal::message(format!("note: {note}")));
+    let mut config = TrainConfig::default();
+    args.executor.apply(&mut config);
+    let executor = select::pick(config.executor, &super::args::executor_options(&config), &[model])?;
+    let begun = Instant::now();
+    let runner = Runner::new(model, &bound, &*executor, args.batch as usize, args.output.as_deref());
+    let runner = runner.context(|| args.model.display().to_string())?;
+    let answers = runner.answers(&bound).context(|| args.model.display().to_string())?;
+    let (accuracy, loss) = judge(&answers, &dataset, args.task.unwrap_or_default())?;
+    let figures = Figures {
+        model: args.model,
+        rows: dataset.rows(),
+        output: answers.output.to_string(),
+        accuracy,
+        loss,
+        executor: executor.name().to_owned(),
+        device: executor.device(),
+        seconds: begun.elapsed().as_secs_f64(),
+    };
+    match args.json {
+        true => super::print_json(&figures)?,
+        false => super::print(&describe(&figures))?,
+    }
+    Ok(0)
+}
+
+fn describe(figures: &Figures) -> String {
+    let loss = match figures.accuracy {
+        Some(accuracy) => format!("accuracy {:.2} %, cross-entropy {:.4}", accuracy * 100.0, figures.loss),
+        None => format!("mean squared error {:.6}", figures.loss),
+    };
+    let Figures { model, rows, output, executor, device, seconds, .. } = figures;
+    format!("{}: {loss} ({rows} rows, output '{output}', {seconds:.1} s on {executor}: {device})\n", model.display())
+}
+
+/// A model compiled for batches of one size.
+struct Runner {
+    program: Box<dyn Compiled>,
+    batch: usize,
+    output: usize,
+    name: ValueId,
+}
+
+/// What a model said about every row.
+struct Answers {
+    output: ValueId,
+    values: Vec<f32>,
+    width: usize,
+}
+
+impl Runner {
+    fn new(
+        model: &Model,
+        bound: &Bound,
+        executor: &dyn Executor,
+        batch: usize,
+        output: Option<&str>,
+    ) -> Result<Self> {
+        let outputs = &model.graph.outputs;
+        let numeric = |o: &ValueInfo| o.dtype.is_none_or(|d| d.is_float());
+        let index = match output {
+            Some(name) => outputs.iter().position(|o| o.id.as_str() == name),
+            None => outputs.iter().position(numeric),
+        };
+        let index = index.ok_or_else(|| {
+            let names: Vec<&str> = outputs.iter().map(|o| o.id.as_str()).collect();
+            Error::usage(format!("there is no such output of numbers; the model has {}", names.join(", ")))
+        })?;
+        let batch = bound.fixed_batch().unwrap_or(batch);
+        let facts: Facts = bound.facts(batch).into_iter().collect::<Vec<(ValueId, Fact)>>().into_iter().collect();
+        let program = executor.compile(model, &facts)?;
+        Ok(Self { program, batch, output: index, name: outputs[index].id.clone() })
+    }
+
+    fn answers(mut self, bound: &Bound) -> Result<Answers> {
+        let rows: Vec<usize> = (0..bound.rows()).collect();
+        let (mut values, mut width) = (vec![], 0);
+        for chunk in rows.chunks(self.batch) {
+            let feeds: Vec<Value> = bound.batch(chunk, self.batch)?.into_iter().map(Value::host).collect();
+            let answer = self.program.run(&feeds)?.get(self.output).map(Value::to_host).transpose()?;
+            let answer = answer.ok_or_else(|| Error::tensor(self.name.as_str(), "was not computed"))?;
+            width = per_row(&answer, self.batch, &self.name)?;
+            values.extend_from_slice(&answer.to_f32()[..chunk.len() * width]);
+        }
+        Ok(Answers { output: self.name, values, width })
+    }
+}
+
+fn per_row(answer: &Tensor, batch: usize, name: &ValueId) -> Result<usize> {
+    match answer.len() > 0 && answer.len() % batch == 0 && (batch == 1 || answer.shape()[0] == batch) {
+        true => Ok(answer.len() / batch),
+        false => {
+            let what = format!("has shape {:?} for {batch} rows, which is not one answer a row", answer.shape());
+            Err(Error::tensor(name.as_str(), what))
+        }
+    }
+}
+
+/// Accuracy (for classes) and loss.
+fn judge(answers: &Answers, dataset: &Dataset, task: Task) -> Result<(Option<f64>, f64)> {
+    let labels = dataset.expect_labels()?;
+    let classes = matches!((task, labels), (Task::Classify, _) | (Task::Auto, Labels::Classes(_)));
+    if !classes {
+        let wanted = labels.vectors(&dataset.path, answers.width)?;
+        let total: f64 = answers.values.iter().zip(&wanted).map(|(a, w)| f64::from(a - w).powi(2)).sum();
+        return Ok((None, total / wanted.len() as f64));
+    }
+    let classes = labels.classes(&dataset.path, answers.width.max(2))?;
+    let (mut right, mut loss) = (0.0, 0.0);
+    for (row, &class) in answers.values.chunks_exact(answers.width).zip(&classes) {
+        let chances = chances(row);
+        let best = (0..chances.len()).reduce(|a, b| if chances[b] > chances[a] { b } else { a });
+        right += f64::from(u8::from(best == Some(class as usize) && chances.iter().all(|c| !c.is_nan())));
+        loss -= chances[class as usize].max(1e-30).ln();
+    }
+    let rows = classes.len() as f64;
+    Ok((Some(right / rows), loss / rows))
+}
+
+/// Probabilities: as they are where a row holds probabilities, else by softmax. A single number is the
+/// probability, or the logit, of the second of two classes.
+fn chances(row: &[f32]) -> Vec<f64> {
+    let row: Vec<f64> = row.iter().map(|&v| v as f64).collect();
+    if let [one] = row[..] {
+        let second = if (0.0..=1.0).contains(&one) { one } else { 1.0 / (1.0 + (-one).exp()) };
+        return vec![1.0 - second, second];
+    }
+    let sum: f64 = row.iter().sum();
+    if row.iter().all(|&v| v >= 0.0) && (sum - 1.0).abs() < 1e-3 {
+        return row;
+    }
+    let highest = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let powers: Vec<f64> = row.iter().map(|v| (v - highest).exp()).collect();
+    let sum: f64 = powers.iter().sum();
+    powers.iter().map(|p| p / sum).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dataset(classes: &[i64]) -> Dataset {
+        let values = Tensor::zeros(crate::onnx::DType::F32, &[classes.len(), 1]);
+        let column = crate::data::Column { name: "x".into(), values };
+        Dataset::new(vec![column], Some(Labels::Classes(classes.to_vec()))).unwrap()
+    }
+
+    #[test]
+    fn logits_and_probabilities_are_judged_alike() {
+        let answers = |values: &[f32], width| Answers { output: "o".into(), values: values.to_vec(), width };
+        let (accuracy, loss) = judge(&answers(&[0.25, 0.75, 0.9, 0.1], 2), &dataset(&[1, 1]), Task::Auto).unwrap();
+        assert_eq!(accuracy, Some(0.5));
+        assert!((loss - (-(0.75f64.ln()) - 0.1f64.ln()) / 2.0).abs() < 1e-6);
+        let (accuracy, _) = judge(&answers(&[-3.0, 4.0], 1), &dataset(&[0, 1]), Task::Auto).unwrap();
+        assert_eq!(accuracy, Some(1.0));
+        let (none, error) = judge(&answers(&[0.0, 3.0], 1), &dataset(&[0, 1]), Task::Regress).unwrap();
+        assert_eq!((none, error), (None, 2.0));
+    }
+}
