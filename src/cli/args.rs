@@ -2,7 +2,7 @@
 
 use crate::data::{DataOptions, parse_number, parse_numbers, parse_size};
 use crate::error::{Error, Result};
-use crate::runtime::select::ExecutorOptions;
+use crate::runtime::ExecutorOptions;
 use crate::train::{ExecutorChoice, TrainConfig};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use serde::de::{DeserializeOwned, IntoDeserializer};

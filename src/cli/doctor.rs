@@ -3,14 +3,16 @@
 use super::args::{ExecutorArgs, executor_options};
 use super::terminal::Paint;
 use crate::error::Result;
-use crate::runtime::select::{self, Health};
+use crate::runtime::{Health, diagnose};
 use crate::train::TrainConfig;
 use serde_json::json;
 use std::fmt::Write;
 
 /// Shows which executors are there, what they would run on, and why one can't be used.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  onnx-merge doctor\n  onnx-merge doctor --ort-lib /opt/onnxruntime/lib --json")]
+#[command(
+    after_help = "Examples:\n  onnx-merge doctor\n  onnx-merge doctor --ort-lib /opt/onnxruntime/lib --json"
+)]
 pub struct Args {
     #[command(flatten)]
     executor: ExecutorArgs,
@@ -22,7 +24,7 @@ pub struct Args {
 pub fn run(args: Args) -> Result<u8> {
     let mut config = TrainConfig::default();
     args.executor.apply(&mut config);
-    let diagnosis = select::diagnose(&executor_options(&config));
+    let diagnosis = diagnose(&executor_options(&config));
     if args.json {
         let libraries: Vec<_> = diagnosis
             .libraries

@@ -4,7 +4,7 @@ use super::args::{ExecutorArgs, OptionArgs, choice, required};
 use crate::data::{Bound, Dataset, Labels};
 use crate::error::{Error, Result, ResultExt};
 use crate::onnx::{Fact, Facts, Model, Tensor, ValueId, ValueInfo};
-use crate::runtime::{Compiled, Executor, Value, select};
+use crate::runtime::{Compiled, Executor, Value, pick};
 use crate::train::{Task, TrainConfig};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -65,7 +65,7 @@ pub fn run(args: Args) -> Result<u8> {
     bound.notes.iter().for_each(|note| super::terminal::message(format!("note: {note}")));
     let mut config = TrainConfig::default();
     args.executor.apply(&mut config);
-    let executor = select::pick(config.executor, &super::args::executor_options(&config), &[model])?;
+    let executor = pick(config.executor, &super::args::executor_options(&config), &[model])?;
     let begun = Instant::now();
     let runner = Runner::new(model, &bound, &*executor, args.batch as usize, args.output.as_deref());
     let runner = runner.context(|| args.model.display().to_string())?;
@@ -94,7 +94,10 @@ fn describe(figures: &Figures) -> String {
         None => format!("mean squared error {:.6}", figures.loss),
     };
     let Figures { model, rows, output, executor, device, seconds, .. } = figures;
-    format!("{}: {loss} ({rows} rows, output '{output}', {seconds:.1} s on {executor}: {device})\n", model.display())
+    format!(
+        "{}: {loss} ({rows} rows, output '{output}', {seconds:.1} s on {executor}: {device})\n",
+        model.display()
+    )
 }
 
 /// A model compiled for batches of one size.
@@ -131,7 +134,8 @@ impl Runner {
             Error::usage(format!("there is no such output of numbers; the model has {}", names.join(", ")))
         })?;
         let batch = bound.fixed_batch().unwrap_or(batch);
-        let facts: Facts = bound.facts(batch).into_iter().collect::<Vec<(ValueId, Fact)>>().into_iter().collect();
+        let facts: Facts =
+            bound.facts(batch).into_iter().collect::<Vec<(ValueId, Fact)>>().into_iter().collect();
         let program = executor.compile(model, &facts)?;
         Ok(Self { program, batch, output: index, name: outputs[index].id.clone() })
     }
@@ -154,7 +158,8 @@ fn per_row(answer: &Tensor, batch: usize, name: &ValueId) -> Result<usize> {
     match answer.len() > 0 && answer.len() % batch == 0 && (batch == 1 || answer.shape()[0] == batch) {
         true => Ok(answer.len() / batch),
         false => {
-            let what = format!("has shape {:?} for {batch} rows, which is not one answer a row", answer.shape());
+            let what =
+                format!("has shape {:?} for {batch} rows, which is not one answer a row", answer.shape());
             Err(Error::tensor(name.as_str(), what))
         }
     }
@@ -212,7 +217,8 @@ mod tests {
     #[test]
     fn logits_and_probabilities_are_judged_alike() {
         let answers = |values: &[f32], width| Answers { output: "o".into(), values: values.to_vec(), width };
-        let (accuracy, loss) = judge(&answers(&[0.25, 0.75, 0.9, 0.1], 2), &dataset(&[1, 1]), Task::Auto).unwrap();
+        let (accuracy, loss) =
+            judge(&answers(&[0.25, 0.75, 0.9, 0.1], 2), &dataset(&[1, 1]), Task::Auto).unwrap();
         assert_eq!(accuracy, Some(0.5));
         assert!((loss - (-(0.75f64.ln()) - 0.1f64.ln()) / 2.0).abs() < 1e-6);
         let (accuracy, _) = judge(&answers(&[-3.0, 4.0], 1), &dataset(&[0, 1]), Task::Auto).unwrap();
