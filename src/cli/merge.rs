@@ -3,7 +3,7 @@
 use super::args::{DataArgs, ExecutorArgs, choice, duration, positive, set, set_some};
 use super::config::Config;
 use super::signals::Interrupt;
-use super::terminal::{Paint, Watcher, message, spread, table};
+use super::terminal::{Paint, Watcher, message, table};
 use crate::data::{DataOptions, parse_number, parse_numbers};
 use crate::error::{Error, Result};
 use crate::report::{Outcome, Report};
@@ -367,8 +367,8 @@ fn summary(report: &Report, paint: Paint) -> String {
         for arm in &report.arms {
             rows.push(vec![
                 arm.name.clone(),
-                spread(&report.metric, &arm.val),
-                spread(&report.metric, &arm.test),
+                report.metric.show_spread(&arm.val),
+                report.metric.show_spread(&arm.test),
             ]);
         }
         text += &format!("\n{}", table(&rows));

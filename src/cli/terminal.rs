@@ -2,7 +2,6 @@
 
 use super::signals::Interrupt;
 use crate::error::Error;
-use crate::report::Metric;
 use crate::train::{Event, Observer};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::fmt::Display;
@@ -193,19 +192,6 @@ fn visible(text: &str) -> usize {
     text.chars().filter(visible).count()
 }
 
-/// `mean ± spread` of an arm's results.
-pub fn spread(metric: &Metric, values: &[f64]) -> String {
-    let factor = if metric.name == "accuracy" { 100.0 } else { 1.0 };
-    match crate::report::mean_and_stderr(values) {
-        None => "–".into(),
-        Some((mean, None)) => metric.show(mean),
-        Some((mean, Some(error))) if factor == 100.0 => {
-            format!("{:.2} ± {:.2} %", mean * factor, error * factor)
-        }
-        Some((mean, Some(error))) => format!("{mean:.5} ± {error:.5}"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -214,12 +200,5 @@ mod tests {
     fn columns_line_up_whatever_their_colours() {
         let rows = [vec!["a".into(), "\x1b[1m10\x1b[0m".into()], vec!["bcd".into(), "5".into()]];
         assert_eq!(table(&rows), "a     \x1b[1m10\x1b[0m\nbcd    5\n");
-    }
-
-    #[test]
-    fn spreads_are_in_the_metrics_unit() {
-        assert_eq!(spread(&Metric::accuracy(), &[0.5]), "50.00 %");
-        assert_eq!(spread(&Metric::accuracy(), &[0.5, 0.6]), "55.00 ± 5.00 %");
-        assert_eq!(spread(&Metric::mse(), &[]), "–");
     }
 }

@@ -4,6 +4,7 @@
 //! other programs: whoever changes one raises [`SCHEMA`].
 
 mod html;
+mod plot;
 
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -156,6 +157,17 @@ impl Metric {
             _ => format!("{value:.5}"),
         }
     }
+    /// `mean ± standard error` for people.
+    pub fn show_spread(&self, values: &[f64]) -> String {
+        match (mean_and_stderr(values), self.name.as_str()) {
+            (None, _) => "–".into(),
+            (Some((mean, None)), _) => self.show(mean),
+            (Some((mean, Some(error))), "accuracy") => {
+                format!("{:.2} ± {:.2} %", mean * 100.0, error * 100.0)
+            }
+            (Some((mean, Some(error))), _) => format!("{mean:.5} ± {error:.5}"),
+        }
+    }
     /// A gain or a spread for people: points for accuracies.
     pub fn show_difference(&self, difference: f64) -> String {
         match self.name.as_str() {
@@ -290,6 +302,88 @@ pub struct Attention {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A report with everything in it.
+    pub(super) fn sample() -> Report {
+        let arm = |name: &str, source, val: f64| Arm {
+            name: name.into(),
+            source,
+            val: vec![val, val + 0.01],
+            test: vec![],
+        };
+        Report {
+            schema: SCHEMA,
+            outcome: Outcome::Gain,
+            method: "lpka+kd".into(),
+            preset: Some("structured".into()),
+            executors: Executors::default(),
+            metric: Metric::accuracy(),
+            untouched: Scores { train: Some(0.9), val: Some(0.8), test: None },
+            shipped: Scores { train: Some(0.95), val: Some(0.9), test: None },
+            arms: vec![
+                arm("lpka+kd", ArmSource::Real, 0.9),
+                arm("lpka+kd, shuffled", ArmSource::Shuffled, 0.85),
+            ],
+            source_worth: Worth::of(&[0.05, 0.04]),
+            changed: vec![Changed {
+                initializer: "fc.weight".into(),
+                role: "linear".into(),
+                relative_change: 0.3,
+            }],
+            seconds: Seconds::default(),
+            output: Some(Output { path: "out.onnx".into(), sha256: "00".into() }),
+            source: Some("src.onnx".into()),
+            target: "tgt.onnx".into(),
+            rows: Rows { train: 100, val: 50, test: 0 },
+            notes: vec!["a note".into()],
+            curves: vec![Curve {
+                arm: "lpka+kd".into(),
+                seed: 0,
+                loss: vec![(0, 2.0), (10, 1.0)],
+                val: vec![(0, 0.8), (10, 0.9)],
+            }],
+            attention: vec![Attention {
+                target: "conv1".into(),
+                source: "conv1".into(),
+                rows: 2,
+                columns: 2,
+                values: vec![0.9, 0.1, 0.2, 0.8],
+                ..Default::default()
+            }],
+        }
+    }
+
+    #[test]
+    fn the_json_form_keeps_its_promise() {
+        let json = serde_json::to_value(sample()).unwrap();
+        for key in [
+            "schema",
+            "method",
+            "preset",
+            "executors",
+            "metric",
+            "untouched",
+            "shipped",
+            "arms",
+            "source_worth",
+            "changed",
+            "seconds",
+            "output",
+        ] {
+            assert!(json.get(key).is_some(), "{key}");
+        }
+        assert_eq!(json["metric"]["better"], "higher");
+        assert_eq!(json["arms"][1]["source"], "shuffled");
+        assert_eq!(json["untouched"]["test"], serde_json::Value::Null);
+        let back: Report = serde_json::from_value(json).unwrap();
+        assert_eq!(back.outcome, Outcome::Gain);
+    }
+
+    #[test]
+    fn spreads_are_in_the_metrics_unit() {
+        assert_eq!(Metric::accuracy().show_spread(&[0.5, 0.6]), "55.00 ± 5.00 %");
+        assert_eq!(Metric::mse().show_spread(&[]), "–");
+    }
 
     #[test]
     fn worth_is_the_mean_of_paired_differences() {
