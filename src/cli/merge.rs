@@ -1,14 +1,15 @@
 //! The main job, `onnx-merge SRC TGT -o OUT --data …`, and `tune`, which is the same without a source.
 
-use super::args::{DataArgs, ExecutorArgs, choice, duration, positive, set, set_some};
+use super::args::{DataArgs, ExecutorArgs, choice, duration, executor_options, positive, set, set_some};
 use super::config::Config;
 use super::signals::Interrupt;
 use super::terminal::{Paint, Watcher, message, table};
 use crate::data::{DataOptions, parse_number, parse_numbers};
 use crate::error::{Error, Result};
 use crate::report::{Outcome, Report};
-use crate::train::{ExecutorChoice, Method, Optimizer, Preset, Schedule, Task};
-use std::path::PathBuf;
+use crate::runtime;
+use crate::train::{DataSets, ExecutorChoice, MergeRequest, Method, Optimizer, Preset, Schedule, Task};
+use std::path::{Path, PathBuf};
 
 /// Merge.
 #[derive(clap::Args)]
@@ -350,8 +351,60 @@ fn execute(config: Config, manner: Manner) -> Result<u8> {
     Ok(report.outcome.exit_code())
 }
 
-fn train(_config: &Config, _manner: &Manner, _watcher: &mut Watcher) -> Result<Report> {
-    Err(Error::usage("not available in this build"))
+fn train(config: &Config, manner: &Manner, watcher: &mut Watcher) -> Result<Report> {
+    refuse_output(config)?;
+    let path = config.data.train.as_deref().ok_or_else(|| {
+        Error::usage("training data is missing").hint("say what to train on: --data train.npz")
+    })?;
+    // The models are looked at before the executors are opened: a wrong path deserves the quickest answer.
+    for model in config.source.iter().chain([&config.target]) {
+        crate::onnx::read(model)?;
+    }
+    let open = |options: &DataOptions| -> Result<DataSets> {
+        let part = |path: &Option<PathBuf>| path.as_ref().map(|p| crate::data::open(p, options)).transpose();
+        let data = &config.data;
+        Ok(DataSets {
+            train: crate::data::open(path, options)?,
+            val: part(&data.val)?,
+            test: part(&data.test)?,
+        })
+    };
+    let options = executor_options(&config.train);
+    let model_executor = runtime::open(config.train.executor, &options)?;
+    let adapter_executor = match config.train.adapter_executor {
+        Some(choice) if choice != config.train.executor => runtime::open(choice, &options)?,
+        _ => model_executor.clone(),
+    };
+    let request = MergeRequest {
+        source: config.source.clone(),
+        target: config.target.clone(),
+        output: config.output.clone(),
+        data: open(&config.data.options)?,
+        source_data: config.data.source_options.as_ref().map(open).transpose()?,
+        config: config.train.clone(),
+        resume: manner.resume,
+        model_executor,
+        adapter_executor,
+    };
+    crate::train::merge(request, watcher)
+}
+
+/// An output that can't be written is found out before the work, not after it.
+fn refuse_output(config: &Config) -> Result<()> {
+    let mut inputs: Vec<&Path> = vec![&config.target];
+    inputs.extend(config.source.as_deref());
+    crate::onnx::surgery::refuse_overwriting(&config.output, &inputs)?;
+    for path in [Some(&config.output), config.report.as_ref()].into_iter().flatten() {
+        if path.is_dir() {
+            return Err(Error::usage(format!("{} is a folder, not a file to write", path.display())));
+        }
+        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        tempfile::Builder::new()
+            .prefix(".onnx-merge")
+            .tempfile_in(folder)
+            .map_err(|e| Error::io(folder, e).hint("the output's folder must exist and be writable"))?;
+    }
+    Ok(())
 }
 
 /// The final table, and what to think of it.

@@ -1,0 +1,143 @@
+//! The main job on the fixtures, through the real program.
+
+use crate::transcript::Sandbox;
+use onnx_merge::report::Report;
+use onnx_protobuf::{Message, ModelProto};
+use std::process::Output;
+
+fn run(sandbox: &Sandbox, arguments: &str) -> Output {
+    let arguments: Vec<String> = arguments.split_whitespace().map(str::to_owned).collect();
+    sandbox.program(&arguments).output().expect("the program starts")
+}
+
+/// Runs with `--json` and reads what it says.
+fn report(sandbox: &Sandbox, arguments: &str, status: i32) -> Report {
+    let output = run(sandbox, &format!("{arguments} --json"));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(status), "{arguments}\n{stderr}");
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}\n{stderr}"))
+}
+
+const DATA: &str = "--data digits_train100.npz --val digits_val.npz --test digits_test.npz --executor tract";
+
+#[test]
+fn a_better_target_comes_out() {
+    let sandbox = Sandbox::digits();
+    let arguments = format!("digits_cnn.onnx digits_mlp.onnx -o out.onnx {DATA} --report out.html");
+    let report = report(&sandbox, &arguments, 0);
+    let (before, after) = (report.untouched, report.shipped);
+    assert!(
+        (before.val.unwrap() - 0.84).abs() < 0.01 && (before.test.unwrap() - 0.862).abs() < 0.01,
+        "{before:?}"
+    );
+    assert!(after.val.unwrap() > before.val.unwrap() + 0.02, "{before:?} to {after:?}");
+    assert!(after.test.unwrap() > before.test.unwrap() + 0.02, "{before:?} to {after:?}");
+    assert_eq!((report.schema, report.metric.name.as_str()), (1, "accuracy"));
+    assert_eq!(report.executors.model.name, "tract");
+    assert!(!report.changed.is_empty());
+    only_weights_differ(&sandbox, "digits_mlp.onnx", "out.onnx");
+    sandbox.transcript(
+        "$ exists out.html
+         $ exists merge.toml
+         $ missing out.onnx.checkpoint
+         $ onnx-merge eval out.onnx --data digits_test.npz --executor tract
+         out.onnx: accuracy [..] (500 rows, output 'logits', [..])",
+    );
+    let eval = run(&sandbox, "eval out.onnx --data digits_test.npz --executor tract --json");
+    let eval: serde_json::Value = serde_json::from_slice(&eval.stdout).unwrap();
+    assert!((eval["accuracy"].as_f64().unwrap() - after.test.unwrap()).abs() < 1e-6);
+}
+
+/// Everything but the initializers' bytes is as it was.
+fn only_weights_differ(sandbox: &Sandbox, before: &str, after: &str) {
+    let bytes = |name: &str| std::fs::read(sandbox.path(name)).unwrap();
+    assert_eq!(bytes(before).len(), bytes(after).len());
+    let stripped = |name: &str| {
+        let mut model = ModelProto::parse_from_bytes(&bytes(name)).unwrap();
+        for tensor in &mut model.graph.mut_or_insert_default().initializer {
+            tensor.raw_data.clear();
+        }
+        model.write_to_bytes().unwrap()
+    };
+    assert!(stripped(before) == stripped(after), "{before} and {after} differ in more than weights");
+}
+
+#[test]
+fn every_pair_of_architectures_gets_better() {
+    let sandbox = Sandbox::digits().fixtures(&["digits_small_cnn.onnx", "digits_transformer.onnx"]);
+    for (source, target) in [
+        ("digits_cnn.onnx", "digits_small_cnn.onnx"),
+        ("digits_cnn.onnx", "digits_transformer.onnx"),
+        ("digits_mlp.onnx", "digits_small_cnn.onnx"),
+    ] {
+        let report = report(&sandbox, &format!("{source} {target} -o out.onnx {DATA} --steps 200"), 0);
+        assert!(report.shipped.val > report.untouched.val, "{source} to {target}");
+    }
+}
+
+#[test]
+fn the_same_run_gives_the_same_bytes_and_its_file_repeats_it() {
+    let sandbox = Sandbox::digits();
+    let run = format!(
+        "digits_cnn.onnx digits_mlp.onnx -o out.onnx {DATA} --steps 40 --method lpka --gate 1 --seed 3"
+    );
+    let first = report(&sandbox, &run, 0);
+    sandbox.transcript("$ copy out.onnx first.onnx\n$ rm out.onnx");
+    let second = report(&sandbox, "--config merge.toml", 0);
+    sandbox.transcript("$ same out.onnx first.onnx");
+    assert_eq!(first.output.unwrap().sha256, second.output.unwrap().sha256);
+}
+
+#[test]
+fn without_a_gain_the_target_is_kept() {
+    let sandbox = Sandbox::digits();
+    let arguments = format!(
+        "digits_cnn.onnx digits_mlp.onnx -o out.onnx {DATA} --steps 8 --method finetune --min-gain 0.5"
+    );
+    let report = report(&sandbox, &arguments, 4);
+    assert_eq!(report.untouched, report.shipped);
+    assert!(report.changed.is_empty());
+    sandbox.transcript("$ same out.onnx digits_mlp.onnx");
+}
+
+#[test]
+fn a_model_is_tuned_without_a_source() {
+    let sandbox = Sandbox::digits();
+    let report = report(&sandbox, &format!("tune digits_mlp.onnx -o out.onnx {DATA} --steps 100"), 0);
+    assert_eq!(report.method, "finetune");
+    assert!(report.shipped.val > report.untouched.val);
+}
+
+#[test]
+fn control_arms_say_what_the_source_was_worth() {
+    let sandbox = Sandbox::digits();
+    let arguments = format!(
+        "digits_cnn.onnx digits_mlp.onnx -o out.onnx {DATA} --steps 60 --method lpka --gate 1 --ablate --seeds 2"
+    );
+    let report = report(&sandbox, &arguments, 0);
+    let sources: Vec<String> = report.arms.iter().map(|a| format!("{:?}", a.source)).collect();
+    for source in ["Real", "Shuffled", "Untrained", "None"] {
+        assert!(sources.iter().any(|s| s == source), "{sources:?}");
+    }
+    assert_eq!(report.source_worth.map(|w| w.n), Some(2));
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_run_saves_its_best_and_goes_on() {
+    let sandbox = Sandbox::digits();
+    let arguments: Vec<String> =
+        format!("digits_cnn.onnx digits_mlp.onnx -o out.onnx {DATA} --steps 100000 --method finetune --json")
+            .split_whitespace()
+            .map(str::to_owned)
+            .collect();
+    let child = sandbox.program(&arguments).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(std::time::Duration::from_secs(4));
+    let pid = child.id().to_string();
+    assert!(std::process::Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130));
+    let report: Report = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(report.shipped.val >= report.untouched.val);
+    sandbox.transcript("$ exists out.onnx\n$ exists out.onnx.checkpoint");
+}
