@@ -1,44 +1,35 @@
-//! Facts of a foreign graph's values, found by running it once with every value as an output (a *probe*).
+//! Facts by probing: a model is run once, and what its values really are is written down.
 //!
-//! Exact for every operator an executor can run, custom ones included; no shape inference is needed. Values
-//! inside subgraphs (`If`, `Loop`, `Scan`) are not seen. Look at [`probe`].
+//! Exact for every operator that the executor knows, custom ones included. Knows executors, nothing of rules. Look at
+//! [`probe`] and [`example_inputs`].
 
 use crate::error::{Error, Result, ResultExt};
-use crate::onnx::{DType, Dim, Fact, Facts, Graph, Model, Node, Tensor, ValueId, ValueInfo};
+use crate::onnx::{DType, Dim, Fact, Facts, Graph, Model, Tensor, ValueId, ValueInfo};
 use crate::runtime::{Executor, Value};
 use rand::{RngExt, SeedableRng};
-use rand_chacha::ChaCha8Rng;
 use std::collections::{HashMap, HashSet};
 
 /// What a run of a model showed.
 #[derive(Clone, Debug, Default)]
 pub struct Probe {
-    /// Of inputs, initializers and every value computed at the top level (sequences and optionals excepted).
+    /// Type and shape of the inputs, the initializers, and everything that nodes of the top-level graph make.
+    /// Sequences and optionals have none, nor do values that the executor couldn't hand out.
     pub facts: Facts,
-    /// The small whole-number and boolean values: shapes, axes, indices, conditions.
+    /// Integers and booleans of up to [`MOST_KEPT`] elements: shapes, axes, conditions.
     pub values: HashMap<ValueId, Tensor>,
 }
 
-/// Values of more elements than this aren't shapes or conditions and aren't kept.
-const SMALL: usize = 4096;
+/// The largest integer or boolean tensor whose elements a probe keeps.
+pub const MOST_KEPT: usize = 4096;
 
-/// Operators whose outputs are no tensors.
-const SEQUENCES: [&str; 8] = [
-    "SequenceConstruct",
-    "SequenceEmpty",
-    "SequenceInsert",
-    "SequenceErase",
-    "SequenceMap",
-    "SplitToSequence",
-    "Optional",
-    "ZipMap",
-];
-
-/// Runs `model` once on `inputs` (one for each required input) and records what every value is.
+/// Runs `model` once on `inputs`, with every value of its top-level graph as an output.
+///
+/// Values that the executor can run but not hand out are found by halving, and get no fact.
 ///
 /// # Errors
-/// What the executor says when it can't run the model.
+/// When the executor can't run the model itself, with what it says; [`Error::Usage`] for a missing input.
 pub fn probe(executor: &dyn Executor, model: &Model, inputs: &HashMap<ValueId, Tensor>) -> Result<Probe> {
+<<<<<<< HEAD
     let mut widened = model.clone();
     let (outputs, feeds) = {
         let graph = &mut widened.graph;
@@ -52,30 +43,88 @@ pub fn probe(executor: &dyn Executor, model: &Model, inputs: &HashMap<ValueId, T
     for (id, tensor) in &model.graph.initializers {
         found.facts.insert(id.clone(), Fact::of(tensor));
         found.keep(id, tensor);
+=======
+    let mut probe = Probe::default();
+    for (id, tensor) in model.graph.initializers.iter().chain(inputs) {
+        probe.note(id, Fact::of(tensor), || Ok(tensor.clone()))?;
+>>>>>>> e938c41 (Probe: a value that can't be handed out costs its own fact only)
     }
-    let input_facts: Facts = inputs.iter().map(|(id, t)| (id.clone(), Fact::of(t))).collect();
-    let mut program = executor.compile(&widened, &input_facts).context(|| "probing the model".into())?;
-    let feeds: Vec<Value> = feeds.into_iter().map(Value::host).collect();
-    let values = program.run(&feeds).context(|| "probing the model".into())?;
-    for (id, value) in outputs.iter().zip(values) {
-        let fact = value.fact();
-        if !fact.dtype.is_float() && fact.len() <= SMALL {
-            found.keep(id, &value.to_host()?);
+    let mut feeds = vec![];
+    for input in model.graph.required_inputs() {
+        let tensor = inputs.get(&input.id);
+        let tensor =
+            tensor.ok_or_else(|| Error::usage(format!("no value given for input '{}'", input.id)))?;
+        feeds.push(Value::host(tensor.clone()));
+    }
+    let mut seen = HashSet::new();
+    let made = model.graph.nodes.iter().flat_map(|node| node.outputs.iter().flatten());
+    let wanted: Vec<ValueId> = made.filter(|id| seen.insert((*id).clone())).cloned().collect();
+    if wanted.is_empty() {
+        return Ok(probe);
+    }
+    let run = |outputs: &[ValueId], probe: &mut Probe| run_for(executor, model, &feeds, outputs, probe);
+    if run(&wanted, &mut probe).is_err() {
+        // Perhaps some values just can't be outputs. If the model itself doesn't run, that error is the one to show.
+        let outputs: Vec<ValueId> = model.graph.outputs.iter().map(|o| o.id.clone()).collect();
+        run(&outputs, &mut probe).context(|| "running the model once on example inputs".to_owned())?;
+        let (left, right) = wanted.split_at(wanted.len() / 2);
+        let mut parts = vec![right, left];
+        while let Some(part) = parts.pop().filter(|part| !part.is_empty()) {
+            if part.iter().all(|id| probe.facts.contains_key(id)) {
+                continue;
+            }
+            if run(part, &mut probe).is_err() && part.len() > 1 {
+                let (left, right) = part.split_at(part.len() / 2);
+                parts.extend([right, left]);
+            }
         }
-        found.facts.insert(id.clone(), fact);
     }
-    found.facts.extend(input_facts);
-    Ok(found)
+    Ok(probe)
+}
+
+/// Runs the model for some of its values, and notes what they are.
+fn run_for(
+    executor: &dyn Executor,
+    model: &Model,
+    feeds: &[Value],
+    outputs: &[ValueId],
+    probe: &mut Probe,
+) -> Result<()> {
+    let mut model = model.clone();
+    let Graph { inputs, initializers, .. } = &mut model.graph;
+    // Once pruned, an initializer that is listed as an input too would look like one that must be fed.
+    inputs.retain(|input| !initializers.contains_key(&input.id));
+    // Inputs and constants that are passed through are known; executors differ on whether they may be outputs.
+    let fixed = |id: &&ValueId| initializers.contains_key(*id) || inputs.iter().any(|input| input.id == **id);
+    let untyped = |id: &ValueId| ValueInfo { id: id.clone(), dtype: None, shape: None };
+    model.graph.outputs = outputs.iter().filter(|id| !fixed(id)).map(untyped).collect();
+    model.graph.prune();
+    let ids: Vec<ValueId> = model.graph.outputs.iter().map(|o| o.id.clone()).collect();
+    if ids.is_empty() {
+        return Ok(());
+    }
+    let results = executor.compile(&model, &probe.facts)?.run(feeds)?;
+    for (id, value) in ids.iter().zip(results) {
+        probe.note(id, value.fact(), || value.to_host())?;
+    }
+    Ok(())
 }
 
 impl Probe {
-    fn keep(&mut self, id: &ValueId, tensor: &Tensor) {
-        if !tensor.dtype().is_float() && tensor.is_readable() && tensor.len() <= SMALL {
-            self.values.insert(id.clone(), tensor.clone());
+    fn note(&mut self, id: &ValueId, fact: Fact, value: impl FnOnce() -> Result<Tensor>) -> Result<()> {
+        if matches!(fact.dtype, DType::Other(_)) {
+            return Ok(());
         }
+        let discrete = fact.dtype.is_int() || fact.dtype == DType::Bool;
+        if discrete && fact.len() <= MOST_KEPT {
+            self.values.insert(id.clone(), value()?);
+        }
+        self.facts.insert(id.clone(), fact);
+        Ok(())
     }
 }
 
+<<<<<<< HEAD
 /// Every value that a node makes at the top level and that is a tensor.
 fn tensor_outputs(graph: &Graph) -> Vec<ValueInfo> {
     let mut not_tensors: HashSet<&ValueId> = HashSet::new();
@@ -110,34 +159,44 @@ fn pin_inputs(graph: &mut Graph, inputs: &HashMap<ValueId, Tensor>) {
 
 /// Random inputs for a graph: reals in −1…1, whole numbers 0 or 1. Open dimensions become `batch` where they come
 /// first and 1 elsewhere.
+=======
+/// Random values for a graph's inputs, the same for the same `seed`: reals in −1…1, integers 0 or 1.
+///
+/// A dimension that isn't fixed becomes `batch` where it is the first, and 1 elsewhere; one name means one size.
+>>>>>>> e938c41 (Probe: a value that can't be handed out costs its own fact only)
 ///
 /// # Errors
-/// For inputs that are no tensors of numbers, or of unknown rank.
+/// [`Error::Tensor`] for an input that isn't a tensor of numbers, or whose rank isn't declared.
 pub fn example_inputs(graph: &Graph, batch: usize, seed: u64) -> Result<HashMap<ValueId, Tensor>> {
-    let mut random = ChaCha8Rng::seed_from_u64(seed);
-    let example = |input: &ValueInfo| {
-        let fact = open_fact(input, batch)?;
-        let count = fact.len();
-        let values: Vec<f64> = (0..count)
-            .map(|_| match fact.dtype.is_float() {
-                true => random.random_range(-1.0..1.0),
-                false => f64::from(random.random_range(0..2u8)),
+    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
+    let mut sizes: HashMap<&str, usize> = HashMap::new();
+    let mut inputs = HashMap::new();
+    for input in graph.required_inputs() {
+        let refuse = |what: &str| Error::tensor(input.id.as_str(), what);
+        let dtype = input.dtype.ok_or_else(|| refuse("is an input, but not a tensor"))?;
+        let dims = input.shape.as_ref().ok_or_else(|| refuse("is an input of unknown rank"))?;
+        let shape: Vec<usize> = dims
+            .iter()
+            .enumerate()
+            .map(|(i, dim)| {
+                let free = if i == 0 { batch } else { 1 };
+                match dim {
+                    Dim::Known(d) => *d,
+                    Dim::Named(name) => *sizes.entry(name).or_insert(free),
+                    Dim::Unknown => free,
+                }
             })
             .collect();
-        Ok((input.id.clone(), Tensor::from_f64(fact.dtype, &fact.shape, &values)))
-    };
-    graph.required_inputs().map(example).collect()
-}
-
-fn open_fact(input: &ValueInfo, batch: usize) -> Result<Fact> {
-    let fail = |what: &str| Error::tensor(input.id.as_str(), format!("this model input {what}"));
-    let dtype = input.dtype.filter(|d| d.is_float() || d.is_int() || *d == DType::Bool);
-    let dtype = dtype.ok_or_else(|| fail("is no tensor of numbers"))?;
-    let shape = input.shape.as_ref().ok_or_else(|| fail("has no declared rank"))?;
-    let size = |(i, dim): (usize, &Dim)| match dim {
-        Dim::Known(size) => *size,
-        _ if i == 0 => batch,
-        _ => 1,
-    };
-    Ok(Fact { dtype, shape: shape.iter().enumerate().map(size).collect() })
+        let count = crate::onnx::element_count(&shape).filter(|&n| n < 1 << 31);
+        let count = count.ok_or_else(|| refuse("is an input too large to try out"))?;
+        let values: Vec<f64> = match dtype {
+            d if d.is_float() => (0..count).map(|_| rng.random_range(-1.0..1.0)).collect(),
+            d if d.is_int() || d == DType::Bool => {
+                (0..count).map(|_| rng.random_range(0..2) as f64).collect()
+            }
+            _ => return Err(refuse(&format!("is an input of type {dtype}: only numbers can be made up"))),
+        };
+        inputs.insert(input.id.clone(), Tensor::from_f64(dtype, &shape, &values));
+    }
+    Ok(inputs)
 }
