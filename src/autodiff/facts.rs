@@ -29,25 +29,9 @@ pub const MOST_KEPT: usize = 4096;
 /// # Errors
 /// When the executor can't run the model itself, with what it says; [`Error::Usage`] for a missing input.
 pub fn probe(executor: &dyn Executor, model: &Model, inputs: &HashMap<ValueId, Tensor>) -> Result<Probe> {
-<<<<<<< HEAD
-    let mut widened = model.clone();
-    let (outputs, feeds) = {
-        let graph = &mut widened.graph;
-        graph.outputs = tensor_outputs(graph);
-        let feeds: Vec<Tensor> =
-            graph.required_inputs().map(|i| feed(&i.id, inputs)).collect::<Result<_>>()?;
-        pin_inputs(graph, inputs);
-        (graph.outputs.iter().map(|o| o.id.clone()).collect::<Vec<_>>(), feeds)
-    };
-    let mut found = Probe::default();
-    for (id, tensor) in &model.graph.initializers {
-        found.facts.insert(id.clone(), Fact::of(tensor));
-        found.keep(id, tensor);
-=======
     let mut probe = Probe::default();
     for (id, tensor) in model.graph.initializers.iter().chain(inputs) {
         probe.note(id, Fact::of(tensor), || Ok(tensor.clone()))?;
->>>>>>> e938c41 (Probe: a value that can't be handed out costs its own fact only)
     }
     let mut feeds = vec![];
     for input in model.graph.required_inputs() {
@@ -124,46 +108,9 @@ impl Probe {
     }
 }
 
-<<<<<<< HEAD
-/// Every value that a node makes at the top level and that is a tensor.
-fn tensor_outputs(graph: &Graph) -> Vec<ValueInfo> {
-    let mut not_tensors: HashSet<&ValueId> = HashSet::new();
-    let mut outputs = vec![];
-    for node in &graph.nodes {
-        let carries = |node: &Node| {
-            node.inputs.iter().flatten().any(|i| not_tensors.contains(i))
-                && (node.is("Identity") || node.is("Loop"))
-        };
-        if SEQUENCES.contains(&node.op.as_str()) || carries(node) {
-            not_tensors.extend(node.outputs.iter().flatten());
-            continue;
-        }
-        let info = |id: &ValueId| ValueInfo { id: id.clone(), dtype: None, shape: None };
-        outputs.extend(node.outputs.iter().flatten().map(info));
-    }
-    outputs
-}
-
-fn feed(id: &ValueId, inputs: &HashMap<ValueId, Tensor>) -> Result<Tensor> {
-    inputs.get(id).cloned().ok_or_else(|| Error::tensor(id.as_str(), "no example of this input was given"))
-}
-
-/// Declares inputs with the exact shapes they are fed.
-fn pin_inputs(graph: &mut Graph, inputs: &HashMap<ValueId, Tensor>) {
-    for input in &mut graph.inputs {
-        if let Some(tensor) = inputs.get(&input.id) {
-            *input = ValueInfo::new(input.id.clone(), &Fact::of(tensor));
-        }
-    }
-}
-
-/// Random inputs for a graph: reals in −1…1, whole numbers 0 or 1. Open dimensions become `batch` where they come
-/// first and 1 elsewhere.
-=======
 /// Random values for a graph's inputs, the same for the same `seed`: reals in −1…1, integers 0 or 1.
 ///
 /// A dimension that isn't fixed becomes `batch` where it is the first, and 1 elsewhere; one name means one size.
->>>>>>> e938c41 (Probe: a value that can't be handed out costs its own fact only)
 ///
 /// # Errors
 /// [`Error::Tensor`] for an input that isn't a tensor of numbers, or whose rank isn't declared.
