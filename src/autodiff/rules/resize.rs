@@ -62,6 +62,11 @@ fn axes(c: &Context<'_>, from: &[usize], to: &[usize], how: &Interpolation) -> R
     if how.transformation == "tf_crop_and_resize" && roi.is_none() {
         return Err(c.refuse("its region of interest isn't constant"));
     }
+    let sized = c.node.input(3).is_some();
+    if !sized {
+        // Rounded sizes don't tell the scales.
+        c.constant(2)?;
+    }
     let scales = constant(2).filter(|s| s.len() == named.len());
     let free = c.node.str("keep_aspect_ratio_policy").unwrap_or("stretch") == "stretch";
     let ratio = |axis: usize| to[axis] as f64 / from[axis].max(1) as f64;

@@ -176,6 +176,15 @@ case("log_softmax", op("LogSoftmax", s, axis=-1), s, lambda x: F.log_softmax(x, 
 scores, labels = r(5, 4), torch.tensor([0, 3, 1, 2, 3])
 image, image_labels = r(2, 3, 2, 2), torch.tensor([[[0, 2], [1, 1]], [[2, 0], [0, 1]]])
 weights = torch.rand(3) + 0.5
+
+
+def nll(log_p, t, w, reduction="mean", ignore=None):
+    """Written out, because PyTorch has no gradient for class weights."""
+    weight = w[t] if ignore is None else w[t] * (t != ignore)
+    cost = -weight * log_p.gather(1, t.unsqueeze(1)).squeeze(1)
+    return cost if reduction == "none" else cost.sum() if reduction == "sum" else cost.sum() / weight.sum()
+
+
 for reduction in ("mean", "sum", "none"):
     t = {"x": scores, "t": labels}
     case(f"softmax_cross_entropy_{reduction}", op("SoftmaxCrossEntropyLoss", t, reduction=reduction), t,
@@ -183,11 +192,11 @@ for reduction in ("mean", "sum", "none"):
     t = {"x": image, "t": image_labels, "w": weights}
     case(f"nll_weighted_ignore_{reduction}",
          op("NegativeLogLikelihoodLoss", t, reduction=reduction, ignore_index=1), t,
-         lambda x, t, w, reduction=reduction: F.nll_loss(x, t, w, ignore_index=1, reduction=reduction),
-         fixed=("t", "w"))
+         lambda x, t, w, reduction=reduction: nll(x, t, w, reduction, 1),
+         fixed=("t",))
 t = {"x": image, "t": image_labels, "w": weights}
 case("softmax_cross_entropy_weighted", op("SoftmaxCrossEntropyLoss", t, outputs=("y", "log")), t,
-     lambda x, t, w: (F.cross_entropy(x, t, w), F.log_softmax(x, 1)), fixed=("t", "w"), outputs=("y", "log"))
+     lambda x, t, w: (nll(F.log_softmax(x, 1), t, w), F.log_softmax(x, 1)), fixed=("t",), outputs=("y", "log"))
 
 # Recurrent layers ---------------------------------------------------------------------------------------------
 
