@@ -78,7 +78,7 @@ impl Session {
             _ => Measure::MeanSquaredError,
         };
         let pairing = match &source {
-            Some(_) => Some(Pairing::default()),
+            Some(source) => Some(Pairing::automatic(&target.params, &source.params, &config.map)?),
             None => None,
         };
         let probe = target.step(&names, objective)?;
