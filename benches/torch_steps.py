@@ -1,0 +1,156 @@
+"""The steps of `benches/steps.rs`, by PyTorch eager: prints one line of JSON for one case.
+
+    python benches/torch_steps.py model digits_cnn 64 2 200        # kind, case, batch, threads, steps
+    python benches/torch_steps.py adapter digits_small_cnn 64 2 200
+
+Run by the bench when ONNX_MERGE_TORCH names a Python that has torch; never by the program itself. `seconds` is the
+median step, `first` the time from the start of the process to the end of the first step, `peak` the largest resident
+memory of the process in bytes, `idle` that of PyTorch alone, before the model was made.
+"""
+import json
+import pathlib
+import resource
+import statistics
+import sys
+import time
+
+BEGUN = time.time()
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "fixtures"))
+
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def models():
+    """The fixtures' architectures, without what only making them needs."""
+    import types
+
+    absent = {name: types.ModuleType(name) for name in ("onnx", "sklearn", "sklearn.datasets")}
+    absent["sklearn.datasets"].load_digits = None
+    sys.modules.update(absent)
+    import make
+
+    for name in absent:
+        del sys.modules[name]
+
+    return {
+        "digits_cnn": make.Cnn,
+        "digits_small_cnn": make.SmallCnn,
+        "digits_mlp": make.Mlp,
+        "digits_transformer": make.Transformer,
+    }
+
+
+class Map(nn.Module):
+    """P = softmax(c·prior + (codes_t W_q)(codes_s W_k)ᵀ/√d) + R, between two channel spaces."""
+
+    def __init__(self, target, source, rank=16, width=32):
+        super().__init__()
+        self.register_buffer("prior", 6.0 * torch.eye(target, source))
+        self.register_buffer("codes_t", torch.randn(target, min(rank, target)))
+        self.register_buffer("codes_s", torch.randn(source, min(rank, source)))
+        self.query = nn.Linear(self.codes_t.shape[1], width)
+        self.key = nn.Linear(self.codes_s.shape[1], width)
+        self.free = nn.Parameter(torch.zeros(target, source))
+
+    def forward(self):
+        scores = self.query(self.codes_t) @ self.key(self.codes_s).T / self.query.out_features**0.5
+        return torch.softmax(self.prior + scores, -1) + self.free
+
+
+class Adapter(nn.Module):
+    """W′ = W + g·(P_out B)(P_in A)ᵀ for each matrix; vectors are trained directly."""
+
+    def __init__(self, target, source, rank=16):
+        super().__init__()
+        matrices = lambda model: [p for p in model.parameters() if p.dim() > 1]
+        self.own = nn.ParameterList(p.detach().clone() for p in target.parameters())
+        pairs = list(zip(matrices(target), matrices(source)))
+        self.places = [i for i, p in enumerate(target.parameters()) if p.dim() > 1][: len(pairs)]
+        # One map a hidden channel space; the last matrix's rows and the first one's columns correspond as they are.
+        self.maps = nn.ModuleList(Map(t.shape[0], s.shape[0], rank) for t, s in pairs[:-1])
+        self.gates = nn.ParameterList(nn.Parameter(torch.tensor(0.5)) for _ in pairs)
+        for i, (t, s) in enumerate(pairs):
+            taps = t[0].numel() // t.shape[1]
+            r = min(rank, s.shape[0], s[0].numel())
+            inn = pairs[i - 1][1].shape[0] if i else t.shape[1]
+            per_channel = t[0].numel() // (pairs[i - 1][0].shape[0] if i else t.shape[1])
+            self.register_buffer(f"left{i}", torch.randn(s.shape[0], r))
+            self.register_buffer(f"right{i}", torch.randn(inn, max(taps, per_channel) * r))
+
+    def forward(self):
+        maps = [m() for m in self.maps]
+        out = list(self.own)
+        for i, place in enumerate(self.places):
+            own, left, right = self.own[place], getattr(self, f"left{i}"), getattr(self, f"right{i}")
+            rows = maps[i] @ left if i < len(maps) else left
+            cols = (maps[i - 1] @ right if i else right).reshape(-1, left.shape[1])
+            out[place] = own + self.gates[i] * (rows @ cols.T).reshape(own.shape)
+        return out
+
+
+def model_step(kinds, case, batch):
+    model = kinds[case]().train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=1e-4)
+    x, y = torch.rand(batch, 1, 8, 8), torch.randint(0, 10, (batch,))
+
+    def step():
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def adapter_step(kinds, case, _):
+    adapter = Adapter(kinds[case](), kinds["digits_cnn"]())
+    optimizer = torch.optim.AdamW(adapter.parameters(), 1e-3, weight_decay=1e-4)
+    merged = adapter()
+    gradients = [torch.randn_like(w) * 1e-3 for w in merged]
+    held = {"merged": merged}
+
+    def step():
+        optimizer.zero_grad()
+        torch.autograd.backward(held["merged"], gradients)
+        optimizer.step()
+        held["merged"] = adapter()
+        return 0.0
+
+    return step
+
+
+def main():
+    kind, case, batch, threads, steps = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:6])
+    torch.set_num_threads(threads)
+    kinds = models()
+    warm = nn.Parameter(torch.zeros(1))
+    warm.sum().backward()
+    torch.optim.AdamW([warm]).step()
+    idle = peak()
+    step = {"model": model_step, "adapter": adapter_step}[kind](kinds, case, batch)
+    step()
+    first = time.time() - BEGUN
+    for _ in range(steps // 10):
+        step()
+    times = []
+    for _ in range(steps):
+        begun = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - begun)
+    result = dict(seconds=statistics.median(times), first=first, idle=idle, peak=peak(), torch=torch.__version__)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
