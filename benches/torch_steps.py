@@ -71,7 +71,9 @@ class Adapter(nn.Module):
         super().__init__()
         matrices = lambda model: [p for p in model.parameters() if p.dim() > 1]
         self.own = nn.ParameterList(p.detach().clone() for p in target.parameters())
-        pairs = list(zip(matrices(target), matrices(source)))
+        ours, theirs = matrices(target), matrices(source)
+        spread = (len(theirs) - 1) / (len(ours) - 1)
+        pairs = [(t, theirs[round(i * spread)]) for i, t in enumerate(ours)]
         self.places = [i for i, p in enumerate(target.parameters()) if p.dim() > 1][: len(pairs)]
         # One map a hidden channel space; the last matrix's rows and the first one's columns correspond as they are.
         self.maps = nn.ModuleList(Map(t.shape[0], s.shape[0], rank) for t, s in pairs[:-1])

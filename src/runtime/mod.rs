@@ -22,7 +22,7 @@ pub use tract::TractExecutor;
 #[cfg(feature = "wgpu")]
 pub use wgpu::WgpuExecutor;
 
-pub use select::{Diagnosis, ExecutorChoice, ExecutorOptions, Health, diagnose, open, pick};
+pub use select::{Diagnosis, ExecutorChoice, ExecutorOptions, Gpu, Health, diagnose, open, pick};
 pub use step::{Feed, Fetch, Outputs, Runner, Snapshot, State, StateId, StepProgram};
 
 use crate::error::Result;

@@ -41,7 +41,8 @@ impl ExecutorOptions {
     }
 }
 
-/// The executor of that name; for [`ExecutorChoice::Auto`] ONNX Runtime where it is found, else tract.
+/// The executor of that name; for [`ExecutorChoice::Auto`] ONNX Runtime where it is found, else tract. A GPU is used
+/// when asked for: the programs of small models lose more on the way to it than they gain there.
 ///
 /// # Errors
 /// [`Error::Executor`] (exit code 5) where the one demanded isn't there, with what to do about it.
@@ -111,6 +112,38 @@ pub struct Diagnosis {
     pub executors: Vec<Health>,
     /// Every file that may be ONNX Runtime's library, best first.
     pub libraries: Vec<Candidate>,
+    /// Every GPU, software ones too.
+    pub gpus: Vec<Gpu>,
+}
+
+/// A GPU, or a driver that plays one.
+#[derive(Clone, Debug, Serialize)]
+pub struct Gpu {
+    pub name: String,
+    /// `"discrete GPU"`, `"integrated GPU"`, `"virtual GPU"`, `"software"`, `"other"`.
+    pub kind: &'static str,
+    /// `"vulkan"`, `"metal"`, `"dx12"`.
+    pub backend: String,
+    pub driver: String,
+    pub features: Vec<&'static str>,
+}
+
+#[cfg(feature = "wgpu")]
+fn gpus() -> Vec<Gpu> {
+    let all = super::wgpu::adapters().into_iter();
+    all.map(|a| Gpu {
+        name: a.name,
+        kind: a.kind,
+        backend: a.backend,
+        driver: a.driver,
+        features: a.features,
+    })
+    .collect()
+}
+
+#[cfg(not(feature = "wgpu"))]
+fn gpus() -> Vec<Gpu> {
+    vec![]
 }
 
 /// Tries every executor.
@@ -132,6 +165,7 @@ pub fn diagnose(options: &ExecutorOptions) -> Diagnosis {
             health("wgpu", open_wgpu(options)),
         ],
         libraries: discover::candidates(options.ort_lib.as_deref()),
+        gpus: gpus(),
     }
 }
 
@@ -160,6 +194,12 @@ fn open_tract(_: &ExecutorOptions) -> Result<Arc<dyn Executor>> {
 fn open_wgpu(options: &ExecutorOptions) -> Result<Arc<dyn Executor>> {
     Ok(Arc::new(super::WgpuExecutor::open(options.allow_software_gpu)?))
 }
+#[cfg(not(feature = "wgpu"))]
+#[cfg(feature = "wgpu")]
+fn open_wgpu(options: &ExecutorOptions) -> Result<Arc<dyn Executor>> {
+    Ok(Arc::new(super::WgpuExecutor::open(options.allow_software_gpu)?))
+}
+
 #[cfg(not(feature = "wgpu"))]
 fn open_wgpu(_: &ExecutorOptions) -> Result<Arc<dyn Executor>> {
     not_built("wgpu")

@@ -149,8 +149,8 @@ impl Runner {
         position.map(StateId).ok_or_else(|| Error::tensor(id.as_str(), "the step has no such state"))
     }
 
-    /// Feeds an input, for all steps from now on until it is fed anew. The value may live anywhere; it is moved to
-    /// this executor once.
+    /// Feeds an input, for all steps from now on until it is fed anew. The value may live anywhere; one
+    /// that lives on the host is moved to the device here, once.
     ///
     /// # Errors
     /// When type or shape aren't what the program was compiled for.

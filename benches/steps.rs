@@ -1,0 +1,277 @@
+//! Steps of the fixtures' networks under every executor against PyTorch eager, in one run.
+//!
+//!     ONNX_MERGE_TORCH=/path/to/python cargo bench --bench steps
+//!
+//! The variable names a Python that has torch; without it only this program is measured. Every case runs in a process
+//! of its own, so that peak memory and the time to the first step are its own too; rounds alternate between the two
+//! sides, since a machine's speed drifts. `ONNX_MERGE_BENCH_THREADS`, `…_BATCH`, `…_STEPS` and `…_ROUNDS` change the
+//! size. Figures and what they mean: docs/benchmarks.md.
+
+use onnx_merge::lpka::{self, Side};
+use onnx_merge::onnx::{DType, Tensor, ValueId};
+use onnx_merge::params::Pairing;
+use onnx_merge::runtime::{self, Executor, ExecutorChoice, ExecutorOptions, Runner, Value};
+use onnx_merge::train::TrainConfig;
+use onnx_merge::train::model_step::Objective;
+use onnx_merge::train::network::Network;
+use onnx_merge::{Error, Result};
+use serde_json::{Value as Json, json};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// (kind, network): the model's own step, and the adapter's that carries `digits_cnn` into the network.
+const CASES: [(&str, &str); 4] = [
+    ("model", "digits_cnn"),
+    ("model", "digits_small_cnn"),
+    ("model", "digits_transformer"),
+    ("adapter", "digits_small_cnn"),
+];
+
+struct Size {
+    threads: usize,
+    batch: usize,
+    steps: usize,
+    rounds: usize,
+}
+
+fn main() -> Result<()> {
+    runtime::silence_telemetry();
+    let begun = Instant::now();
+    let args: Vec<String> = std::env::args().collect();
+    let number = |name: &str, default| {
+        let text = std::env::var(format!("ONNX_MERGE_BENCH_{name}")).ok();
+        text.and_then(|t| t.parse().ok()).unwrap_or(default)
+    };
+    let size = Size {
+        threads: number("THREADS", 1),
+        batch: number("BATCH", 64),
+        steps: number("STEPS", 200),
+        rounds: number("ROUNDS", 3),
+    };
+    match args.iter().position(|a| a == "--case").and_then(|at| args.get(at + 1..at + 4)) {
+        Some([executor, kind, network]) => case(executor, kind, network, &size, begun),
+        _ => {
+            all(&size);
+            Ok(())
+        }
+    }
+}
+
+/// Runs every case under every side, and prints a table in Markdown.
+fn all(size: &Size) {
+    let torch = std::env::var_os("ONNX_MERGE_TORCH").map(PathBuf::from);
+    println!("batch {}, {} thread(s), best of {} rounds\n", size.batch, size.threads, size.rounds);
+    println!(
+        "| step | side | ms a step | ÷ PyTorch | first step, s | memory of the step, MB | ÷ PyTorch | whole process, MB |"
+    );
+    println!("|---|---|---|---|---|---|---|---|");
+    for (kind, network) in CASES {
+        let sides: Vec<&str> = torch.iter().map(|_| "PyTorch").chain(["ort", "tract"]).collect();
+        let mut results: Vec<Option<Json>> = vec![None; sides.len()];
+        for _ in 0..size.rounds {
+            for (side, best) in sides.iter().zip(&mut results) {
+                let result = match (*side, &torch) {
+                    ("PyTorch", Some(python)) => by_torch(python, kind, network, size),
+                    _ => by_us(side, kind, network),
+                };
+                *best = better(best.take(), result);
+            }
+        }
+        let reference = torch.as_ref().and_then(|_| results.first().cloned().flatten());
+        for (side, result) in sides.iter().zip(&results) {
+            let Some(result) = result else {
+                println!("| {kind} {network} | {side} | can't run | | | | | |");
+                continue;
+            };
+            let of = |json: &Json, key: &str| json[key].as_f64().unwrap_or(f64::NAN);
+            let step_memory = |json: &Json| of(json, "peak") - of(json, "idle");
+            let ratio = |f: &dyn Fn(&Json) -> f64| reference.as_ref().map_or(f64::NAN, |r| f(result) / f(r));
+            println!(
+                "| {kind} {network} | {side} | {:.3} | {:.2} | {:.2} | {:.1} | {:.2} | {:.0} |",
+                of(result, "seconds") * 1e3,
+                ratio(&|json| of(json, "seconds")),
+                of(result, "first"),
+                step_memory(result) / 1e6,
+                ratio(&step_memory),
+                of(result, "peak") / 1e6,
+            );
+        }
+    }
+}
+
+/// The smaller of two results, figure by figure: noise only ever adds.
+fn better(a: Option<Json>, b: Option<Json>) -> Option<Json> {
+    let (Some(a), Some(b)) = (a.clone(), b.clone()) else { return a.or(b) };
+    let least = |key: &str| {
+        let (a, b) = (a[key].as_f64().unwrap_or(f64::INFINITY), b[key].as_f64().unwrap_or(f64::INFINITY));
+        a.min(b)
+    };
+    let smaller = if step_memory_of(&a) <= step_memory_of(&b) { &a } else { &b };
+    Some(json!({
+        "seconds": least("seconds"), "first": least("first"), "peak": smaller["peak"], "idle": smaller["idle"],
+    }))
+}
+
+fn step_memory_of(json: &Json) -> f64 {
+    json["peak"].as_f64().unwrap_or(f64::INFINITY) - json["idle"].as_f64().unwrap_or(0.0)
+}
+
+fn by_torch(python: &Path, kind: &str, network: &str, size: &Size) -> Option<Json> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches").join("torch_steps.py");
+    let numbers = [size.batch, size.threads, size.steps].map(|n| n.to_string());
+    last_line(Command::new(python).arg(script).args([kind, network]).args(numbers))
+}
+
+fn by_us(executor: &str, kind: &str, network: &str) -> Option<Json> {
+    let program = std::env::current_exe().ok()?;
+    last_line(Command::new(program).args(["--case", executor, kind, network]))
+}
+
+/// What a program prints last, as JSON.
+fn last_line(command: &mut Command) -> Option<Json> {
+    let output = command.stderr(Stdio::inherit()).output().ok()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    serde_json::from_str(text.lines().last()?).ok()
+}
+
+/// One case in this process; prints one line of JSON.
+fn case(executor: &str, kind: &str, network: &str, size: &Size, begun: Instant) -> Result<()> {
+    let choice = if executor == "ort" { ExecutorChoice::Ort } else { ExecutorChoice::Tract };
+    let options = ExecutorOptions { threads: Some(size.threads), ..ExecutorOptions::default() };
+    let executor = runtime::open(choice, &options)?;
+    let idle = peak();
+    let mut step = match kind {
+        "model" => model_step(&executor, network, size.batch)?,
+        _ => adapter_step(&executor, network, size.batch)?,
+    };
+    step()?;
+    let first = begun.elapsed().as_secs_f64();
+    for _ in 0..size.steps / 10 {
+        step()?;
+    }
+    let mut times = vec![];
+    for _ in 0..size.steps {
+        let begun = Instant::now();
+        step()?;
+        times.push(begun.elapsed());
+    }
+    times.sort();
+    let median = times.get(times.len() / 2).copied().unwrap_or(Duration::ZERO).as_secs_f64();
+    println!("{}", json!({ "seconds": median, "first": first, "peak": peak(), "idle": idle }));
+    Ok(())
+}
+
+type Step = Box<dyn FnMut() -> Result<()>>;
+
+fn open(executor: &Arc<dyn Executor>, network: &str, batch: usize) -> Result<Network> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(format!("{network}.onnx"));
+    Network::open(&path, batch, None, &**executor)
+}
+
+/// Forward, backward and AdamW on all weights.
+fn model_step(executor: &Arc<dyn Executor>, network: &str, batch: usize) -> Result<Step> {
+    let network = open(executor, network, batch)?;
+    let weights = network.trainable(&[])?;
+    let names: Vec<ValueId> = weights.iter().map(|(id, _)| id.clone()).collect();
+    let step = network.step(&names, Objective::Classes)?;
+    let mut program = executor.compile(&step.model, &step.facts)?;
+    let target = Side { graph: &network.params, weights: weights.into_iter().collect() };
+    let config = TrainConfig::default();
+    let update =
+        lpka::build(&target, None, &Pairing::default(), &step.weights, &config, 0.0, &**executor, 0)?;
+    let mut runner = Runner::new(executor.clone(), &update.step_program())?;
+    let mut feeds: Vec<Value> = vec![];
+    for (_, fact) in &network.inputs {
+        let values: Vec<f64> = (0..fact.len()).map(|i| (i % 17) as f64 / 16.0).collect();
+        feeds.push(Value::host(Tensor::from_f64(fact.dtype, &fact.shape, &values)));
+    }
+    let labels: Vec<i64> = (0..batch as i64).map(|i| i % 10).collect();
+    feeds.push(Value::host(Tensor::i64(&[batch], &labels)));
+    let links = Links::new(&runner, &update, &step.weights)?;
+    let mut merged = links.first;
+    Ok(Box::new(move || {
+        let mut inputs = feeds.clone();
+        inputs.append(&mut merged);
+        let outputs = program.run(&inputs)?;
+        let loss = outputs.first().ok_or_else(|| Error::usage("the step has no loss"))?.scalar()?;
+        if !loss.is_finite() {
+            return Err(Error::usage("the loss is not finite"));
+        }
+        for (feed, gradient) in links.gradients.iter().zip(&outputs[1..]) {
+            runner.set(*feed, gradient.clone())?;
+        }
+        runner.set(links.rate, Value::host(Tensor::scalar(DType::F32, 1e-3)))?;
+        let outputs = runner.run()?;
+        merged = links.merged.iter().map(|fetch| outputs.get(*fetch).clone()).collect();
+        Ok(())
+    }))
+}
+
+/// The adapter's step for fixed gradients: backward through the maps, AdamW, the next merged weights.
+fn adapter_step(executor: &Arc<dyn Executor>, network: &str, batch: usize) -> Result<Step> {
+    let (target, source) = (open(executor, network, batch)?, open(executor, "digits_cnn", batch)?);
+    let weights = target.trainable(&[])?;
+    let names: Vec<ValueId> = weights.iter().map(|(id, _)| id.clone()).collect();
+    let pairing = Pairing::automatic(&target.params, &source.params, &[])?;
+    let known = |network: &Network| -> Vec<(ValueId, Tensor)> {
+        let of = |id: &ValueId| network.model.graph.initializers.get(id).cloned();
+        network.params.weights.iter().filter_map(|w| Some((w.name.clone(), of(&w.name)?))).collect()
+    };
+    let from = Side { graph: &source.params, weights: known(&source).into_iter().collect() };
+    let to = Side { graph: &target.params, weights: weights.into_iter().collect() };
+    let config = TrainConfig::default();
+    let update = lpka::build(&to, Some(&from), &pairing, &names, &config, 0.5, &**executor, 0)?;
+    let mut runner = Runner::new(executor.clone(), &update.step_program())?;
+    let links = Links::new(&runner, &update, &names)?;
+    for (feed, value) in links.gradients.iter().zip(&links.first) {
+        let fact = value.fact();
+        let values: Vec<f64> =
+            (0..fact.len()).map(|i| 1e-3 * ((i * 7919 % 1000) as f64 / 500.0 - 1.0)).collect();
+        runner.set(*feed, Value::host(Tensor::from_f64(fact.dtype, &fact.shape, &values)))?;
+    }
+    for (id, fact) in &update.noise {
+        let feed = runner.feed(id)?;
+        runner.set(feed, Value::host(Tensor::from_f64(fact.dtype, &fact.shape, &vec![0.5; fact.len()])))?;
+    }
+    runner.set(links.rate, Value::host(Tensor::scalar(DType::F32, 1e-3)))?;
+    Ok(Box::new(move || runner.run().map(|_| ())))
+}
+
+/// Where the update program meets the model step.
+struct Links {
+    gradients: Vec<runtime::Feed>,
+    merged: Vec<runtime::Fetch>,
+    rate: runtime::Feed,
+    first: Vec<Value>,
+}
+
+impl Links {
+    fn new(runner: &Runner, update: &lpka::UpdateProgram, weights: &[ValueId]) -> Result<Self> {
+        let of = |pairs: &[(ValueId, ValueId)], weight: &ValueId| {
+            let found = pairs.iter().find(|(w, _)| w == weight).map(|(_, v)| v.clone());
+            found.ok_or_else(|| Error::tensor(weight.as_str(), "is not part of the update"))
+        };
+        let first = |weight: &ValueId| {
+            let found = update.initial.iter().find(|(w, _)| w == weight).map(|(_, t)| Value::host(t.clone()));
+            found.ok_or_else(|| Error::tensor(weight.as_str(), "has no first value"))
+        };
+        Ok(Self {
+            gradients: weights
+                .iter()
+                .map(|w| runner.feed(&of(&update.gradients, w)?))
+                .collect::<Result<_>>()?,
+            merged: weights.iter().map(|w| runner.fetch(&of(&update.merged, w)?)).collect::<Result<_>>()?,
+            rate: runner.feed(&update.learning_rate)?,
+            first: weights.iter().map(first).collect::<Result<_>>()?,
+        })
+    }
+}
+
+/// The largest resident memory of this process so far, in bytes; 0 where the system doesn't tell.
+fn peak() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok()).map_or(0, |kib| kib * 1024)
+}
