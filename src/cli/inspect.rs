@@ -80,11 +80,12 @@ fn inspect(path: &Path, executor: &ExecutorArgs, spectra: bool) -> Result<Inspec
     let model = prepare::upgrade(&file.model).map_err(inside)?;
     let mut config = TrainConfig::default();
     executor.apply(&mut config);
-    let facts = match probed(&model, &config) {
-        Ok(facts) => facts,
+    let (model, facts) = match probed(&model, &config) {
+        Ok(found) => found,
         Err(error) => {
             message(format!("note: shapes are guessed, for {} doesn't run here: {error}", path.display()));
-            guessed(&model.graph)
+            let facts = guessed(&model.graph);
+            (model, facts)
         }
     };
     let mut params = ParamGraph::extract(&model, &facts).map_err(inside)?;
@@ -99,8 +100,9 @@ fn inspect(path: &Path, executor: &ExecutorArgs, spectra: bool) -> Result<Inspec
     Ok(Inspected { path: path.to_owned(), model, params, energy })
 }
 
-/// Facts from one run on made-up inputs; free dimensions are tried in several sizes.
-fn probed(model: &Model, config: &TrainConfig) -> Result<Facts> {
+/// The model without what can be computed beforehand, and facts from a run on made-up inputs; free dimensions are
+/// tried in several sizes.
+fn probed(model: &Model, config: &TrainConfig) -> Result<(Model, Facts)> {
     let options = runtime::ExecutorOptions {
         threads: config.threads,
         ort_lib: config.ort_lib.clone(),
@@ -110,7 +112,7 @@ fn probed(model: &Model, config: &TrainConfig) -> Result<Facts> {
     let mut first_error = None;
     for size in [32, 1, 256, 640] {
         match probed_at(executor.as_ref(), model, size) {
-            Ok(facts) => return Ok(facts),
+            Ok(found) => return Ok(found),
             Err(error) => first_error = first_error.or(Some(error)),
         }
         let free = |i: &ValueInfo| i.shape.iter().flatten().skip(1).any(|d| !matches!(d, Dim::Known(_)));
@@ -121,7 +123,7 @@ fn probed(model: &Model, config: &TrainConfig) -> Result<Facts> {
     Err(first_error.unwrap_or_else(|| crate::Error::usage("the model can't be tried out")))
 }
 
-fn probed_at(executor: &dyn Executor, model: &Model, size: usize) -> Result<Facts> {
+fn probed_at(executor: &dyn Executor, model: &Model, size: usize) -> Result<(Model, Facts)> {
     let mut model = model.clone();
     for input in &mut model.graph.inputs {
         for dim in input.shape.iter_mut().flatten().skip(1).filter(|d| !matches!(d, Dim::Known(_))) {
@@ -129,7 +131,10 @@ fn probed_at(executor: &dyn Executor, model: &Model, size: usize) -> Result<Fact
         }
     }
     let inputs = facts::example_inputs(&model.graph, 2, 0)?;
-    Ok(facts::probe(executor, &model, &inputs)?.facts)
+    let probe = facts::probe(executor, &model, &inputs)?;
+    let model = prepare::specialise(&model, &probe)?;
+    let facts = facts::probe(executor, &model, &inputs)?.facts;
+    Ok((model, facts))
 }
 
 /// What can be known of shapes without running anything.
@@ -378,5 +383,88 @@ fn shortened(name: &str) -> String {
     match letters.len() {
         n if n <= WIDTH => letters.into_iter().collect(),
         n => letters[..10].iter().chain(&['…']).chain(&letters[n - (WIDTH - 11)..]).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::params::Role;
+
+    fn open(path: &Path) -> Result<Inspected> {
+        inspect(path, &ExecutorArgs::default(), true)
+    }
+    fn fixture(name: &str) -> Inspected {
+        open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)).unwrap()
+    }
+    fn count(model: &Inspected, role: Role) -> usize {
+        model.params.weights.iter().filter(|w| w.role == role).count()
+    }
+
+    #[test]
+    fn the_fixtures_pair_as_their_layers_suggest() {
+        let (cnn, small) = (fixture("digits_cnn.onnx"), fixture("digits_small_cnn.onnx"));
+        assert_eq!((count(&cnn, Role::Conv), count(&cnn, Role::Linear)), (3, 2));
+        assert!(cnn.params.weights.iter().all(|w| w.role == Role::Bias || w.view.is_some()));
+        let pairing = Pairing::automatic(&small.params, &cnn.params, &[]).unwrap();
+        // Input, two convolutions, the first linear layer, output; the convolution that the source has more is left out.
+        assert_eq!(pairing.interfaces.len(), 5);
+        assert_eq!(pairing.weights.iter().filter(|p| p.source.is_some()).count(), 3);
+        let text = as_table(&small, Some((&cnn, &pairing)));
+        assert!(text.contains("4 matrices") && text.contains("digits_cnn.onnx"), "{text}");
+        assert_eq!(as_json(&small, Some((&cnn, &pairing)))["totals"]["matrices"], 4);
+        let mlp = fixture("digits_mlp.onnx");
+        assert!(!Pairing::automatic(&mlp.params, &cnn.params, &[]).unwrap().interfaces.is_empty());
+    }
+
+    #[test]
+    fn both_exports_of_the_transformer_have_one_residual_stream() {
+        for name in ["digits_transformer.onnx", "digits_transformer_dynamo.onnx"] {
+            let model = fixture(name);
+            assert_eq!((count(&model, Role::Linear), model.params.matrices().count()), (10, 10), "{name}");
+            let stream = model.params.interfaces.iter().find(|i| i.producers.len() == 5);
+            let stream =
+                stream.unwrap_or_else(|| panic!("{name}: no stream in {:#?}", model.params.interfaces));
+            assert_eq!((stream.channels, stream.consumers.len()), (32, 5), "{name}");
+        }
+    }
+
+    /// (file, convolutions, depthwise convolutions, linear layers)
+    const SHARED: [(&str, usize, usize, usize); 10] = [
+        ("cifar_deep_kw", 4, 0, 2),
+        ("cifar_marabou_medium", 2, 0, 3),
+        ("cifar_resnet_2b", 6, 0, 2),
+        ("face_rfb_320", 34, 18, 0),
+        ("face_slim_320", 23, 19, 0),
+        ("lightgbm", 0, 0, 0),
+        ("mnist_convnet_maxpool", 1, 0, 1),
+        ("mnist_fc_256x2", 0, 0, 3),
+        ("mnist_fc_256x6", 0, 0, 7),
+        ("mnist_rten", 3, 0, 1),
+    ];
+
+    #[test]
+    fn models_made_by_others_have_the_layers_they_say() {
+        let Some(shared) = std::env::var_os("ONNX_MERGE_SHARED").map(PathBuf::from) else {
+            return eprintln!("skipped: ONNX_MERGE_SHARED isn't set");
+        };
+        for (name, convolutions, depthwise, linear) in SHARED {
+            let model = open(&shared.join("models").join(name).with_extension("onnx")).unwrap();
+            let found =
+                (count(&model, Role::Conv), count(&model, Role::DepthwiseConv), count(&model, Role::Linear));
+            assert_eq!(found, (convolutions, depthwise, linear), "{name}");
+            let connected = |w: &Weight| !w.input.is_empty() && !w.output.is_empty();
+            assert!(model.params.matrices().all(|(_, w)| connected(w)), "{name}");
+        }
+        // Whatever it is: an answer or an error, and the same graph drawn in each form.
+        for entry in std::fs::read_dir(shared.join("models/zoo")).into_iter().flatten().flatten() {
+            if let Ok(model) = open(&entry.path()) {
+                as_table(&model, None);
+                as_json(&model, None);
+                model.params.to_dot();
+                model.params.to_mermaid();
+                Pairing::automatic(&model.params, &model.params, &[]).unwrap();
+            }
+        }
     }
 }

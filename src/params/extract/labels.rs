@@ -94,7 +94,7 @@ impl Labels {
         Some(found)
     }
     pub fn transpose(&self, perm: &[usize]) -> Option<Self> {
-        if perm.len() != self.shape.len() || perm.iter().any(|&p| p >= perm.len()) {
+        if perm.len() != self.shape.len() || !is_permutation(perm) {
             return None;
         }
         let order = super::super::matrix::indices(&self.shape, perm);
@@ -219,6 +219,10 @@ impl Labels {
         atoms.unite_all(&all_a, &all_b);
         Some(if a.atoms.len() >= b.atoms.len() { a } else { b })
     }
+}
+
+pub fn is_permutation(perm: &[usize]) -> bool {
+    (0..perm.len()).all(|i| perm.contains(&i))
 }
 
 type Range = std::ops::Range<usize>;

@@ -44,7 +44,8 @@ fn identity(form: &Form) -> bool {
 }
 
 fn form(walk: &Walk, weight: &ValueId) -> Option<Form> {
-    walk.stored.get(weight)?.form.clone()
+    let form = walk.stored.get(weight)?.form.clone()?;
+    (walk.shape(weight) == Some(form.shape().as_slice())).then_some(form)
 }
 
 /// The level of a value that a layer is applied to.
@@ -348,7 +349,10 @@ fn skip_norm(walk: &mut Walk, node: &Node, parameters: &[(usize, Role)]) {
         (Some(x), Some(skip)) => x.meet(&skip, &mut walk.atoms),
         (x, skip) => x.or(skip),
     };
-    walk.set(node.input(0), joined.clone());
+    let fits = |l: &Labels| node.input(0).and_then(|x| walk.shape(x)).is_some_and(|shape| l.fits(shape));
+    if let Some(joined) = joined.filter(fits) {
+        walk.set(node.input(0), Some(joined));
+    }
     norm(walk, node, -1, parameters);
     // The sum of both inputs, where it is wanted.
     walk.set(node.output(3), walk.labels(node.input(0)));

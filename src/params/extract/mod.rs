@@ -45,6 +45,9 @@ impl ParamGraph {
     }
 }
 
+/// An axis longer than this is no channel axis.
+const MOST_CHANNELS: usize = 1 << 24;
+
 /// What the walk knows of a value that depends on the model's inputs.
 #[derive(Clone, Default)]
 struct State {
@@ -104,6 +107,8 @@ struct Walk<'a> {
     grids: Vec<(Atom, Vec<usize>)>,
     /// Results of matrix products and convolutions that no bias has been added to yet.
     bare: HashSet<ValueId>,
+    /// Results of multiplications with a scale that no shift has been added to yet.
+    scaled: HashSet<ValueId>,
 }
 
 impl<'a> Walk<'a> {
@@ -120,6 +125,7 @@ impl<'a> Walk<'a> {
             input_atoms: vec![],
             grids: vec![],
             bare: HashSet::new(),
+            scaled: HashSet::new(),
         };
         for (id, tensor) in &graph.initializers {
             let shape = tensor.shape().to_vec();
@@ -230,7 +236,7 @@ impl<'a> Walk<'a> {
         let Some((value, shape)) = value.and_then(|v| Some((v, self.shape(v)?))) else {
             return vec![];
         };
-        let Some(&size) = shape.get(axis) else {
+        let Some(&size) = shape.get(axis).filter(|&&size| size <= MOST_CHANNELS) else {
             return vec![];
         };
         let rank = shape.len();
@@ -335,6 +341,11 @@ impl<'a> Walk<'a> {
     /// Sets the sides of a matrix, or, on another use, makes the channels of all its uses the same.
     fn fill(&mut self, id: usize, view: Option<MatrixView>, input: Vec<Atom>, output: Vec<Atom>) {
         let draft = &self.drafts[id];
+        let elements = self.graph.initializers.get(&draft.name).map_or(0, Tensor::len);
+        let view = view.filter(|v| {
+            let covers = |shape: &[usize]| crate::onnx::element_count(shape) == Some(elements);
+            covers(&v.split) && covers(&v.matrix_shape()) && v.split.len() == v.perm.len()
+        });
         if draft.input.is_empty() && draft.output.is_empty() {
             let draft = &mut self.drafts[id];
             (draft.view, draft.input, draft.output) = (view, input, output);

@@ -127,6 +127,13 @@ fn parameter(
     base: Option<&ValueId>,
     labels: Option<&Labels>,
 ) -> Option<Labels> {
+    // Conditions, thresholds and masks are no weights.
+    if !matches!(
+        node.op.as_str(),
+        "Add" | "Sub" | "Mul" | "Div" | "Pow" | "PRelu" | "BiasGelu" | "FastGelu" | "BiasAdd" | "QLinearAdd"
+    ) {
+        return None;
+    }
     let base = base?;
     let shape = walk.shape(value)?;
     let state = walk.values.get(base)?;
@@ -150,24 +157,20 @@ fn parameter(
             made = Some(Labels::on_axis(rank, axis, atoms.clone()));
             Labels::on_axis(rank, axis, atoms)
         }
-        _ => {
-            walk.vector(node, Some(value), Role::Other, &[], level.saturating_sub(1));
-            return None;
-        }
+        // On no known channel: a mask, anchors of a detector, or something that can't be told from them.
+        _ => return None,
     };
     let channels = on_constant(&labels, rank, shape).unwrap_or_default();
     let varied = labels.atoms.len();
     let role = match node.op.as_str() {
         _ if channels.len() != varied => Role::Other,
+        "Add" if walk.scaled.contains(base) => Role::NormShift,
         "Add" | "Sub" | "BiasGelu" | "FastGelu" | "BiasAdd" | "QLinearAdd" => Role::Bias,
         "Mul" => Role::NormScale,
         _ => Role::Other,
     };
-    if matches!(
-        node.op.as_str(),
-        "Equal" | "Greater" | "GreaterOrEqual" | "Less" | "LessOrEqual" | "And" | "Or" | "Xor" | "Where"
-    ) {
-        return made;
+    if role == Role::NormScale {
+        walk.scaled.extend(node.output(0).cloned());
     }
     walk.vector(node, Some(value), role, &channels, level.saturating_sub(1));
     made

@@ -25,7 +25,8 @@ fn follow(walk: &mut Walk, node: &Node, gates: usize) -> Option<()> {
         return None;
     };
     let rank = walk.shape(x)?.len();
-    if rows != gates * hidden || rank != 3 || directions == 0 {
+    if walk.shape(r)? != [directions, rows, hidden] || rows != gates * hidden || rank != 3 || directions == 0
+    {
         return None;
     }
     let depth = walk.values.get(x).map_or(0, |s| s.level);

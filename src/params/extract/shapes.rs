@@ -1,6 +1,6 @@
 //! Operators that move elements about: pooling, reshaping, transposing, joining and cutting.
 
-use super::labels::Labels;
+use super::labels::{Labels, is_permutation};
 use super::{Form, Stored, Walk};
 use crate::onnx::infer::{normalise_axis, slice_range};
 use crate::onnx::{Node, ValueId};
@@ -78,6 +78,9 @@ pub fn stored(walk: &mut Walk, node: &Node) {
 
 fn transposed(form: &Form, node: &Node) -> Option<Form> {
     let order = permutation(node, form.perm.len());
+    if !is_permutation(&order) {
+        return None;
+    }
     let perm = order.iter().map(|&i| form.perm.get(i).copied()).collect::<Option<Vec<_>>>()?;
     Some(Form { split: form.split.clone(), perm })
 }
@@ -195,6 +198,9 @@ fn slice(walk: &mut Walk, node: &Node) -> Option<Labels> {
     let steps = walk.ints(node.input(4)).unwrap_or_else(|| vec![1; starts.len()]);
     for (k, &axis) in axes.iter().enumerate() {
         let axis = normalise_axis(axis, shape.len())?;
+        if labels.shape[axis] == 1 {
+            continue;
+        }
         let (start, end, step) = slice_range(shape[axis], *starts.get(k)?, *ends.get(k)?, *steps.get(k)?)?;
         let mut picked = vec![];
         let mut at = start;
