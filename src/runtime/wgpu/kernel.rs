@@ -21,12 +21,16 @@ macro_rules! kernels {
 }
 
 kernels! {
+    ARGBEST = "argbest",
     COPY = "copy",
     ELEMENTWISE = "elementwise",
+    GATHER = "gather",
     MATMUL_SMALL = "matmul_small",
     MATMUL_TILED = "matmul_tiled",
     REDUCE_GROUP = "reduce_group",
     REDUCE_ROWS = "reduce_rows",
+    SCAN = "scan",
+    SCATTER = "scatter",
     SOFTMAX = "softmax",
 }
 
@@ -59,7 +63,7 @@ mod tests {
     const SAMPLE: &[(&str, &str)] = &[
         ("type", "f32"),
         ("map", "v * v"),
-        ("combine", "a + b"),
+        ("better", "v > best"),
         ("finish", "0.0"),
         (
             "bindings",
@@ -74,7 +78,8 @@ mod tests {
     #[test]
     fn every_kernel_file_is_valid_wgsl() {
         for kernel in ALL {
-            let text = kernel.expand(10, SAMPLE);
+            let combine = if *kernel == SCATTER { "v + u" } else { "a + b" };
+            let text = kernel.expand(10, &[SAMPLE, &[("combine", combine)]].concat());
             assert!(!text.contains("{{"), "{}: placeholder without a sample value", kernel.name);
             let module = naga::front::wgsl::parse_str(&text)
                 .unwrap_or_else(|e| panic!("{}: {}", kernel.name, e.emit_to_string(&text)));

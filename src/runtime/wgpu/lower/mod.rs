@@ -4,7 +4,9 @@
 //! add none, they only make another view. To add an operator, write its lowering in the file of its family
 //! and add a line to that file's `TABLE`. Knows no device. Look at [`Lowering`].
 
+mod einsum;
 mod elementwise;
+mod index;
 mod linear;
 mod normal;
 mod reduce;
@@ -30,7 +32,15 @@ pub const GROUP: usize = 64;
 
 /// The lowering of a node's operator.
 pub fn rule(node: &Node) -> Option<Lower> {
-    let families = [elementwise::TABLE, linear::TABLE, normal::TABLE, reduce::TABLE, shape::TABLE];
+    let families = [
+        einsum::TABLE,
+        elementwise::TABLE,
+        index::TABLE,
+        linear::TABLE,
+        normal::TABLE,
+        reduce::TABLE,
+        shape::TABLE,
+    ];
     let known = |op: &str| families.into_iter().flatten().find(|row| row.0 == op).map(|row| row.1);
     if node.domain.is_empty() { known(&node.op) } else { None }
 }

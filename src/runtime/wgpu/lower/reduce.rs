@@ -1,4 +1,4 @@
-//! Reductions over any axes, and `Einsum`-free helpers that other families reduce with.
+//! Reductions over any axes; see [`over`].
 
 use super::{Elem, GROUP, Lowering, Node, Operand, Outcome, Row, View, Walk, axis_of, kernel};
 
@@ -6,6 +6,7 @@ pub const TABLE: &[Row] = &[
     ("ReduceL1", reduce),
     ("ReduceL2", reduce),
     ("ReduceLogSum", reduce),
+    ("ReduceLogSumExp", reduce),
     ("ReduceMax", reduce),
     ("ReduceMean", reduce),
     ("ReduceMin", reduce),
@@ -57,10 +58,21 @@ fn reduce(l: &mut Lowering, node: &Node) -> Outcome {
         axes = (0..x.view.rank() as i64).collect();
     }
     let axes = axes.iter().map(|&a| axis_of(a, x.view.rank())).collect::<Outcome<Vec<_>>>()?;
-    let y = over(l, &node.op, &x, &axes)?;
+    let y = match node.op.as_str() {
+        "ReduceLogSumExp" => log_sum_exp(l, &x, &axes)?,
+        op => over(l, op, &x, &axes)?,
+    };
     let shape = l.out_shape(node, 0)?;
     let y = l.reshape(&y, &shape)?;
     l.set(node, 0, y)
+}
+
+/// With the largest element taken out first, so that nothing overflows.
+fn log_sum_exp(l: &mut Lowering, x: &Operand, axes: &[usize]) -> Outcome<Operand> {
+    let largest = over(l, "ReduceMax", x, axes)?;
+    let shifted = l.map_f32("exp({0} - {1})", &[x, &largest])?;
+    let sum = over(l, "ReduceSum", &shifted, axes)?;
+    l.map_f32("ln({0}) + {1}", &[&sum, &largest])
 }
 
 /// Reduces `x` over `axes`, which stay as dimensions of size 1.

@@ -1,0 +1,303 @@
+//! Operators that find elements by index, or indices of elements.
+
+use super::{Elem, GROUP, Lowering, Node, Operand, Outcome, Row, View, Walk, axis_of, kernel};
+use crate::onnx::Tensor;
+
+pub const TABLE: &[Row] = &[
+    ("ArgMax", arg_best),
+    ("ArgMin", arg_best),
+    ("CumSum", cum_sum),
+    ("EyeLike", eye_like),
+    ("Gather", gather),
+    ("GatherElements", gather_elements),
+    ("GatherND", gather_nd),
+    ("OneHot", one_hot),
+    ("Range", range),
+    ("ScatterElements", scatter_elements),
+    ("ScatterND", scatter_nd),
+];
+
+/// Dimensions that the scatter kernel keeps coordinates of.
+const MAX_SCATTER_RANK: usize = 8;
+
+fn expect_index(operand: &Operand) -> Outcome {
+    match operand.elem {
+        Elem::I32 => Ok(()),
+        other => Err(format!("indices are {other:?}")),
+    }
+}
+
+/// Operands of a gather, seen over the output's dimensions.
+struct Picks {
+    shape: Vec<usize>,
+    /// Strides of the data along the output's dimensions; 0 where an index stands.
+    data: Vec<i32>,
+    index: Vec<i32>,
+    /// (size, stride) of the axes that the components of an index stand for.
+    axes: Vec<(usize, i32)>,
+    /// Stride between the components of an index.
+    component: i32,
+}
+
+fn pick(l: &mut Lowering, x: &Operand, index: &Operand, picks: &Picks) -> Outcome<Operand> {
+    expect_index(index)?;
+    let n: usize = picks.shape.iter().product();
+    if n > 0 && picks.axes.iter().any(|axis| axis.0 == 0) {
+        return Err("indices into an axis of size 0".into());
+    }
+    let walk = Walk::new(&picks.shape, &[&picks.data, &picks.index]);
+    let mut params = vec![n as i32, walk.rank(), x.view.offset, index.view.offset];
+    params.extend([picks.axes.len() as i32, picks.component]);
+    params.extend(walk.dims.iter().chain(walk.strides.iter().flatten()));
+    params.extend(picks.axes.iter().map(|axis| axis.0 as i32));
+    params.extend(picks.axes.iter().map(|axis| axis.1));
+    let y = l.fresh(x.elem, &picks.shape)?;
+    l.call(kernel::GATHER, &[], params, &[x, index], &y, n.div_ceil(GROUP));
+    Ok(y)
+}
+
+fn gather(l: &mut Lowering, node: &Node) -> Outcome {
+    let (x, index) = (l.arg(node, 0)?, l.arg(node, 1)?);
+    let axis = axis_of(node.int_or("axis", 0), x.view.rank())?;
+    let none = |n: usize| vec![0; n];
+    let (before, after) = (axis, x.view.rank() - axis - 1);
+    let picks = Picks {
+        shape: [&x.view.shape[..axis], &index.view.shape, &x.view.shape[axis + 1..]].concat(),
+        data: [&x.view.strides[..axis], &none(index.view.rank()), &x.view.strides[axis + 1..]].concat(),
+        index: [&none(before)[..], &index.view.strides, &none(after)].concat(),
+        axes: vec![(x.view.shape[axis], x.view.strides[axis])],
+        component: 0,
+    };
+    let y = pick(l, &x, &index, &picks)?;
+    l.set(node, 0, y)
+}
+
+fn gather_elements(l: &mut Lowering, node: &Node) -> Outcome {
+    let (x, index) = (l.arg(node, 0)?, l.arg(node, 1)?);
+    let axis = axis_of(node.int_or("axis", 0), x.view.rank())?;
+    let mut data = x.view.strides.clone();
+    data[axis] = 0;
+    let picks = Picks {
+        shape: index.view.shape.clone(),
+        data,
+        index: index.view.strides.clone(),
+        axes: vec![(x.view.shape[axis], x.view.strides[axis])],
+        component: 0,
+    };
+    let y = pick(l, &x, &index, &picks)?;
+    l.set(node, 0, y)
+}
+
+fn gather_nd(l: &mut Lowering, node: &Node) -> Outcome {
+    if node.int_or("batch_dims", 0) != 0 {
+        return Err("batch_dims are not supported on the GPU".into());
+    }
+    let (x, index) = (l.arg(node, 0)?, l.arg(node, 1)?);
+    let (&[ref rows @ .., q], &[ref row_strides @ .., component]) =
+        (index.view.shape.as_slice(), index.view.strides.as_slice())
+    else {
+        return Err("indices need a dimension".into());
+    };
+    let rest = x.view.shape.get(q..).ok_or("an index has more components than the data has dimensions")?;
+    let picks = Picks {
+        shape: [rows, rest].concat(),
+        data: [&vec![0; rows.len()][..], &x.view.strides[q..]].concat(),
+        index: [row_strides, &vec![0; rest.len()]].concat(),
+        axes: (0..q).map(|k| (x.view.shape[k], x.view.strides[k])).collect(),
+        component,
+    };
+    let y = pick(l, &x, &index, &picks)?;
+    l.set(node, 0, y)
+}
+
+/// Operands of a scatter, seen over the data's dimensions.
+struct Places {
+    index: Vec<i32>,
+    update: Vec<i32>,
+    limits: Vec<usize>,
+    /// Indices looked through, and the strides from one to the next in `index` and `update`.
+    count: usize,
+    step: (i32, i32),
+    /// The axes that the components of an index stand for, and the stride between them.
+    axes: Vec<usize>,
+    component: i32,
+}
+
+fn scatter(l: &mut Lowering, node: &Node, [x, index, update]: [&Operand; 3], at: &Places) -> Outcome {
+    expect_index(index)?;
+    let rank = x.view.rank();
+    if rank > MAX_SCATTER_RANK || update.elem != x.elem {
+        return Err(format!("{rank} dimensions of {:?} and updates of {:?}", x.elem, update.elem));
+    }
+    let combine = match node.str("reduction").unwrap_or("none") {
+        "none" => "u",
+        "add" => "v + u",
+        "mul" => "v * u",
+        "max" => "max(v, u)",
+        "min" => "min(v, u)",
+        other => return Err(format!("reduction '{other}' is unknown")),
+    };
+    let n = x.view.len();
+    let mut params = vec![n as i32, rank as i32, x.view.offset, index.view.offset, update.view.offset];
+    params.extend([at.count as i32, at.step.0, at.step.1, at.axes.len() as i32, at.component]);
+    params.extend(x.view.shape.iter().map(|&d| d as i32));
+    params.extend(x.view.strides.iter().chain(&at.index).chain(&at.update));
+    params.extend(at.limits.iter().map(|&d| d.min(i32::MAX as usize) as i32));
+    params.extend(at.axes.iter().map(|&a| a as i32));
+    let y = l.fresh(x.elem, &x.view.shape)?;
+    let values = [("type", x.elem.wgsl()), ("combine", combine)];
+    l.call(kernel::SCATTER, &values, params, &[x, index, update], &y, n.div_ceil(GROUP));
+    l.set(node, 0, y)
+}
+
+fn scatter_elements(l: &mut Lowering, node: &Node) -> Outcome {
+    let (x, index, update) = (l.arg(node, 0)?, l.arg(node, 1)?, l.arg(node, 2)?);
+    let axis = axis_of(node.int_or("axis", 0), x.view.rank())?;
+    if index.view.rank() != x.view.rank() || update.view.shape != index.view.shape {
+        return Err("data, indices and updates differ in shape".into());
+    }
+    let without_axis = |strides: &[i32]| {
+        let mut strides = strides.to_vec();
+        strides[axis] = 0;
+        strides
+    };
+    let mut limits = index.view.shape.clone();
+    limits[axis] = usize::MAX;
+    let places = Places {
+        index: without_axis(&index.view.strides),
+        update: without_axis(&update.view.strides),
+        limits,
+        count: index.view.shape[axis],
+        step: (index.view.strides[axis], update.view.strides[axis]),
+        axes: vec![axis],
+        component: 0,
+    };
+    scatter(l, node, [&x, &index, &update], &places)
+}
+
+fn scatter_nd(l: &mut Lowering, node: &Node) -> Outcome {
+    let (x, index, update) = (l.arg(node, 0)?, l.arg(node, 1)?, l.arg(node, 2)?);
+    let Some((&q, rows)) = index.view.shape.split_last() else {
+        return Err("indices need a dimension".into());
+    };
+    let count: usize = rows.iter().product();
+    let rest = x.view.shape.get(q..).ok_or("an index has more components than the data has dimensions")?;
+    let index = l.reshape(&index, &[count, q])?;
+    let update = l.reshape(&update, &[&[count], rest].concat())?;
+    let places = Places {
+        index: vec![0; x.view.rank()],
+        update: [&vec![0; q][..], &update.view.strides[1..]].concat(),
+        limits: vec![usize::MAX; x.view.rank()],
+        count,
+        step: (index.view.strides[0], update.view.strides[0]),
+        axes: (0..q).collect(),
+        component: index.view.strides[1],
+    };
+    scatter(l, node, [&x, &index, &update], &places)
+}
+
+/// A view without one axis, and that axis's size and stride.
+fn rows_of(view: &View, axis: usize) -> (Vec<usize>, Vec<i32>) {
+    let mut rows = (view.shape.clone(), view.strides.clone());
+    rows.0.remove(axis);
+    rows.1.remove(axis);
+    rows
+}
+
+fn cum_sum(l: &mut Lowering, node: &Node) -> Outcome {
+    let x = l.arg(node, 0)?;
+    let axis = l.known_ints(node, 1)?.and_then(|a| a.first().copied()).ok_or("the axis is missing")?;
+    let axis = axis_of(axis, x.view.rank())?;
+    if x.elem == Elem::Bool {
+        return Err("booleans can't be summed".into());
+    }
+    let y = l.fresh(x.elem, &x.view.shape)?;
+    let len = x.view.shape[axis];
+    let turn = |view: &View| match node.int_or("reverse", 0) != 0 && len > 0 {
+        true => view.sliced(axis, len as i64 - 1, -1, len),
+        false => view.clone(),
+    };
+    let (from, to) = (turn(&x.view), turn(&y.view));
+    let ((rows, steps), (_, to_steps)) = (rows_of(&from, axis), rows_of(&to, axis));
+    let walk = Walk::new(&rows, &[&steps, &to_steps]);
+    let n: usize = rows.iter().product();
+    let mut params = vec![n as i32, len as i32, from.offset, from.strides[axis], to.offset, to.strides[axis]];
+    params.extend([node.int_or("exclusive", 0) as i32, walk.rank()]);
+    params.extend(walk.dims.iter().chain(walk.strides.iter().flatten()));
+    let groups = if len == 0 { 0 } else { n.div_ceil(GROUP) };
+    l.call(kernel::SCAN, &[("type", x.elem.wgsl())], params, &[&x], &y, groups);
+    l.set(node, 0, y)
+}
+
+fn arg_best(l: &mut Lowering, node: &Node) -> Outcome {
+    let x = l.arg(node, 0)?;
+    let axis = axis_of(node.int_or("axis", 0), x.view.rank())?;
+    let better = match (node.op.as_str(), node.int_or("select_last_index", 0) != 0) {
+        ("ArgMax", false) => "v > best",
+        ("ArgMax", true) => "v >= best",
+        (_, false) => "v < best",
+        (_, true) => "v <= best",
+    };
+    if x.view.shape[axis] == 0 {
+        return Err("an axis of size 0 has no best element".into());
+    }
+    let (rows, steps) = rows_of(&x.view, axis);
+    let walk = Walk::new(&rows, &[&steps]);
+    let n: usize = rows.iter().product();
+    let mut params =
+        vec![n as i32, x.view.shape[axis] as i32, x.view.offset, x.view.strides[axis], walk.rank()];
+    params.extend(walk.dims.iter().chain(&walk.strides[0]));
+    let y = l.fresh(Elem::I32, &rows)?;
+    let values = [("type", x.elem.wgsl()), ("better", better)];
+    l.call(kernel::ARGBEST, &values, params, &[&x], &y, n.div_ceil(GROUP));
+    let shape = l.out_shape(node, 0)?;
+    let y = l.reshape(&y, &shape)?;
+    l.set(node, 0, y)
+}
+
+/// By comparison with 0, 1, 2…, so nothing is scattered.
+fn one_hot(l: &mut Lowering, node: &Node) -> Outcome {
+    let (index, values) = (l.arg(node, 0)?, l.arg(node, 2)?);
+    expect_index(&index)?;
+    let shape = l.out_shape(node, 0)?;
+    let axis = axis_of(node.int_or("axis", -1), shape.len())?;
+    let depth = shape[axis] as i32;
+    let mut counter = vec![1; shape.len()];
+    counter[axis] = shape[axis];
+    let counter = l.constant(&Tensor::i32(&counter, &(0..depth).collect::<Vec<_>>()))?;
+    let depth = l.constant(&Tensor::i32(&[], &[depth]))?;
+    let mut wide = index.view.shape.clone();
+    wide.insert(axis, 1);
+    let index = l.reshape(&index, &wide)?;
+    let part = |k: i64| {
+        let one = values.view.sliced(0, k, 1, 1);
+        Operand { view: View { shape: vec![], strides: vec![], offset: one.offset }, ..values.clone() }
+    };
+    let expr = "select({2}, {3}, {0} == {1} || {0} + {4} == {1})";
+    let y = l.map(expr, &[&index, &counter, &part(0), &part(1), &depth], values.elem)?;
+    l.set(node, 0, y)
+}
+
+/// With limits known before running: a constant.
+fn range(l: &mut Lowering, node: &Node) -> Outcome {
+    let limits: Vec<Tensor> = (0..3)
+        .map(|i| node.input(i).and_then(|id| l.constants.get(id)).cloned().ok_or("limits must be constants"))
+        .collect::<Result<_, _>>()?;
+    let first = |i: usize| limits[i].to_f64().first().copied().unwrap_or(0.0);
+    let n = l.out_shape(node, 0)?.first().copied().unwrap_or(0);
+    let values: Vec<f64> = (0..n).map(|i| first(0) + i as f64 * first(2)).collect();
+    l.set_constant(node, 0, Tensor::from_f64(limits[0].dtype(), &[n], &values));
+    Ok(())
+}
+
+fn eye_like(l: &mut Lowering, node: &Node) -> Outcome {
+    let id = node.output(0).ok_or("output 0 is missing")?;
+    let fact = l.fact(id)?;
+    let &[rows, cols] = fact.shape.as_slice() else { return Err("a matrix is needed".into()) };
+    let k = node.int_or("k", 0);
+    let value = |i: usize| ((i % cols) as i64 - (i / cols) as i64 == k) as u8 as f64;
+    let values: Vec<f64> = (0..rows * cols).map(value).collect();
+    Elem::of(fact.dtype)?;
+    l.set_constant(node, 0, Tensor::from_f64(fact.dtype, &fact.shape, &values));
+    Ok(())
+}
