@@ -80,8 +80,8 @@ pub fn forward(
         }
         b.finish()
     };
+    let (graph, facts) = autodiff::lower::lower(graph, facts)?;
     model.graph = graph;
-    model.graph.prune();
     Ok((model, facts))
 }
 
@@ -125,6 +125,7 @@ pub fn build(
         graph.initializers.insert(weight.clone(), constants[weight].clone());
     }
     graph.prune();
+    let (graph, facts) = autodiff::lower::lower(graph, facts)?;
     model.graph = graph;
     Ok(ModelStep { model, facts, weights: reached })
 }
