@@ -10,6 +10,7 @@
 mod controls;
 mod interface;
 mod optimizer;
+mod paper;
 mod parameters;
 mod resample;
 mod structured;
@@ -105,6 +106,11 @@ pub fn build(
     executor: &dyn Executor,
     seed: u64,
 ) -> Result<UpdateProgram> {
+    let paper = config.adapter.preset == Preset::Paper;
+    if let Some(source) = source.filter(|_| paper) {
+        let plan = Plan::direct(target, trainable, config, seed)?;
+        return paper::assemble(plan, (target, source), pairing, config, gate, executor);
+    }
     let plan = plan(target, source, pairing, trainable, config, gate, executor, seed)?;
     update::assemble(&plan, config, executor, seed)
 }
@@ -129,8 +135,9 @@ fn plan(
                 let done = structured::add(&mut plan, target, source, pairing, adapter, gate, executor)?;
                 tokens::add(&mut plan, target, source, pairing, adapter, 0.0, &done);
             }
-            Preset::Residual => tokens::add(&mut plan, target, source, pairing, adapter, gate, &[]),
-            Preset::Paper => tokens::add(&mut plan, target, source, pairing, adapter, gate, &[]),
+            Preset::Residual | Preset::Paper => {
+                tokens::add(&mut plan, target, source, pairing, adapter, gate, &[]);
+            }
         }
     }
     Ok(plan)

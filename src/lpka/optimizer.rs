@@ -7,6 +7,7 @@ use super::parameters::Parameters;
 use crate::onnx::{Builder, DType, Fact, Tensor, ValueId};
 use crate::runtime::State;
 use crate::train::{Optimizer, TrainConfig};
+use std::ops::Range;
 
 /// Tensors of more elements than this have a vector of their own.
 const SHARED: usize = 1 << 16;
@@ -26,12 +27,19 @@ struct Flat {
 pub(super) struct Flats {
     flats: Vec<Flat>,
     shapes: Vec<Vec<usize>>,
+    /// The place of the first parameter among all.
+    first: usize,
 }
 
 impl Flats {
     pub fn new(parameters: &Parameters) -> Self {
+        Self::of(parameters, 0..parameters.list.len())
+    }
+    /// Only the parameters in `range`; [`Flats::views`] and [`Flats::gathered`] count from its start.
+    pub fn of(parameters: &Parameters, range: Range<usize>) -> Self {
         let mut flats: Vec<Flat> = vec![];
-        for (i, parameter) in parameters.list.iter().enumerate() {
+        let list = &parameters.list[range.clone()];
+        for (i, parameter) in list.iter().enumerate() {
             let len = parameter.initial.len();
             let fits = |f: &&mut Flat| f.decay == parameter.decay && f.len + len <= SHARED;
             match flats.iter_mut().find(fits) {
@@ -42,13 +50,13 @@ impl Flats {
                 None => flats.push(Flat { members: vec![i], len, decay: parameter.decay }),
             }
         }
-        Self { flats, shapes: parameters.list.iter().map(|p| p.initial.shape().to_vec()).collect() }
+        Self { flats, shapes: list.iter().map(|p| p.initial.shape().to_vec()).collect(), first: range.start }
     }
 
     /// The first values of the flat vectors.
     pub fn initial(&self, parameters: &Parameters) -> Vec<Tensor> {
         let values = |flat: &Flat| {
-            let parts = flat.members.iter().flat_map(|&i| parameters.list[i].initial.to_f32().into_owned());
+            let parts = flat.members.iter().flat_map(|&i| parameters.list[self.first + i].initial.to_f32().into_owned());
             Tensor::f32(&[flat.len], &parts.collect::<Vec<f32>>())
         };
         self.flats.iter().map(values).collect()
@@ -99,7 +107,9 @@ impl Flats {
     }
 }
 
-/// Emits one optimiser step. Returns the next flat vectors; adds moments and counters to `state`.
+/// Emits one optimiser step. Returns the next flat vectors; adds moments and counters, whose inputs' names begin with
+/// `prefix`, to `state`.
+#[allow(clippy::too_many_arguments)]
 pub(super) fn emit(
     b: &mut Builder,
     flats: &Flats,
@@ -107,19 +117,20 @@ pub(super) fn emit(
     gradients: Vec<ValueId>,
     rate: &ValueId,
     config: &TrainConfig,
+    prefix: &str,
     state: &mut Vec<State>,
 ) -> Vec<ValueId> {
     let gradients = clipped(b, gradients, config.clip);
     let mut next = vec![];
     let corrections = match config.optimizer {
-        Optimizer::Adamw => Some(corrections(b, state)),
+        Optimizer::Adamw => Some(corrections(b, prefix, state)),
         Optimizer::Sgd => None,
     };
     for (i, (flat, gradient)) in flats.flats.iter().zip(&gradients).enumerate() {
         let step = match &corrections {
-            Some(corrections) => adam_step(b, gradient, corrections, rate, &format!("{i}"), state),
+            Some(corrections) => adam_step(b, gradient, corrections, rate, &format!("{prefix}{i}"), state),
             None => {
-                let velocity = moving(b, gradient, &format!("velocity{i}"), MOMENTUM, 1.0, state);
+                let velocity = moving(b, gradient, &format!("{prefix}{i}/velocity"), MOMENTUM, 1.0, state);
                 b.mul(&velocity, rate)
             }
         };
@@ -137,9 +148,9 @@ pub(super) fn emit(
 }
 
 /// 1 / (1 − β₁ᵗ) and 1 / √(1 − β₂ᵗ) at this step t.
-fn corrections(b: &mut Builder, state: &mut Vec<State>) -> (ValueId, ValueId) {
+fn corrections(b: &mut Builder, prefix: &str, state: &mut Vec<State>) -> (ValueId, ValueId) {
     let mut unbiased = |name: &str, beta: f64| {
-        let power = b.input(name, Fact::new(DType::F32, &[]));
+        let power = b.input(&format!("{prefix}{name}"), Fact::new(DType::F32, &[]));
         let next = b.mul_scalar(&power, beta);
         b.output(&next);
         state.push(State { input: power, output: next.clone(), initial: Tensor::scalar(DType::F32, 1.0) });
@@ -159,9 +170,9 @@ fn adam_step(
     name: &str,
     state: &mut Vec<State>,
 ) -> ValueId {
-    let m = moving(b, gradient, &format!("m{name}"), BETA1, 1.0 - BETA1, state);
+    let m = moving(b, gradient, &format!("{name}/m"), BETA1, 1.0 - BETA1, state);
     let square = b.mul(gradient, gradient);
-    let v = moving(b, &square, &format!("v{name}"), BETA2, 1.0 - BETA2, state);
+    let v = moving(b, &square, &format!("{name}/v"), BETA2, 1.0 - BETA2, state);
     let root = b.op("Sqrt", &[&v]);
     let root = b.mul(&root, second);
     let root = b.add_scalar(&root, EPSILON);

@@ -170,7 +170,7 @@ impl TokenTransfer {
             keys.push(key.emit(b, &table, values));
         }
         let key = b.concat(&keys.iter().collect::<Vec<_>>(), 0);
-        let attention = self.attention(b, &query, &key);
+        let attention = attention(b, &query, &key, self.width, self.heads);
         let attention = noise.dropout(b, &attention, self.dropout);
         let (left_values, right_values) = self.values(b, step, values);
         let mut mix = |own: &ValueId, other: &ValueId| {
@@ -188,22 +188,6 @@ impl TokenTransfer {
         let both = b.add(&both, &change);
         let (out, all) = (self.target.left.cols as i64, both_width(&self.target) as i64);
         (b.slice(&both, &[0], &[out], &[1]), b.slice(&both, &[out], &[all], &[1]))
-    }
-
-    /// P: target tokens × all source tokens.
-    fn attention(&self, b: &mut Builder, query: &ValueId, key: &ValueId) -> ValueId {
-        let head = self.width / self.heads;
-        let split = |b: &mut Builder, x: &ValueId, perm: &[usize]| {
-            let rows = b.shape(x)[0];
-            let x = b.reshape(x, &[rows, self.heads, head]);
-            b.transpose(&x, perm)
-        };
-        let query = split(b, query, &[1, 0, 2]);
-        let key = split(b, key, &[1, 2, 0]);
-        let scores = b.matmul(&query, &key);
-        let scores = b.mul_scalar(&scores, 1.0 / (head as f64).sqrt());
-        let weights = b.softmax(&scores, 2);
-        b.mean(&weights, &[0], false)
     }
 
     /// What all source tokens offer: `Σ r_s × out` and `Σ r_s × (in · taps)`.
@@ -229,8 +213,24 @@ fn both_width(tokens: &Tokens) -> usize {
     tokens.left.cols + tokens.right.cols
 }
 
+/// softmax(Q Kᵀ / √d), averaged over heads: rows of the query × rows of the key, both `width` wide.
+pub(super) fn attention(b: &mut Builder, query: &ValueId, key: &ValueId, width: usize, heads: usize) -> ValueId {
+    let head = width / heads;
+    let split = |b: &mut Builder, x: &ValueId, perm: &[usize]| {
+        let rows = b.shape(x)[0];
+        let x = b.reshape(x, &[rows, heads, head]);
+        b.transpose(&x, perm)
+    };
+    let query = split(b, query, &[1, 0, 2]);
+    let key = split(b, key, &[1, 2, 0]);
+    let scores = b.matmul(&query, &key);
+    let scores = b.mul_scalar(&scores, 1.0 / (head as f64).sqrt());
+    let weights = b.softmax(&scores, 2);
+    b.mean(&weights, &[0], false)
+}
+
 /// Each row to mean 0 and variance 1.
-fn normalised(b: &mut Builder, x: &ValueId) -> ValueId {
+pub(super) fn normalised(b: &mut Builder, x: &ValueId) -> ValueId {
     let mean = b.mean(x, &[-1], true);
     let centred = b.sub(x, &mean);
     let square = b.mul(&centred, &centred);

@@ -73,7 +73,7 @@ fn emit(
     let gathered = flats.gathered(&mut b, &cotangents);
 
     b.set_scope("optimizer");
-    let next = optimizer::emit(&mut b, &flats, &old, gathered, &rate, config, &mut state);
+    let next = optimizer::emit(&mut b, &flats, &old, gathered, &rate, config, "moments/", &mut state);
     for ((input, output), initial) in old.iter().zip(&next).zip(flats.initial(&plan.parameters)) {
         declare(&mut b, output);
         state.push(State { input: input.clone(), output: output.clone(), initial });
@@ -125,7 +125,7 @@ fn noise_inputs(inputs: &mut Vec<(ValueId, Fact)>) -> Noise<'_> {
 }
 
 /// Declares W′ as outputs, in the weights' own element types.
-fn outputs(b: &mut Builder, plan: &Plan, prefix: &str, merged: Vec<ValueId>) -> Vec<ValueId> {
+pub(super) fn outputs(b: &mut Builder, plan: &Plan, prefix: &str, merged: Vec<ValueId>) -> Vec<ValueId> {
     let declare = |(value, base): (ValueId, &super::parameters::Base)| {
         let value = b.cast(&value, base.dtype);
         b.output_as(&format!("{prefix}/{}", base.weight), &value)
@@ -246,7 +246,7 @@ fn drop_unread(graph: &mut Graph, noise: &[(ValueId, Fact)]) {
 }
 
 /// The facts of the values that are left in `graph`.
-fn facts_of(graph: &Graph, mut facts: Facts) -> Facts {
+pub(super) fn facts_of(graph: &Graph, mut facts: Facts) -> Facts {
     let mut present: HashSet<&ValueId> = graph.inputs.iter().map(|i| &i.id).collect();
     present.extend(graph.initializers.keys());
     present.extend(graph.nodes.iter().flat_map(|n| n.outputs.iter().flatten()));
