@@ -56,7 +56,10 @@ impl Flats {
     /// The first values of the flat vectors.
     pub fn initial(&self, parameters: &Parameters) -> Vec<Tensor> {
         let values = |flat: &Flat| {
-            let parts = flat.members.iter().flat_map(|&i| parameters.list[self.first + i].initial.to_f32().into_owned());
+            let parts = flat
+                .members
+                .iter()
+                .flat_map(|&i| parameters.list[self.first + i].initial.to_f32().into_owned());
             Tensor::f32(&[flat.len], &parts.collect::<Vec<f32>>())
         };
         self.flats.iter().map(values).collect()

@@ -55,7 +55,8 @@ pub(super) fn assemble(
 ) -> Result<UpdateProgram> {
     let own = plan.parameters.list.len();
     let adapters = replacements(&mut plan, sides, pairing, &config.adapter, gate);
-    let (ours, theta) = (Flats::of(&plan.parameters, 0..own), Flats::of(&plan.parameters, own..plan.parameters.list.len()));
+    let (ours, theta) =
+        (Flats::of(&plan.parameters, 0..own), Flats::of(&plan.parameters, own..plan.parameters.list.len()));
     let mut b = Builder::new("update");
     let gradients: Vec<ValueId> = (plan.bases.iter())
         .map(|base| b.input(&format!("grad/{}", base.weight), Fact::new(base.dtype, &base.shape)))
@@ -84,7 +85,8 @@ pub(super) fn assemble(
     let cotangents: Vec<_> = theta_views.iter().map(|v| cotangents.get(v).cloned()).collect();
     let gathered = theta.gathered(&mut b, &cotangents);
     let first = state.len();
-    let new_theta = optimizer::emit(&mut b, &theta, &old_theta, gathered, &rate, config, "theta/", &mut state);
+    let new_theta =
+        optimizer::emit(&mut b, &theta, &old_theta, gathered, &rate, config, "theta/", &mut state);
 
     b.set_scope("replace");
     let theta_new_views = theta.views(&mut b, &new_theta);
@@ -204,7 +206,8 @@ fn first_weights(
     for (i, flat) in flat.iter().enumerate() {
         b.output_as(&format!("next/{i}"), flat);
     }
-    let feeds = [ours, theta].iter().flat_map(|f| f.initial(&plan.parameters)).map(Value::host).collect::<Vec<_>>();
+    let feeds =
+        [ours, theta].iter().flat_map(|f| f.initial(&plan.parameters)).map(Value::host).collect::<Vec<_>>();
     let (graph, facts) = b.finish();
     let mut tensors = run_once(executor, graph, facts, &feeds)?;
     let flat = tensors.split_off(count);
@@ -233,7 +236,16 @@ fn replacements(
         });
         let Some((name, matrix)) = nearest else { continue };
         let size = (view.out, view.cols());
-        all.push(replacement(&mut plan.parameters, &plan.bases[base], base, view, size, matrix, config, gate));
+        all.push(replacement(
+            &mut plan.parameters,
+            &plan.bases[base],
+            base,
+            view,
+            size,
+            matrix,
+            config,
+            gate,
+        ));
         plan.transfers.push(Transfer { target: weight.name.clone(), sources: vec![name], by: Means::Tokens });
     }
     all
@@ -270,7 +282,12 @@ fn replacement(
         }
     };
     let stages = (0..config.depth.max(1)).map(|l| std::array::from_fn(|which| stage(l, which))).collect();
-    let std = Matrix::new(1, named.shape.iter().product(), parameters.list[named.parameter.0].initial.to_f32().into_owned()).std();
+    let std = Matrix::new(
+        1,
+        named.shape.iter().product(),
+        parameters.list[named.parameter.0].initial.to_f32().into_owned(),
+    )
+    .std();
     let columns = (0..source.cols).flat_map(|j| (0..source.rows).map(move |i| (i, j)));
     let columns = Matrix::new(source.cols, source.rows, columns.map(|(i, j)| source.at(i, j)).collect());
     // The gate is in units of the weight's own spread.

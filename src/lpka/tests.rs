@@ -156,7 +156,7 @@ fn distance(a: &Tensor, b: &Tensor) -> f32 {
 fn a_closed_gate_leaves_the_target_as_it_is() -> Result<()> {
     let graph = target();
     let side = random_side(&graph, 1);
-    for preset in [Preset::Structured, Preset::Residual] {
+    for preset in [Preset::Structured, Preset::Residual, Preset::Paper] {
         let program = program(&config(preset), 0.0, true)?;
         for (name, tensor) in &program.initial {
             assert_eq!(*tensor, side.weights[name], "{name}");
@@ -326,4 +326,34 @@ fn empty_twins_have_the_same_shapes_and_other_values() {
         };
         assert_eq!(sorted(a), sorted(tensor));
     }
+}
+
+/// In the paper's scheme θ moves at the end of each cycle, and the target at every step.
+#[test]
+fn replacements_happen_once_a_cycle() -> Result<()> {
+    let mut config = config(Preset::Paper);
+    config.optimizer = Optimizer::Adamw;
+    config.adapter.cycle = 3;
+    let program = program(&config, 0.3, true)?;
+    let (t, at) = (target(), |program: &UpdateProgram, weight: &str| {
+        program.initial.iter().find(|(name, _)| name.as_str() == weight).map(|(_, tensor)| tensor.clone())
+    });
+    assert_ne!(at(&program, "w1"), random_side(&t, 1).weights.get("w1").cloned());
+    let mut runner = Runner::new(executor(), &program.step_program())?;
+    let mut feeds = vec![(program.learning_rate.clone(), Value::host(Tensor::f32(&[], &[1e-2])))];
+    for (_, input) in &program.gradients {
+        let shape = program.facts[input].shape.clone();
+        feeds.push((input.clone(), Value::host(Tensor::f32(&shape, &vec![0.1; shape.iter().product()]))));
+    }
+    let mut theta = vec![runner.state(&"theta0".into())?];
+    for _ in 0..6 {
+        let before = runner.state(&"flat0".into())?;
+        runner.step(&feeds)?;
+        theta.push(runner.state(&"theta0".into())?);
+        assert_ne!(runner.state(&"flat0".into())?, before);
+        assert_eq!(runner.state(&"flat0".into())?.first_non_finite(), None);
+    }
+    let moved: Vec<bool> = theta.windows(2).map(|pair| pair[0] != pair[1]).collect();
+    assert_eq!(moved, [false, false, true, false, false, true]);
+    Ok(())
 }

@@ -214,7 +214,13 @@ fn both_width(tokens: &Tokens) -> usize {
 }
 
 /// softmax(Q Kᵀ / √d), averaged over heads: rows of the query × rows of the key, both `width` wide.
-pub(super) fn attention(b: &mut Builder, query: &ValueId, key: &ValueId, width: usize, heads: usize) -> ValueId {
+pub(super) fn attention(
+    b: &mut Builder,
+    query: &ValueId,
+    key: &ValueId,
+    width: usize,
+    heads: usize,
+) -> ValueId {
     let head = width / heads;
     let split = |b: &mut Builder, x: &ValueId, perm: &[usize]| {
         let rows = b.shape(x)[0];
