@@ -1,7 +1,7 @@
 //! Pooling: maxima, averages and p-norms of windows or of whole images.
 //!
-//! Maxima pass their cotangent to the element that won (the first, among equals) by the indices that the forward
-//! operator reports. Averages are linear and separable (see [`super::separable`]).
+//! Maxima pass their cotangent to the element that won: where windows lie side by side by comparing (equal ones
+//! share it), elsewhere by the indices that the forward operator reports (the first of equal ones). Averages are linear and separable (see [`super::separable`]).
 
 use super::separable::{AxisMap, pull_back};
 use super::window::Geometry;
@@ -37,6 +37,9 @@ fn planes(b: &mut Builder, v: &ValueId) -> ValueId {
 fn max_pool(c: &mut Context<'_>) -> Cotangents {
     let (x, y, dy) = (c.input(0)?, c.output(0)?, c.cotangent()?);
     let geometry = geometry(c, &x, &y)?;
+    if tiles(&geometry) {
+        return Ok(vec![Some(tiled_maxima(c.b, &x, &y, &dy, &geometry))]);
+    }
     let shape = c.b.shape(&x);
     let indices = winners(c, &x, &y)?;
     // ONNX counts from the start of the whole tensor, tract from the start of the plane.
@@ -52,6 +55,55 @@ fn max_pool(c: &mut Context<'_>) -> Cotangents {
     }
     let dx = c.b.op_with("ScatterElements", &[&zeros, &indices, &updates], &attrs);
     Ok(vec![Some(c.b.reshape(&dx, &shape))])
+}
+
+/// Whether the windows of an image or a line lie side by side from its beginning.
+fn tiles(g: &Geometry) -> bool {
+    g.rank() <= 2
+        && (0..g.rank())
+            .all(|i| g.stride[i] == g.kernel[i] && g.dilation[i] == 1 && g.begin[i] == 0 && g.end(i) <= 0)
+}
+
+/// Max-pooling by windows side by side: compares the input with the maxima, repeated for each element of their
+/// windows, and shares the cotangent between equal ones. The forward pass needs no indices, which executors compute
+/// slowly.
+fn tiled_maxima(b: &mut Builder, x: &ValueId, y: &ValueId, dy: &ValueId, g: &Geometry) -> ValueId {
+    let (shape, coarse) = (b.shape(x), b.shape(y));
+    let dtype = b.dtype(x);
+    let seen = g.crop(b, x, 2);
+    let seen_shape = b.shape(&seen);
+    let last = g.rank() - 1;
+    let (wide, narrow) = (seen_shape[last + 2], coarse[last + 2]);
+    let mut columns = AxisMap::zeros(1, wide, narrow);
+    (0..wide).for_each(|i| columns.add(i, i / g.kernel[last], 1.0));
+    // Rows repeat by broadcasting, columns by a product.
+    let lines = coarse[..last + 2].iter().product::<usize>();
+    let rows = if last == 0 { 1 } else { g.kernel[0] };
+    let repeated = |b: &mut Builder, v: &ValueId| {
+        let flat = b.reshape(v, &[lines, narrow]);
+        let wider = columns.apply(b, &flat);
+        b.reshape(&wider, &[lines, 1, wide])
+    };
+    let maxima = repeated(b, y);
+    let blocks = b.reshape(&seen, &[lines, rows, wide]);
+    let won = b.op("Equal", &[&blocks, &maxima]);
+    let won = b.cast(&won, dtype);
+    let image = b.reshape(&won, &seen_shape);
+    let sizes: Vec<i64> = g.kernel.iter().map(|&k| k as i64).collect();
+    let attrs = [("kernel_shape", Attr::Ints(sizes.clone())), ("strides", Attr::Ints(sizes.clone()))];
+    let shared = b.op_with("AveragePool", &[&image], &attrs);
+    let winners = b.mul_scalar(&shared, sizes.iter().product::<i64>() as f64);
+    let share = b.div(dy, &winners);
+    let share = repeated(b, &share);
+    let dx = b.mul(&won, &share);
+    let dx = b.reshape(&dx, &seen_shape);
+    if seen_shape == shape {
+        return dx;
+    }
+    let mut pads = vec![0; 2 * shape.len()];
+    (0..shape.len()).for_each(|i| pads[shape.len() + i] = (shape[i] - seen_shape[i]) as i64);
+    let pads = b.ints(&pads);
+    b.op("Pad", &[&dx, &pads])
 }
 
 /// The row-major indices of the maxima: the node's second output, which it gets where it has none.

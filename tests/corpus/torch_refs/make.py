@@ -207,6 +207,9 @@ def recurrent(name, kind, directions, steps=4, batch=2, size=3, hidden=3, states
     tensors = {"x": r(steps, batch, size), "w": r(directions, g, size), "r": r(directions, g, hidden),
                "b": r(directions, 2 * g)}
     names = ["x", "w", "r", "b"]
+    batch_first = attributes.get("layout", 0) == 1
+    if batch_first:
+        tensors["x"] = tensors["x"].transpose(0, 1).contiguous()
     if states:
         tensors["h"] = r(directions, batch, hidden)
         names += ["", "h"]
@@ -224,10 +227,12 @@ def recurrent(name, kind, directions, steps=4, batch=2, size=3, hidden=3, states
             end = "_reverse" if d else ""
             parameters |= {f"weight_ih_l0{end}": sort(w[d]), f"weight_hh_l0{end}": sort(rr[d]),
                            f"bias_ih_l0{end}": sort(b[d, :g]), f"bias_hh_l0{end}": sort(b[d, g:])}
+        x = x.transpose(0, 1) if batch_first else x
         state = () if h is None else ((h, c) if c is not None else h,)
         y, last = torch.func.functional_call(module, parameters, (x, *state))
         y = y.reshape(steps, batch, directions, hidden).transpose(1, 2)
-        return (y, *last) if kind == "LSTM" else (y, last)
+        last = last if kind == "LSTM" else (last,)
+        return (y.permute(2, 0, 1, 3), *(v.transpose(0, 1) for v in last)) if batch_first else (y, *last)
 
     if kind == "GRU":
         attributes["linear_before_reset"] = 1
@@ -240,6 +245,7 @@ def recurrent(name, kind, directions, steps=4, batch=2, size=3, hidden=3, states
 for kind in ("LSTM", "GRU", "RNN"):
     recurrent(kind.lower(), kind, 1)
     recurrent(f"{kind.lower()}_bidirectional", kind, 2, states=False)
+    recurrent(f"{kind.lower()}_batch_first", kind, 2, states=False, layout=1)
 
 # Resize -------------------------------------------------------------------------------------------------------
 
