@@ -69,7 +69,7 @@ pub fn low_rank(matrix: &Matrix, rank: usize) -> Factors {
     let (vectors, values) = leading(&a, rank);
     let s: Vec<f64> = values.iter().map(|&l| l.max(0.0).sqrt()).collect();
     // The long side's vectors, orthonormal even where a singular value vanishes.
-    let mut other = a.tr_mul(&vectors);
+    let mut other = a.transpose() * &vectors;
     for (k, mut column) in other.column_iter_mut().enumerate() {
         column *= if s[k] > s[0] * 1e-7 { 1.0 / s[k] } else { 0.0 };
     }
@@ -142,9 +142,11 @@ fn leading(a: &DMatrix<f64>, rank: usize) -> (DMatrix<f64>, Vec<f64>) {
     }
     let block = (2 * rank + 8).min(n);
     let g = (n <= GRAM).then(|| gram(a));
+    // Products with explicit transposes go through the blocked kernels, `tr_mul` doesn't.
+    let transposed = if g.is_none() { a.transpose() } else { DMatrix::zeros(0, 0) };
     let apply = |q: &DMatrix<f64>| match &g {
         Some(g) => g * q,
-        None => a * a.tr_mul(q),
+        None => a * (&transposed * q),
     };
     let mut rng = ChaCha8Rng::seed_from_u64(0x6c70_6b61);
     let mut q = DMatrix::from_fn(n, block, |_, _| rng.next_u32() as f64 / u32::MAX as f64 - 0.5);
@@ -155,7 +157,7 @@ fn leading(a: &DMatrix<f64>, rank: usize) -> (DMatrix<f64>, Vec<f64>) {
         let orthonormal = q.qr().q();
         let once = apply(&orthonormal);
         // Rayleigh-Ritz in the subspace.
-        let small = orthonormal.tr_mul(&once);
+        let small = orthonormal.transpose() * &once;
         let (vectors, values) = sorted(SymmetricEigen::new((&small + small.transpose()) * 0.5), rank);
         let now: f64 = values.iter().sum();
         if step + 1 >= most || now - captured <= 1e-6 * now {
