@@ -12,8 +12,8 @@ pub fn modernise(up: &mut Upgrade<'_>, node: Node, version: i64) -> Result<()> {
         "Constant" => hoist(up, node),
         "Squeeze" | "Unsqueeze" if version < 13 => attribute_to_input(up, node, "axes", 1),
         "ReduceSum" if version < 13 => attribute_to_input(up, node, "axes", 1),
-        "ReduceL1" | "ReduceL2" | "ReduceLogSum" | "ReduceLogSumExp" | "ReduceMax" | "ReduceMean" | "ReduceMin"
-        | "ReduceProd" | "ReduceSumSquare"
+        "ReduceL1" | "ReduceL2" | "ReduceLogSum" | "ReduceLogSumExp" | "ReduceMax" | "ReduceMean"
+        | "ReduceMin" | "ReduceProd" | "ReduceSumSquare"
             if version < 18 =>
         {
             attribute_to_input(up, node, "axes", 1)
@@ -36,8 +36,10 @@ pub fn modernise(up: &mut Upgrade<'_>, node: Node, version: i64) -> Result<()> {
             up.push(node.with("coordinate_transformation_mode", "output_half_pixel"));
             Ok(())
         }
-        "Scan" if version < 9 => Err(Error::node(&node, "has the form of opset 8, which no later one can express")
-            .hint("export the model again with opset 9 or later")),
+        "Scan" if version < 9 => {
+            Err(Error::node(&node, "has the form of opset 8, which no later one can express")
+                .hint("export the model again with opset 9 or later"))
+        }
         _ => {
             up.push(node);
             Ok(())
@@ -190,7 +192,10 @@ fn dropout(up: &mut Upgrade<'_>, mut node: Node) -> Result<()> {
 
 fn batch_normalization(up: &mut Upgrade<'_>, mut node: Node) -> Result<()> {
     if node.attrs.shift_remove("spatial").is_some_and(|s| s == Attr::Int(0)) {
-        return Err(Error::node(&node, "normalises each position by itself (spatial = 0), which opset 9 abolished"));
+        return Err(Error::node(
+            &node,
+            "normalises each position by itself (spatial = 0), which opset 9 abolished",
+        ));
     }
     if node.outputs.iter().skip(1).any(Option::is_some) {
         return Err(Error::node(&node, "is in the training form of an opset before 14")

@@ -5,7 +5,11 @@ use crate::onnx::{Attr, Function, Graph, Node, ValueId};
 use std::collections::HashMap;
 
 /// The nodes that `node`, a call of `function`, stands for. `fresh` gives names nobody has.
-pub fn instantiate(function: &Function, node: &Node, fresh: &mut dyn FnMut(&str) -> ValueId) -> Result<Vec<Node>> {
+pub fn instantiate(
+    function: &Function,
+    node: &Node,
+    fresh: &mut dyn FnMut(&str) -> ValueId,
+) -> Result<Vec<Node>> {
     if node.inputs.len() > function.inputs.len() || node.outputs.len() > function.outputs.len() {
         return Err(Error::node(node, "has more inputs or outputs than its function"));
     }
@@ -45,7 +49,8 @@ impl Instance<'_> {
 
     fn node(&mut self, node: &Node) -> Node {
         let inputs = node.inputs.iter().map(|i| self.read(i.as_ref()?)).collect();
-        let attrs = node.attrs.iter().filter_map(|(name, value)| Some((name.clone(), self.attribute(value)?)));
+        let attrs =
+            node.attrs.iter().filter_map(|(name, value)| Some((name.clone(), self.attribute(value)?)));
         let attrs = attrs.collect();
         let outputs = node.outputs.iter().map(|o| o.as_ref().map(|o| self.define(o))).collect();
         let name = match node.name.is_empty() {

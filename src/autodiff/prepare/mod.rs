@@ -9,10 +9,12 @@ mod forms;
 mod functions;
 mod lift;
 mod specialise;
+mod statics;
+mod trace;
 mod upgrade;
 
 pub use lift::{Lifted, Lifting, lift};
-pub use specialise::specialise;
+pub use specialise::{settle, specialise};
 pub use upgrade::upgrade;
 
 #[cfg(test)]

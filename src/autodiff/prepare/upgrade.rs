@@ -5,7 +5,9 @@
 use super::{forms, functions};
 use crate::error::{Error, Result};
 use crate::onnx::infer::{Operand, infer};
-use crate::onnx::{Attr, DType, Dim, Fact, Function, Graph, Model, Node, Tensor, ValueId, ValueInfo, WORKING_OPSET};
+use crate::onnx::{
+    Attr, DType, Dim, Fact, Function, Graph, Model, Node, Tensor, ValueId, ValueInfo, WORKING_OPSET,
+};
 use std::collections::{HashMap, HashSet};
 
 /// Functions that call functions deeper than this are taken for a cycle.
@@ -95,7 +97,10 @@ impl<'a> Upgrade<'a> {
         for mut node in nodes {
             self.emitted += 1;
             if self.emitted > MAX_NODES {
-                return Err(Error::node(&node, format!("inlining functions makes more than {MAX_NODES} nodes")));
+                return Err(Error::node(
+                    &node,
+                    format!("inlining functions makes more than {MAX_NODES} nodes"),
+                ));
             }
             if let Some(&function) = self.functions.get(&(node.domain.as_str(), node.op.as_str())) {
                 self.depth += 1;
@@ -127,7 +132,8 @@ impl<'a> Upgrade<'a> {
 
     /// Some executors can't hand out an initializer or an input as an output: puts an `Identity` before it.
     fn settle_outputs(&mut self) {
-        let made: HashSet<ValueId> = self.out.nodes.iter().flat_map(|n| n.outputs.iter().flatten().cloned()).collect();
+        let made: HashSet<ValueId> =
+            self.out.nodes.iter().flat_map(|n| n.outputs.iter().flatten().cloned()).collect();
         for i in 0..self.out.outputs.len() {
             let id = self.out.outputs[i].id.clone();
             if made.contains(&id) || !self.out.initializers.contains_key(&id) {
@@ -197,7 +203,8 @@ impl<'a> Upgrade<'a> {
         let complete = node.inputs.iter().zip(&operands).all(|(i, o)| i.is_none() || o.is_some());
         // Without axes, Squeeze removes sizes of 1, and sizes may be guesses.
         let guessed = node.is("Squeeze") && node.inputs.len() < 2;
-        let facts = if complete && node.domain.is_empty() && !guessed { infer(node, &operands) } else { None };
+        let facts =
+            if complete && node.domain.is_empty() && !guessed { infer(node, &operands) } else { None };
         for (output, fact) in node.outputs.iter().zip(facts.unwrap_or_default()) {
             if let Some(output) = output {
                 self.facts.insert(output.clone(), fact);
@@ -218,7 +225,7 @@ fn guess(info: &ValueInfo) -> Option<Fact> {
     Some(Fact { dtype: info.dtype?, shape: info.shape.as_ref()?.iter().map(size).collect() })
 }
 
-fn collect_names(graph: &Graph, names: &mut HashSet<ValueId>) {
+pub(super) fn collect_names(graph: &Graph, names: &mut HashSet<ValueId>) {
     names.extend(graph.inputs.iter().chain(&graph.outputs).map(|i| i.id.clone()));
     names.extend(graph.initializers.keys().cloned());
     for node in &graph.nodes {
