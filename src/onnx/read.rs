@@ -96,11 +96,14 @@ pub fn read(path: impl AsRef<Path>) -> Result<ModelFile> {
     Ok(ModelFile { path: path.to_owned(), model, sites, map: store.map })
 }
 
-/// Refuses NaN and infinity in the graph's real-valued initializers, naming the tensor and the element.
+/// Refuses NaN and infinity in the graph's real-valued initializers, naming the tensor and the element. Infinite
+/// scalars (bounds) and attention masks of zeros and −∞ are no weights and pass.
 pub fn check_finite(graph: &Graph) -> Result<()> {
     let check = |id: &ValueId, tensor: &Tensor| match tensor.first_non_finite() {
-        Some(i) => Err(Error::tensor(id.as_str(), format!("element {i} is NaN or infinite"))),
-        None => Ok(()),
+        Some(i) if !is_bound_or_mask(tensor) => {
+            Err(Error::tensor(id.as_str(), format!("element {i} is NaN or infinite")))
+        }
+        _ => Ok(()),
     };
     for (id, tensor) in &graph.initializers {
         check(id, tensor)?;
@@ -112,6 +115,10 @@ pub fn check_finite(graph: &Graph) -> Result<()> {
         node.subgraphs().try_for_each(check_finite)?;
     }
     Ok(())
+}
+
+fn is_bound_or_mask(tensor: &Tensor) -> bool {
+    tensor.rank() == 0 || tensor.to_f64().iter().all(|&v| v == 0.0 || v == f64::NEG_INFINITY)
 }
 
 pub(super) fn map_file(path: &Path) -> Result<Mmap> {

@@ -369,6 +369,10 @@ fn infinite_weights_are_named() {
     })));
     let error = read(&path).unwrap().check_finite().unwrap_err().to_string();
     assert!(error.contains("'w'") && error.contains("element 1"), "{error}");
+    let mask =
+        tensor_proto(DType::F32, 2, |t| put_bytes(t, 9, bytemuck::cast_slice(&[0.0, f32::NEG_INFINITY])));
+    let (_folder, path) = in_folder(&model_around(&mask));
+    assert!(read(&path).unwrap().check_finite().is_ok(), "a mask is no weight");
 }
 
 /// A model of a few hundred bytes, and real ones of moderate size.

@@ -36,7 +36,7 @@ pub struct Lifted {
 /// Sizes tried for dimensions, other than the batch, that the file leaves open.
 const OPEN_SIZES: [usize; 9] = [16, 64, 512, 8, 3, 32, 128, 224, 1];
 /// Proving stops after this time, once a few rows have been compared.
-const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_millis(500);
 const FEWEST_CHECKED: usize = 4;
 /// Largest difference between batch and single rows, relative to the largest element.
 const TOLERANCE: f64 = 1e-3;

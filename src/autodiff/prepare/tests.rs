@@ -58,7 +58,7 @@ fn preparing_real_models_keeps_their_values() {
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
         let file = crate::onnx::read(&path).unwrap();
         let upgraded = upgrade(&file.model).unwrap();
-        match lift(&upgraded, 6, &*executor) {
+        match lift(&upgraded, 3, &*executor) {
             Ok(lifted) => {
                 let what = match &lifted.lifting {
                     Lifting::Proved => {
