@@ -133,10 +133,10 @@ fn plan(
         match adapter.preset {
             Preset::Structured => {
                 let done = structured::add(&mut plan, target, source, pairing, adapter, gate, executor)?;
-                tokens::add(&mut plan, target, source, pairing, adapter, 0.0, &done);
+                tokens::add(&mut plan, target, source, pairing, adapter, 0.0, &done, tokens::Fit::Required);
             }
             Preset::Residual | Preset::Paper => {
-                tokens::add(&mut plan, target, source, pairing, adapter, gate, &[]);
+                tokens::add(&mut plan, target, source, pairing, adapter, gate, &[], tokens::Fit::Wanted);
             }
         }
     }

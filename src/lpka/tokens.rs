@@ -255,6 +255,15 @@ fn gelu(b: &mut Builder, x: &ValueId) -> ValueId {
     b.mul(&half, &share)
 }
 
+/// What happens to weights too small for a layer with fewer parameters than they have.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fit {
+    /// They get none: an adapter larger than its target only re-parametrises it.
+    Required,
+    /// They get the narrowest there is.
+    Wanted,
+}
+
 /// Adds token transfer layers for every matrix that isn't `done` and has candidates; their gates start at `gate`.
 pub(super) fn add(
     plan: &mut Plan,
@@ -264,6 +273,7 @@ pub(super) fn add(
     config: &AdapterConfig,
     gate: f64,
     done: &[WeightId],
+    fit: Fit,
 ) {
     for pair in pairing.weights.iter().filter(|pair| !done.contains(&pair.target)) {
         let weight = target.graph.weight(pair.target);
@@ -286,7 +296,8 @@ pub(super) fn add(
                 sources.push(tokens);
             }
         }
-        if sources.is_empty() {
+        let narrow = fitting_width(&tokens, &sources, config.depth.max(1), config.width).is_none();
+        if sources.is_empty() || (fit == Fit::Required && narrow) {
             continue;
         }
         let scale = view.matrix_of(tensor).std() as f64 / (tokens.rank() as f64).sqrt();
@@ -308,7 +319,7 @@ fn layer(
     scale: f64,
 ) -> TokenTransfer {
     let depth = config.depth.max(1);
-    let width = fitting_width(&target, &sources, depth, config.width);
+    let width = fitting_width(&target, &sources, depth, config.width).unwrap_or(NARROWEST);
     let heads = (1..=config.heads.clamp(1, width)).rev().find(|h| width.is_multiple_of(*h)).unwrap_or(1);
     let name = plan.bases[base].weight.clone();
     let p = &mut plan.parameters;
@@ -355,8 +366,9 @@ fn value_rank(width: usize) -> usize {
     width.div_ceil(2)
 }
 
-/// The greatest width, at most `wanted`, that keeps a layer's parameters below its weight's own.
-fn fitting_width(target: &Tokens, sources: &[Tokens], depth: usize, wanted: usize) -> usize {
+/// The greatest width, at most `wanted`, that keeps a layer's parameters below its weight's own; `None` where even
+/// the narrowest has more.
+fn fitting_width(target: &Tokens, sources: &[Tokens], depth: usize, wanted: usize) -> Option<usize> {
     let own = target.left.cols * target.right.cols;
     let cost = |width: usize| {
         let keys: usize = sources.iter().map(|s| s.features() * width).sum();
@@ -368,5 +380,5 @@ fn fitting_width(target: &Tokens, sources: &[Tokens], depth: usize, wanted: usiz
     while width > NARROWEST && cost(width) > own {
         width = (width / 2).max(NARROWEST);
     }
-    width
+    (cost(width) <= own).then_some(width)
 }

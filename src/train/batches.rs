@@ -324,8 +324,15 @@ impl<'a> Batches<'a> {
     }
 }
 
-/// Images are moved by up to a fourteenth of their side: 2 pixels for 28, none for 8.
+/// Below so many training rows, images are shifted unless the user says otherwise.
+const FEW_ROWS: usize = 2000;
+
+/// Few images are moved by up to a fourteenth of their side: 2 pixels for 28, none for 8. With thousands of rows
+/// shifts cost more than they bring (docs/transfer.md).
 fn default_shift(examples: &Examples) -> usize {
+    if examples.rows(Split::Train) >= FEW_ROWS {
+        return 0;
+    }
     let shapes = examples.train.dataset.iter().flat_map(|d| &d.inputs).filter_map(|c| c.image_shape());
     shapes.map(|[_, h, w]| h.min(w) / 14).min().unwrap_or(0)
 }

@@ -99,7 +99,7 @@ impl Session {
             teacher: teacher.is_some(),
         };
         let weights = weights.into_iter().filter(|(id, _)| order.contains(id)).collect();
-        Ok(Self {
+        let mut session = Self {
             metric: measure.metric(),
             config,
             target,
@@ -115,7 +115,16 @@ impl Session {
             forward,
             losses: HashMap::new(),
             order,
-        })
+        };
+        let adapts = session.means.adapter
+            && !session.update(&Arm::lpka(0.0, false), session.config.seed)?.transfers.is_empty();
+        if session.source.is_some() && !adapts {
+            observer.event(&Event::Note(
+                "no weight of the source can be carried into the target: the adapter is left out",
+            ));
+        }
+        session.means.adapter = adapts;
+        Ok(session)
     }
 
     /// Whether there are labels to learn from.
