@@ -4,7 +4,7 @@ use onnx_merge::autodiff::prepare::upgrade;
 use onnx_merge::onnx::{Attr, DType, Graph, Model, Tensor, ValueId, read};
 use onnx_merge::{Error, Result};
 use onnx_protobuf::{Message, TensorProto};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 /// A model of one operator (or of its definition in simpler ones) and example inputs.
@@ -78,10 +78,11 @@ const TYPED: [(&str, &str); 6] = [
 const SINGLE: [(&str, usize); 2] = [("Resize", 2), ("Upsample", 1)];
 
 impl Case {
-    /// In the forms of opset 18, with everything but real numbers fixed to what the case feeds.
-    pub fn prepare(&mut self) -> Result<()> {
-        let (fixed, real): (HashMap<_, _>, HashMap<_, _>) =
-            std::mem::take(&mut self.inputs).into_iter().partition(|(_, t)| !t.dtype().is_float());
+    /// In the forms of opset 18, with `settings` and everything but real numbers fixed to what the case feeds.
+    pub fn prepare(&mut self, settings: &BTreeSet<ValueId>) -> Result<()> {
+        let (fixed, real): (HashMap<_, _>, HashMap<_, _>) = std::mem::take(&mut self.inputs)
+            .into_iter()
+            .partition(|(id, t)| !t.dtype().is_float() || settings.contains(id));
         self.inputs = real;
         self.model.graph.inputs.retain(|input| !fixed.contains_key(&input.id));
         self.model.graph.initializers.extend(fixed);

@@ -3,17 +3,33 @@
 use crate::cases::{Case, folders, load};
 use crate::differences::{Manner, Miss, Outcome, Subject, compare};
 use onnx_merge::autodiff::rules::{self, Kind};
-use onnx_merge::onnx::{DType, Graph, ValueId};
+use onnx_merge::onnx::{DType, Graph, Node, ValueId};
 use onnx_merge::runtime::{Executor, ExecutorChoice, ExecutorOptions, open};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Inputs that count as settings, not as arguments of a differentiable function.
-const SETTINGS: &[(&str, &[usize])] =
-    &[("Dropout", &[1]), ("QuantizeLinear", &[1, 2]), ("Resize", &[1, 2]), ("Upsample", &[1])];
+const SETTINGS: &[(&str, &[usize])] = &[
+    ("Dropout", &[1]),
+    ("OneHot", &[0, 1]),
+    ("QuantizeLinear", &[1, 2]),
+    ("Range", &[0, 1, 2]),
+    ("Resize", &[1, 2]),
+    ("Upsample", &[1]),
+];
 
 /// Cases that aren't compared, by the beginning of their names, and why.
-const LISTED: &[(&str, &str)] = &[("test_training_dropout", "draws random numbers")];
+const LISTED: &[(&str, &str)] = &[
+    ("test_affine_grid", "a branch taken at run time has no gradient"),
+    ("test_dynamicquantizelinear", "rounding is passed straight through on purpose"),
+    ("test_linear_attention", "loops have no gradient"),
+    ("test_loop", "loops have no gradient"),
+    ("test_mod_float_edge_cases", "divides by zero"),
+    ("test_quantizelinear", "rounding is passed straight through on purpose"),
+    ("test_range_", "loops have no gradient"),
+    ("test_scan", "loops have no gradient"),
+    ("test_training_dropout", "draws random numbers"),
+];
 
 /// The judges, best first.
 pub fn judges() -> Vec<(Arc<dyn Executor>, DType)> {
@@ -52,8 +68,13 @@ fn rules_agree_with_central_differences_on_the_operator_corpus() {
     let only = std::env::var("ONNX_NODE_CASES").unwrap_or_default();
     let mut tally = Tally::default();
     for folder in folders.iter().filter(|f| f.to_string_lossy().contains(&only)) {
+        let name = folder.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        if let Some((_, reason)) = LISTED.iter().find(|(start, _)| name.starts_with(start)) {
+            *tally.listed.entry(reason).or_default() += 1;
+            continue;
+        }
         match load(folder) {
-            Ok(Some(mut case)) => match case.prepare() {
+            Ok(Some(mut case)) => match case.prepare(&settings(&case)) {
                 Ok(()) if has_rules(&case.model.graph) => check(&case, &judges, &mut tally),
                 Ok(()) => tally.not_real += 1,
                 Err(e) => tally.failures.push(format!("{}: {e}", case.name)),
@@ -73,10 +94,6 @@ fn has_rules(graph: &Graph) -> bool {
 }
 
 fn check(case: &Case, judges: &[(Arc<dyn Executor>, DType)], tally: &mut Tally) {
-    if let Some((_, reason)) = LISTED.iter().find(|(name, _)| case.name.starts_with(name)) {
-        *tally.listed.entry(reason).or_default() += 1;
-        return;
-    }
     let varied = varied(case);
     if varied.is_empty() {
         tally.not_real += 1;
@@ -112,7 +129,7 @@ fn check(case: &Case, judges: &[(Arc<dyn Executor>, DType)], tally: &mut Tally) 
             Err(Miss::NotFinite) => reasons.push(format!("{judge}: not finite here")),
         }
     }
-    if reasons.iter().all(|reason| reason.contains("can't run it:")) {
+    if reasons.iter().all(|reason| reason.contains("can't run it")) {
         *tally.listed.entry("no executor runs it").or_default() += 1;
         println!("no executor runs {}: {}", case.name, reasons[0]);
         return;
@@ -120,22 +137,18 @@ fn check(case: &Case, judges: &[(Arc<dyn Executor>, DType)], tally: &mut Tally) 
     tally.failures.push(format!("{}: {}", case.name, reasons.join("; ")));
 }
 
+/// The values that are settings of some node.
+fn settings(case: &Case) -> BTreeSet<ValueId> {
+    let of_node = |node: &Node| {
+        let places = SETTINGS.iter().filter(|(op, _)| node.is(op)).flat_map(|(_, places)| *places);
+        places.filter_map(|&i| node.input(i).cloned()).collect::<Vec<_>>()
+    };
+    case.model.graph.nodes.iter().flat_map(of_node).collect()
+}
+
 fn varied(case: &Case) -> Vec<ValueId> {
-    let settings: BTreeSet<&ValueId> = case
-        .model
-        .graph
-        .nodes
-        .iter()
-        .flat_map(|node| {
-            let places = SETTINGS.iter().filter(|(op, _)| node.is(op)).flat_map(|(_, places)| *places);
-            places.filter_map(|&i| node.input(i))
-        })
-        .collect();
     let inputs = case.model.graph.required_inputs().map(|input| input.id.clone());
-    inputs
-        .filter(|id| case.inputs.get(id).is_some_and(|t| t.dtype().is_float() && !t.is_empty()))
-        .filter(|id| !settings.contains(id))
-        .collect()
+    inputs.filter(|id| case.inputs.get(id).is_some_and(|t| t.dtype().is_float() && !t.is_empty())).collect()
 }
 
 /// One judge's word; another direction and point where a kink may have been hit.

@@ -6,4 +6,5 @@
 mod cases;
 mod differences;
 mod gradients;
+mod models;
 mod torch_refs;
