@@ -6,6 +6,7 @@
 
 pub mod facts;
 pub mod lower;
+pub mod ops;
 pub mod prepare;
 pub mod rules;
 
@@ -161,3 +162,6 @@ fn no_gradient(node: &Node, wrt: &[ValueId]) -> Error {
         "freeze the weights before this node with --freeze GLOB, or see `onnx-merge ops` for what can be trained",
     )
 }
+
+#[cfg(all(test, feature = "tract"))]
+mod tests;

@@ -1,56 +1,50 @@
 //! `onnx-merge ops`: which operators can be trained through.
 
+use super::args::{ExecutorArgs, executor_options};
 use super::terminal::table;
-use crate::autodiff::rules::{self, Kind};
+use crate::autodiff::ops::{Handling, Operator, ops};
 use crate::error::Result;
-use serde::Serialize;
+use crate::runtime::{self, Executor};
+use crate::train::TrainConfig;
+use std::sync::Arc;
 
 /// Lists the operators that training understands, and how.
 ///
-/// rule: has a gradient. stop: has none by nature (comparisons, indices, shapes). Operators that are not listed
-/// stand in the way only between trained weights and the loss.
+/// rule: has a gradient. lowered: is rewritten into operators that have. stop: has none by nature (comparisons,
+/// indices, shapes). Every other operator stands in the way only between trained weights and the loss.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  onnx-merge ops | grep Conv\n  onnx-merge ops --json")]
 pub struct Args {
-    /// Write the list as one JSON array
+    #[command(flatten)]
+    executor: ExecutorArgs,
+    /// Write the list as one JSON array, operators without a gradient included
     #[arg(long)]
     json: bool,
 }
 
-#[derive(Serialize, PartialEq, Eq, PartialOrd, Ord)]
-struct Line {
-    domain: String,
-    op: String,
-    kind: &'static str,
-}
-
 pub fn run(args: Args) -> Result<u8> {
-    let lines = lines();
+    let mut config = TrainConfig::default();
+    args.executor.apply(&mut config);
+    let options = executor_options(&config);
+    let choices = [runtime::ExecutorChoice::Ort, runtime::ExecutorChoice::Tract];
+    let there: Vec<Arc<dyn Executor>> =
+        choices.into_iter().filter_map(|choice| runtime::open(choice, &options).ok()).collect();
+    let executors: Vec<&dyn Executor> = there.iter().map(|executor| &**executor).collect();
+    let operators = ops(&executors);
     if args.json {
-        super::print_json(&lines)?;
+        super::print_json(&operators)?;
         return Ok(0);
     }
-    let rows: Vec<Vec<String>> = lines
-        .iter()
-        .map(|l| match l.domain.as_str() {
-            "" => vec![l.op.clone(), l.kind.into()],
-            domain => vec![format!("{domain}::{}", l.op), l.kind.into()],
-        })
-        .collect();
+    let shown = operators.iter().filter(|o| o.kind != Handling::None);
+    let rows: Vec<Vec<String>> = shown.map(row).collect();
     super::print(&table(&rows))?;
     Ok(0)
 }
 
-fn lines() -> Vec<Line> {
-    let line = |&(name, kind): &rules::Row| {
-        let (domain, op) = name.split_once("::").unwrap_or(("", name));
-        let kind = match kind {
-            Kind::Rule(_) => "rule",
-            Kind::Stop => "stop",
-        };
-        Line { domain: domain.into(), op: op.into(), kind }
+fn row(operator: &Operator) -> Vec<String> {
+    let name = match operator.domain.as_str() {
+        "" => operator.op.clone(),
+        domain => format!("{domain}::{}", operator.op),
     };
-    let mut lines: Vec<Line> = rules::table().map(line).collect();
-    lines.sort();
-    lines
+    vec![name, operator.opsets.clone(), operator.executors.join(" "), operator.kind.name().into()]
 }

@@ -33,7 +33,7 @@ impl Manner {
 
 /// What came out.
 pub struct Outcome {
-    /// |analytic − numeric|, relative to Σ|gradient · direction| + Σ|cotangent · output| times rounding.
+    /// |analytic − numeric| less what rounding explains, relative to Σ|gradient · direction| + |numeric|.
     pub error: f64,
     pub analytic: f64,
     pub numeric: f64,
@@ -114,7 +114,7 @@ pub fn compare(
         for (value, (_, seed)) in values.iter().zip(outputs.iter().zip(&seeds)) {
             let value = value.to_host().map_err(Miss::Forward)?;
             for (y, c) in value.to_f64().iter().zip(seed.to_f64()).filter(|(_, c)| *c != 0.0) {
-                sums = (sums.0 + y * c, sums.1 + (y * c).abs());
+                sums = (sums.0 + y * c, sums.1 + (y * c).powi(2));
             }
         }
         Ok(sums)
@@ -134,7 +134,8 @@ pub fn compare(
         }
     }
     let rounding = if facts.get(&varied[0]).is_some_and(|f| f.dtype == DType::F64) { 1e-16 } else { 1e-7 };
-    let noise = 50.0 * rounding * up.1 / manner.step;
+    // Roundings of many terms add up like a random walk.
+    let noise = 20.0 * rounding * up.1.sqrt() / manner.step;
     // An error as small as rounding explains counts as none.
     let error = ((analytic - numeric).abs() - noise).max(0.0) / (size + numeric.abs()).max(1e-3);
     let error = if error.is_nan() { f64::INFINITY } else { error };

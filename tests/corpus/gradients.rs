@@ -23,7 +23,12 @@ const LISTED: &[(&str, &str)] = &[
     ("test_affine_grid", "a branch taken at run time has no gradient"),
     ("test_dynamicquantizelinear", "rounding is passed straight through on purpose"),
     ("test_linear_attention", "loops have no gradient"),
+    ("test_lstm_batchwise", "no executor runs it"),
     ("test_loop", "loops have no gradient"),
+    (
+        "test_maxunpool_export_with_output_shape",
+        "ONNX Runtime counts its indices otherwise than the specification",
+    ),
     ("test_mod_float_edge_cases", "divides by zero"),
     ("test_quantizelinear", "rounding is passed straight through on purpose"),
     ("test_range_", "loops have no gradient"),
@@ -124,14 +129,14 @@ fn check(case: &Case, judges: &[(Arc<dyn Executor>, DType)], tally: &mut Tally) 
                 reasons.push(format!("no gradient: {e}"));
                 break;
             }
-            Err(Miss::Forward(e)) => reasons.push(format!("{judge} can't run it: {e}")),
+            Err(Miss::Forward(e)) => reasons.push(format!("{judge} doesn't run it: {e}")),
             Err(Miss::Backward(e)) => reasons.push(format!("{judge} can't run its gradient: {e}")),
             Err(Miss::NotFinite) => reasons.push(format!("{judge}: not finite here")),
         }
     }
-    if reasons.iter().all(|reason| reason.contains("can't run it")) {
+    if reasons.iter().all(|reason| reason.contains("doesn't run it")) {
         *tally.listed.entry("no executor runs it").or_default() += 1;
-        println!("no executor runs {}: {}", case.name, reasons[0]);
+        println!("no executor runs {}: {}", case.name, reasons.join("; "));
         return;
     }
     tally.failures.push(format!("{}: {}", case.name, reasons.join("; ")));

@@ -1,0 +1,174 @@
+//! What can be trained through: every operator of the standard, and of vendors where there is a rule, with how it is
+//! handled and by whom it is run. Look at [`ops`].
+
+use super::rules::{self, Kind};
+use crate::onnx::{Graph, Model, Node, ValueId};
+use crate::runtime::Executor;
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// An operator, as `onnx-merge ops` shows it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Operator {
+    /// `""` for the standard operators.
+    pub domain: String,
+    pub op: String,
+    /// The operator sets that may use it, oldest first: `"7-28"`; `"1"` for vendors' operators.
+    pub opsets: String,
+    pub kind: Handling,
+    /// Names of the executors that run it.
+    pub executors: Vec<&'static str>,
+}
+
+/// How an operator behaves under differentiation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Handling {
+    /// A gradient rule.
+    Rule,
+    /// Rewritten into other operators first.
+    Lowered,
+    /// No derivative, or zero almost everywhere: it ends a cotangent silently.
+    Stop,
+    /// An error, where it stands between trained weights and the loss.
+    None,
+}
+
+impl Handling {
+    pub fn name(self) -> &'static str {
+        match self {
+            Handling::Rule => "rule",
+            Handling::Lowered => "lowered",
+            Handling::Stop => "stop",
+            Handling::None => "none",
+        }
+    }
+}
+
+/// The oldest operator set that is read, and the newest whose operators are known here.
+const OPSETS: (i64, i64) = (7, 28);
+
+/// Standard operators that preparation replaces, with the last operator set that has them, if that is over.
+const LOWERED: [(&str, Option<i64>); 3] = [("Constant", None), ("Scatter", Some(10)), ("Upsample", Some(9))];
+
+/// Operators whose rule is a refusal with an explanation.
+const REFUSED: [&str; 3] = ["If", "Loop", "Scan"];
+
+/// The standard operators by the operator set they came with (7 for all before it).
+const STANDARD: &[(i64, &str)] = &[
+    (
+        7,
+        "Abs Acos Add And ArgMax ArgMin Asin Atan AveragePool BatchNormalization Cast Ceil Clip \
+         Concat Constant Conv ConvTranspose Cos DepthToSpace Div Dropout Elu Equal Exp Flatten \
+         Floor GRU Gather Gemm GlobalAveragePool GlobalLpPool GlobalMaxPool Greater HardSigmoid \
+         Hardmax Identity If InstanceNormalization LRN LSTM LeakyRelu Less Log LogSoftmax Loop \
+         LpNormalization LpPool MatMul Max MaxPool MaxRoiPool Mean Min Mul Multinomial Neg Not Or \
+         PRelu Pad Pow RNN RandomNormal RandomNormalLike RandomUniform RandomUniformLike \
+         Reciprocal ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin \
+         ReduceProd ReduceSum ReduceSumSquare Relu Reshape Selu Shape Sigmoid Sin Size Slice \
+         Softmax Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Tan Tanh Tile TopK \
+         Transpose Unsqueeze Upsample Xor",
+    ),
+    (8, "Expand Scan"),
+    (
+        9,
+        "Acosh Asinh Atanh Compress ConstantOfShape Cosh Erf EyeLike IsNaN MaxUnpool \
+         MeanVarianceNormalization NonZero OneHot Scatter Shrink Sign Sinh TfIdfVectorizer Where",
+    ),
+    (
+        10,
+        "ConvInteger DequantizeLinear IsInf MatMulInteger Mod NonMaxSuppression QLinearConv \
+         QLinearMatMul QuantizeLinear Resize ReverseSequence RoiAlign StringNormalizer \
+         ThresholdedRelu",
+    ),
+    (
+        11,
+        "BitShift ConcatFromSequence CumSum Det DynamicQuantizeLinear GatherElements GatherND \
+         Range Round ScatterElements ScatterND SequenceAt SequenceConstruct SequenceEmpty \
+         SequenceErase SequenceInsert SequenceLength SplitToSequence Unique",
+    ),
+    (12, "Celu Einsum GreaterOrEqual LessOrEqual NegativeLogLikelihoodLoss SoftmaxCrossEntropyLoss"),
+    (14, "HardSwish Trilu"),
+    (15, "Bernoulli CastLike Optional OptionalGetElement OptionalHasElement"),
+    (16, "GridSample"),
+    (
+        17,
+        "BlackmanWindow DFT HammingWindow HannWindow LayerNormalization MelWeightMatrix STFT \
+         SequenceMap",
+    ),
+    (18, "BitwiseAnd BitwiseNot BitwiseOr BitwiseXor CenterCropPad Col2Im GroupNormalization Mish"),
+    (19, "DeformConv"),
+    (20, "AffineGrid Gelu ImageDecoder RegexFullMatch StringConcat StringSplit"),
+    (23, "Attention RMSNormalization RotaryEmbedding"),
+    (24, "Swish TensorScatter"),
+    (26, "BitCast CumProd"),
+    (27, "CausalConvWithState LinearAttention"),
+    (28, "SwiGLU"),
+];
+
+/// Every known operator, by domain and name.
+pub fn ops(executors: &[&dyn Executor]) -> Vec<Operator> {
+    let kinds: BTreeMap<(&str, &str), Kind> = rules::table().map(|row| (split(row.0), row.1)).collect();
+    let mut names: BTreeMap<(&str, &str), i64> = BTreeMap::new();
+    for (first, list) in STANDARD {
+        names.extend(list.split_whitespace().map(|op| (("", op), *first)));
+    }
+    for &(domain, op) in kinds.keys() {
+        names.entry((domain, op)).or_insert(1);
+    }
+    names
+        .into_iter()
+        .map(|((domain, op), first)| {
+            let lowered = LOWERED.iter().find(|row| domain.is_empty() && row.0 == op);
+            let kind = match (lowered, kinds.get(&(domain, op))) {
+                (Some(_), _) => Handling::Lowered,
+                _ if domain.is_empty() && REFUSED.contains(&op) => Handling::None,
+                (_, Some(Kind::Rule(_))) => Handling::Rule,
+                (_, Some(Kind::Stop)) => Handling::Stop,
+                (_, None) => Handling::None,
+            };
+            let last = lowered.and_then(|row| row.1).unwrap_or(OPSETS.1);
+            let opsets = match first {
+                1 => "1".to_owned(),
+                _ => format!("{}-{last}", first.max(OPSETS.0)),
+            };
+            let able = executors.iter().filter(|executor| executor.misses(&alone(domain, op)).is_empty());
+            let executors = able.map(|executor| executor.name()).collect();
+            Operator { domain: domain.to_owned(), op: op.to_owned(), opsets, kind, executors }
+        })
+        .collect()
+}
+
+/// Table rows name operators of other domains `domain::Op`.
+fn split(name: &'static str) -> (&'static str, &'static str) {
+    name.split_once("::").unwrap_or(("", name))
+}
+
+/// A model of this operator alone, to ask executors about.
+fn alone(domain: &str, op: &str) -> Model {
+    let node = Node { domain: domain.to_owned(), ..Node::new(op, &[], &[&ValueId::new("y")]) };
+    Model::new(Graph { nodes: vec![node], ..Graph::default() }, OPSETS.1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_of_the_rule_table_is_listed_once() {
+        let all = ops(&[]);
+        let mut names: Vec<(&str, &str)> = all.iter().map(|o| (o.domain.as_str(), o.op.as_str())).collect();
+        let count = names.len();
+        names.dedup();
+        assert_eq!(names.len(), count);
+        for row in rules::table() {
+            assert!(names.contains(&split(row.0)), "{} is missing", row.0);
+        }
+        let of = |op: &str| all.iter().find(|o| o.op == op).map(|o| (o.kind, o.opsets.as_str()));
+        assert_eq!(of("Gelu").map(|o| o.0), Some(Handling::Rule));
+        assert_eq!(of("Trilu"), Some((Handling::Rule, "14-28")));
+        assert_eq!(of("Upsample"), Some((Handling::Lowered, "7-9")));
+        assert_eq!(of("Loop").map(|o| o.0), Some(Handling::None));
+        assert_eq!(of("Shape").map(|o| o.0), Some(Handling::Stop));
+    }
+}
