@@ -33,13 +33,19 @@ pub const TABLE: &[Row] = &[
     rule("Squeeze", reshape_back),
     rule("Tile", tile),
     rule("Transpose", transpose),
-    rule("Trilu", |c| {
-        let upper = [("upper", Attr::Int(c.node.int_or("upper", 1)))];
-        let k = c.optional(1);
-        c.pull(|b, g, _, _| b.op_full("", "Trilu", &[Some(g), k.as_ref()], &upper, 1).remove(0))
-    }),
+    rule("Trilu", triangle),
     rule("Unsqueeze", reshape_back),
 ];
+
+/// The same triangle of g. The diagonal is always named: not every executor takes the operator without it.
+fn triangle(c: &mut Context<'_>) -> Cotangents {
+    let upper = [("upper", Attr::Int(c.node.int_or("upper", 1)))];
+    let k = match c.optional(1) {
+        Some(k) => k,
+        None => c.b.constant(Tensor::i64(&[], &[0])),
+    };
+    c.pull(|b, g, _, _| b.op_with("Trilu", &[g, &k], &upper))
+}
 
 fn reshape_back(c: &mut Context<'_>) -> Cotangents {
     c.pull(|b, g, x, _| b.reshape(g, &b.shape(x)))
