@@ -2,6 +2,8 @@
 //!
 //! ONNX Runtime takes part where its library is found (see `runtime::discover`); a line says so where it isn't.
 
+#[cfg(all(feature = "wgpu", feature = "tract"))]
+mod adapter;
 mod executors;
 mod training;
 #[cfg(all(feature = "wgpu", feature = "tract"))]

@@ -5,17 +5,18 @@
 use onnx_merge::Result;
 use onnx_merge::onnx::{Attr, Builder, DType, Fact, Facts, Model, Tensor, ValueId, WORKING_OPSET};
 use onnx_merge::runtime::{Executor, TractExecutor, Value, WgpuExecutor};
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
-static GPU: LazyLock<Option<WgpuExecutor>> =
-    LazyLock::new(|| WgpuExecutor::open(true).inspect_err(|e| println!("skipped: {e}")).ok());
+/// The device that all tests share.
+pub static GPU: LazyLock<Option<Arc<WgpuExecutor>>> =
+    LazyLock::new(|| WgpuExecutor::open(true).inspect_err(|e| println!("skipped: {e}")).ok().map(Arc::new));
 
 fn tract() -> Result<TractExecutor> {
     TractExecutor::new(2)
 }
 
 /// Numbers between −1 and 1, the same every time.
-fn noise(shape: &[usize], seed: u32) -> Tensor {
+pub fn noise(shape: &[usize], seed: u32) -> Tensor {
     let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(12345);
     let count = shape.iter().product();
     let values: Vec<f32> = (0..count)
@@ -67,7 +68,7 @@ fn run(executor: &dyn Executor, model: &Model, facts: &Facts, feeds: &[Value]) -
 }
 
 /// How far two tensors are apart, relative to 1 + size.
-fn distance(a: &Tensor, b: &Tensor) -> f64 {
+pub fn distance(a: &Tensor, b: &Tensor) -> f64 {
     assert_eq!((a.dtype(), a.shape()), (b.dtype(), b.shape()));
     let apart = |(x, y): (f64, f64)| {
         if x == y || (x.is_nan() && y.is_nan()) { 0.0 } else { (x - y).abs() / (1.0 + y.abs()) }
@@ -87,7 +88,7 @@ fn agree(what: &str, tolerance: f64, build: impl FnOnce(&mut Case) -> Vec<ValueI
     let (model, facts, feeds) = case.finish(&outputs);
     assert_eq!(gpu.misses(&model), Vec::<String>::new(), "{what}");
     let expected = run(&tract()?, &model, &facts, &feeds).map_err(|e| e.context(format!("{what}, tract")))?;
-    let got = run(gpu, &model, &facts, &feeds).map_err(|e| e.context(format!("{what}, wgpu")))?;
+    let got = run(&**gpu, &model, &facts, &feeds).map_err(|e| e.context(format!("{what}, wgpu")))?;
     for (i, (got, expected)) in got.iter().zip(&expected).enumerate() {
         let apart = distance(got, expected);
         assert!(apart <= tolerance, "{what}, output {i}: {apart:e} apart\n{got:?}\n{expected:?}");
@@ -323,6 +324,9 @@ fn a_training_loop_keeps_its_state_on_the_device() -> Result<()> {
     let (mut first, mut last) = (f64::NAN, f64::NAN);
     let mut idle = 0;
     for step in 0..50 {
+        if step == 10 {
+            idle = gpu.idle_bytes();
+        }
         let out = ours.run(&state)?;
         let expected = theirs.run(&reference)?;
         last = out[0].scalar()?;
@@ -337,9 +341,6 @@ fn a_training_loop_keeps_its_state_on_the_device() -> Result<()> {
         let n = out.len() - 1;
         state[2..2 + n].clone_from_slice(&out[1..]);
         reference[2..2 + n].clone_from_slice(&expected[1..]);
-        if step == 10 {
-            idle = gpu.idle_bytes();
-        }
     }
     assert!(last < 0.5 * first, "loss went from {first} to {last}");
     for (a, b) in state.iter().zip(&reference) {
@@ -536,7 +537,7 @@ fn tensors_without_elements_pass_through() -> Result<()> {
     let (graph, facts) = b.finish();
     let model = Model::new(graph, WORKING_OPSET);
     let feeds = [Value::host(Tensor::zeros(DType::F32, &[0, 3])), Value::host(noise(&[2, 3], 1))];
-    let got = run(gpu, &model, &facts, &feeds)?;
+    let got = run(&**gpu, &model, &facts, &feeds)?;
     assert_eq!(got, [Tensor::zeros(DType::F32, &[0, 3]), Tensor::zeros(DType::F32, &[3]), noise(&[2, 3], 1)]);
     Ok(())
 }

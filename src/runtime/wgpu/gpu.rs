@@ -212,7 +212,7 @@ impl Gpu {
         if let Some(pipeline) = lock(&self.pipelines).get(source) {
             return Ok(pipeline.clone());
         }
-        let label = source.lines().next().map(|line| line.trim_start_matches("// "));
+        let label = Some(super::kernel::kernel_name(source));
         let module = self.device.create_shader_module(wgpu::ShaderModuleDescriptor {
             label,
             source: wgpu::ShaderSource::Wgsl(source.into()),

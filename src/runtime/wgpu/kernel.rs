@@ -42,6 +42,11 @@ pub fn block_words(params: usize) -> usize {
     params.max(MIN_BLOCK).next_power_of_two()
 }
 
+/// The name of the file that an expanded kernel text came from.
+pub fn kernel_name(source: &str) -> &str {
+    source.lines().next().unwrap_or_default().trim_start_matches("// ")
+}
+
 impl Kernel {
     /// The kernel's text for dispatches with `params` parameter words, its placeholders replaced.
     pub fn expand(self, params: usize, values: &[(&str, &str)]) -> String {

@@ -14,6 +14,7 @@ mod value;
 mod view;
 
 pub use gpu::{AdapterReport, adapters};
+pub use program::KernelTime;
 
 use super::{Compiled, Executor, Value};
 use crate::error::Result;
@@ -47,12 +48,15 @@ impl WgpuExecutor {
         let calls = fuse::fuse(&plan, self.gpu.max_buffers);
         program::Program::new(&self.gpu, &plan, calls)
     }
-    /// How many kernels one run of `model` dispatches.
+    /// What each kernel takes in one run of `model` on `inputs`, dispatch by dispatch, most expensive first.
     ///
     /// # Errors
-    /// As [`Executor::compile`].
-    pub fn dispatches(&self, model: &Model, facts: &Facts) -> Result<usize> {
-        Ok(self.program(model, facts)?.dispatches())
+    /// As [`Executor::compile`] and [`Compiled::run`].
+    pub fn profile(&self, model: &Model, facts: &Facts, inputs: &[Value]) -> Result<Vec<KernelTime>> {
+        let program = self.program(model, facts)?;
+        // Drivers finish compiling a kernel when it first runs.
+        program.profile(inputs)?;
+        program.profile(inputs)
     }
 }
 

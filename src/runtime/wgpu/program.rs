@@ -4,7 +4,7 @@
 //! fresh buffers each run, so they can be the next run's inputs without a copy. Look at [`Program`].
 
 use super::gpu::{Gpu, Memory};
-use super::kernel::block_words;
+use super::kernel::{block_words, kernel_name};
 use super::plan::{Call, Origin, Plan, StorageId};
 use super::value::WgpuValue;
 use crate::error::{Error, Result};
@@ -28,7 +28,16 @@ enum Place {
     Nowhere,
 }
 
+/// Where a program's time goes: the dispatches of one kernel file, timed one by one.
+#[derive(Clone, Debug)]
+pub struct KernelTime {
+    pub kernel: String,
+    pub dispatches: usize,
+    pub seconds: f64,
+}
+
 struct Step {
+    kernel: String,
     pipeline: wgpu::ComputePipeline,
     /// Byte range of its parameters.
     params: (u64, u64),
@@ -149,6 +158,7 @@ impl Program {
                 return Err(Error::executor("wgpu", "a tensor is too large for one dispatch"));
             }
             self.steps.push(Step {
+                kernel: kernel_name(&call.source).to_owned(),
                 pipeline: gpu.pipeline(&call.source)?,
                 params: (start as u64 * 4, words as u64 * 4),
                 buffers: call.reads.iter().chain(&call.writes).copied().collect(),
@@ -223,10 +233,15 @@ impl Program {
         };
         values.iter().zip(&self.inputs).enumerate().map(one).collect()
     }
-    fn encode(&self, inputs: &[Arc<Memory>], fresh: &[Arc<Memory>]) -> Result<wgpu::CommandBuffer> {
+    fn encode(
+        &self,
+        steps: &[Step],
+        inputs: &[Arc<Memory>],
+        fresh: &[Arc<Memory>],
+    ) -> Result<wgpu::CommandBuffer> {
         let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
         let mut pass = encoder.begin_compute_pass(&Default::default());
-        for step in &self.steps {
+        for step in steps {
             pass.set_pipeline(&step.pipeline);
             match &step.bound {
                 Some(bound) => pass.set_bind_group(0, bound, &[]),
@@ -237,25 +252,52 @@ impl Program {
         drop(pass);
         Ok(encoder.finish())
     }
-    /// Number of dispatches a run takes.
-    pub fn dispatches(&self) -> usize {
-        self.steps.len()
+    fn fresh(&self) -> Result<Vec<Arc<Memory>>> {
+        self.fresh.iter().map(|&id| self.gpu.buffer(self.lens[id])).collect()
+    }
+    fn wait(&self, submission_index: Option<wgpu::SubmissionIndex>) -> Result<()> {
+        let wait = wgpu::PollType::Wait { submission_index, timeout: None };
+        self.gpu.device.poll(wait).map_err(|e| Error::executor("wgpu", e))?;
+        self.gpu.check()
+    }
+    /// Runs once with a wait after every dispatch, and says what each kernel file took, most expensive first.
+    /// Each dispatch includes the cost of submitting it.
+    ///
+    /// # Errors
+    /// As [`Compiled::run`].
+    pub fn profile(&self, inputs: &[Value]) -> Result<Vec<KernelTime>> {
+        let (inputs, fresh) = (self.receive(inputs)?, self.fresh()?);
+        let mut times: Vec<KernelTime> = vec![];
+        for step in &self.steps {
+            let start = std::time::Instant::now();
+            let commands = self.encode(std::slice::from_ref(step), &inputs, &fresh)?;
+            let index = self.gpu.queue.submit([commands]);
+            self.wait(Some(index))?;
+            let seconds = start.elapsed().as_secs_f64();
+            match times.iter_mut().find(|time| time.kernel == step.kernel) {
+                Some(time) => {
+                    time.dispatches += 1;
+                    time.seconds += seconds;
+                }
+                None => times.push(KernelTime { kernel: step.kernel.clone(), dispatches: 1, seconds }),
+            }
+        }
+        times.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
+        Ok(times)
     }
 }
 
 impl Compiled for Program {
     fn run(&mut self, inputs: &[Value]) -> Result<Vec<Value>> {
         let inputs = self.receive(inputs)?;
-        let fresh: Vec<Arc<Memory>> =
-            self.fresh.iter().map(|&id| self.gpu.buffer(self.lens[id])).collect::<Result<_>>()?;
+        let fresh = self.fresh()?;
         if !self.steps.is_empty() {
-            let commands = self.encode(&inputs, &fresh)?;
+            let commands = self.encode(&self.steps, &inputs, &fresh)?;
             self.submitted.push_back(self.gpu.queue.submit([commands]));
         }
         if self.submitted.len() > IN_FLIGHT {
-            let submission_index = self.submitted.pop_front();
-            let wait = wgpu::PollType::Wait { submission_index, timeout: None };
-            self.gpu.device.poll(wait).map_err(|e| Error::executor("wgpu", e))?;
+            let oldest = self.submitted.pop_front();
+            self.wait(oldest)?;
         }
         self.gpu.check()?;
         let value = |(id, fact): &(StorageId, Fact)| {
