@@ -56,6 +56,7 @@ Exit codes:
   130  interrupted; the best so far was saved";
 
 #[derive(Subcommand)]
+#[allow(clippy::large_enum_variant)] // one value a process
 enum Command {
     Tune(merge::TuneArgs),
     Inspect(inspect::Args),

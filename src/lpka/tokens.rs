@@ -265,6 +265,7 @@ pub(super) enum Fit {
 }
 
 /// Adds token transfer layers for every matrix that isn't `done` and has candidates; their gates start at `gate`.
+#[allow(clippy::too_many_arguments)]
 pub(super) fn add(
     plan: &mut Plan,
     target: &Side<'_>,

@@ -294,7 +294,7 @@ pub fn reshape(from: &[usize], to: &[i64], allow_zero: bool) -> Option<Vec<usize
     }
     if let Some(i) = free {
         let rest: usize = shape.iter().product();
-        shape[i] = if rest == 0 { 0 } else { total / rest };
+        shape[i] = total.checked_div(rest).unwrap_or(0);
     }
     (shape.iter().product::<usize>() == total).then_some(shape)
 }

@@ -80,12 +80,12 @@ impl Checkpoint {
         graph
             .initializers
             .extend(best.iter().map(|(id, t)| (ValueId::new(format!("{BEST}{id}")), t.clone())));
-        onnx::save(&Model::new(graph, WORKING_OPSET), &self.folder.join(file))
+        onnx::save(&Model::new(graph, WORKING_OPSET), self.folder.join(file))
     }
     /// The state and the best weights of an arm.
     #[allow(clippy::type_complexity)]
     pub fn load_arm(&self, file: &str) -> Result<(Vec<(ValueId, Tensor)>, Vec<(ValueId, Tensor)>)> {
-        let read = onnx::read(&self.folder.join(file))?;
+        let read = onnx::read(self.folder.join(file))?;
         let (best, state): (Vec<_>, Vec<_>) =
             read.model.graph.initializers.into_iter().partition(|(id, _)| id.as_str().starts_with(BEST));
         let best = best.into_iter().map(|(id, t)| (ValueId::new(&id.as_str()[BEST.len()..]), t)).collect();

@@ -121,7 +121,7 @@ fn tensors_that_contradict_themselves() {
             let raw = &mut m.graph.mut_or_insert_default().initializer[0].raw_data;
             let mut bytes = raw.to_vec();
             bytes[..4].copy_from_slice(&f32::NAN.to_le_bytes());
-            *raw = bytes.into();
+            *raw = bytes;
         },
         "error: bad.onnx: [..]NaN[..]\n...\n[exit 3]",
     );

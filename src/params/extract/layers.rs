@@ -372,7 +372,7 @@ fn fused_attention(walk: &mut Walk, node: &Node) {
     let features = walk.channels(Some(x), rank - 1);
     let made = linear(walk, node, weight, false, features);
     walk.vector(node, node.input(2), Role::Bias, &made, depth);
-    if made.len() % 3 == 0 && node.ints("qkv_hidden_sizes").is_none() {
+    if made.len().is_multiple_of(3) && node.ints("qkv_hidden_sizes").is_none() {
         let size = made.len() / 3;
         walk.atoms.unite_all(&made[..size], &made[size..2 * size]);
         walk.set_channels(node.output(0), rank - 1, made[2 * size..].to_vec());

@@ -103,11 +103,10 @@ fn several(walk: &mut Walk, node: &Node) {
     }
     // A residual sum labels what had no labels yet, so that its other users see the same channels.
     for &value in &computed {
-        if let (Some(labels), None, Some(shape)) = (&labels, walk.labels(Some(value)), walk.shape(value)) {
-            if labels.fits(shape) && walk.values.get(value).is_some_and(|s| !s.sources.is_empty()) {
+        if let (Some(labels), None, Some(shape)) = (&labels, walk.labels(Some(value)), walk.shape(value))
+            && labels.fits(shape) && walk.values.get(value).is_some_and(|s| !s.sources.is_empty()) {
                 walk.set(Some(value), Some(labels.clone()));
             }
-        }
     }
     for value in stored {
         let base = computed.first().copied();
@@ -142,7 +141,7 @@ fn parameter(
     let wide: Vec<usize> = (0..shape.len()).filter(|&i| shape[i] > 1).collect();
     let bare_bias = node.is("Add") && walk.bare.contains(base);
     // Constants before the first layer are preprocessing; single numbers belong to the formula, but for biases.
-    if !learned || (wide.is_empty() && !(bare_bias && !shape.is_empty())) {
+    if !learned || (wide.is_empty() && (shape.is_empty() || !bare_bias)) {
         return None;
     }
     let mut made = None;

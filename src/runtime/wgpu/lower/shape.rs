@@ -147,7 +147,7 @@ fn tile(l: &mut Lowering, node: &Node) -> Outcome {
     let shape = l.out_shape(node, 0)?;
     let (mut sizes, mut strides) = (vec![], vec![]);
     for (i, &size) in x.view.shape.iter().enumerate() {
-        sizes.extend([if size == 0 { 1 } else { shape[i] / size }, size]);
+        sizes.extend([shape[i].checked_div(size).unwrap_or(1), size]);
         strides.extend([0, x.view.strides[i]]);
     }
     let repeated = Operand { view: View { shape: sizes, strides, offset: x.view.offset }, ..x };
