@@ -4,7 +4,8 @@
     python benches/torch_steps.py adapter digits_small_cnn 64 2 200
 
 Run by the bench when ONNX_MERGE_TORCH names a Python that has torch; never by the program itself. `seconds` is the
-fastest step (noise only ever adds), `median` the middle one, `first` the time from the start of the process to the end of the first step, `peak` the largest resident
+fastest step (noise only ever adds), `median` the middle one, `first` the time from the start of the process to the end
+of the first step, `peak` the largest resident
 memory of the process in bytes, `idle` that of PyTorch alone, before the model was made.
 """
 import json

@@ -155,7 +155,10 @@ impl Runner {
 }
 
 fn per_row(answer: &Tensor, batch: usize, name: &ValueId) -> Result<usize> {
-    match !answer.is_empty() && answer.len().is_multiple_of(batch) && (batch == 1 || answer.shape()[0] == batch) {
+    match !answer.is_empty()
+        && answer.len().is_multiple_of(batch)
+        && (batch == 1 || answer.shape()[0] == batch)
+    {
         true => Ok(answer.len() / batch),
         false => {
             let what =

@@ -117,7 +117,10 @@ pub enum Attr {
     Graphs(Vec<Graph>),
     /// Inside a function body: the name of the function's attribute that is meant, and the ONNX number of its
     /// type.
-    Ref { name: String, kind: i32 },
+    Ref {
+        name: String,
+        kind: i32,
+    },
     /// Anything else, kept as the bytes of its `AttributeProto`.
     Other(Vec<u8>),
 }

@@ -41,16 +41,17 @@ pub fn infer(node: &Node, inputs: &[Option<Operand<'_>>]) -> Option<Vec<Fact>> {
     let same = |dtype: DType| one(Fact::new(dtype, &first?.shape));
     let ints = |i: usize| operand(i).and_then(|o| o.value).map(|t| t.to_i64().into_owned());
     match node.op.as_str() {
-        "Abs" | "Acos" | "Acosh" | "Asin" | "Asinh" | "Atan" | "Atanh" | "Ceil" | "Clip" | "Cos" | "Cosh" | "CumSum"
-        | "Elu" | "Erf" | "Exp" | "Floor" | "Gelu" | "HardSigmoid" | "HardSwish" | "Identity" | "LeakyRelu" | "Log"
-        | "LogSoftmax" | "Neg" | "Reciprocal" | "Relu" | "Round" | "Selu" | "Sigmoid" | "Sign" | "Sin" | "Sinh"
-        | "Softmax" | "Softplus" | "Softsign" | "Sqrt" | "Tan" | "Tanh" | "Trilu" | "ThresholdedRelu"
-        | "ScatterElements" | "ScatterND" | "LpNormalization" | "LayerNormalization" | "Hardmax" | "BitwiseNot"
-        | "ReverseSequence" => same(first?.dtype),
+        "Abs" | "Acos" | "Acosh" | "Asin" | "Asinh" | "Atan" | "Atanh" | "Ceil" | "Clip" | "Cos" | "Cosh"
+        | "CumSum" | "Elu" | "Erf" | "Exp" | "Floor" | "Gelu" | "HardSigmoid" | "HardSwish" | "Identity"
+        | "LeakyRelu" | "Log" | "LogSoftmax" | "Neg" | "Reciprocal" | "Relu" | "Round" | "Selu"
+        | "Sigmoid" | "Sign" | "Sin" | "Sinh" | "Softmax" | "Softplus" | "Softsign" | "Sqrt" | "Tan"
+        | "Tanh" | "Trilu" | "ThresholdedRelu" | "ScatterElements" | "ScatterND" | "LpNormalization"
+        | "LayerNormalization" | "Hardmax" | "BitwiseNot" | "ReverseSequence" => same(first?.dtype),
         "Not" | "IsNaN" | "IsInf" => same(DType::Bool),
         "Cast" => same(DType::from_onnx(node.int("to")? as i32)),
         "CastLike" => same(operand(1)?.fact.dtype),
-        "Add" | "Sub" | "Mul" | "Div" | "Pow" | "Mod" | "Max" | "Min" | "Sum" | "Mean" | "PRelu" | "BitwiseAnd" => {
+        "Add" | "Sub" | "Mul" | "Div" | "Pow" | "Mod" | "Max" | "Min" | "Sum" | "Mean" | "PRelu"
+        | "BitwiseAnd" => {
             let shape = inputs.iter().flatten().try_fold(vec![], |s, o| broadcast(&s, &o.fact.shape))?;
             one(Fact::new(first?.dtype, &shape))
         }
@@ -63,20 +64,37 @@ pub fn infer(node: &Node, inputs: &[Option<Operand<'_>>]) -> Option<Vec<Fact>> {
         }
         "MatMul" => one(Fact::new(first?.dtype, &matmul(&first?.shape, &operand(1)?.fact.shape)?)),
         "Gemm" => {
-            let side = |s: &[usize], t: &str, i: usize| s.get(if node.int_or(t, 0) != 0 { 1 - i } else { i }).copied();
-            one(Fact::new(first?.dtype, &[side(&first?.shape, "transA", 0)?, side(&operand(1)?.fact.shape, "transB", 1)?]))
+            let side = |s: &[usize], t: &str, i: usize| {
+                s.get(if node.int_or(t, 0) != 0 { 1 - i } else { i }).copied()
+            };
+            one(Fact::new(
+                first?.dtype,
+                &[side(&first?.shape, "transA", 0)?, side(&operand(1)?.fact.shape, "transB", 1)?],
+            ))
         }
         "Transpose" => {
             let shape = &first?.shape;
-            let perm = node.ints("perm").map_or_else(|| (0..shape.len()).rev().collect(), |p| p.iter().map(|&i| i as usize).collect::<Vec<_>>());
-            one(Fact::new(first?.dtype, &perm.iter().map(|&i| shape.get(i).copied()).collect::<Option<Vec<_>>>()?))
+            let perm = node.ints("perm").map_or_else(
+                || (0..shape.len()).rev().collect(),
+                |p| p.iter().map(|&i| i as usize).collect::<Vec<_>>(),
+            );
+            one(Fact::new(
+                first?.dtype,
+                &perm.iter().map(|&i| shape.get(i).copied()).collect::<Option<Vec<_>>>()?,
+            ))
         }
-        "Reshape" => one(Fact::new(first?.dtype, &reshape(&first?.shape, &ints(1)?, node.int_or("allowzero", 0) != 0)?)),
+        "Reshape" => one(Fact::new(
+            first?.dtype,
+            &reshape(&first?.shape, &ints(1)?, node.int_or("allowzero", 0) != 0)?,
+        )),
         "Flatten" => {
             let shape = &first?.shape;
             let axis = node.int_or("axis", 1);
             let axis = if axis < 0 { axis + shape.len() as i64 } else { axis } as usize;
-            one(Fact::new(first?.dtype, &[shape.get(..axis)?.iter().product(), shape.get(axis..)?.iter().product()]))
+            one(Fact::new(
+                first?.dtype,
+                &[shape.get(..axis)?.iter().product(), shape.get(axis..)?.iter().product()],
+            ))
         }
         "Expand" => {
             let target: Vec<usize> = ints(1)?.iter().map(|&d| d as usize).collect();
@@ -93,10 +111,14 @@ pub fn infer(node: &Node, inputs: &[Option<Operand<'_>>]) -> Option<Vec<Fact>> {
                 None => node.ints("axes").unwrap_or(&[]).to_vec(),
             };
             let noop = node.int_or("noop_with_empty_axes", 0) != 0;
-            one(Fact::new(first?.dtype, &reduced(&first?.shape, &axes, node.int_or("keepdims", 1) != 0, noop)?))
+            one(Fact::new(
+                first?.dtype,
+                &reduced(&first?.shape, &axes, node.int_or("keepdims", 1) != 0, noop)?,
+            ))
         }
         "ArgMax" | "ArgMin" => {
-            let shape = reduced(&first?.shape, &[node.int_or("axis", 0)], node.int_or("keepdims", 1) != 0, false)?;
+            let shape =
+                reduced(&first?.shape, &[node.int_or("axis", 0)], node.int_or("keepdims", 1) != 0, false)?;
             one(Fact::new(DType::I64, &shape))
         }
         "TopK" => {
@@ -111,7 +133,8 @@ pub fn infer(node: &Node, inputs: &[Option<Operand<'_>>]) -> Option<Vec<Fact>> {
                 Some(_) => ints(1)?,
                 None => (0..shape.len()).filter(|&i| shape[i] == 1).map(|i| i as i64).collect(),
             };
-            let drop: Vec<usize> = axes.iter().map(|&a| normalise_axis(a, shape.len())).collect::<Option<_>>()?;
+            let drop: Vec<usize> =
+                axes.iter().map(|&a| normalise_axis(a, shape.len())).collect::<Option<_>>()?;
             let kept: Vec<usize> = (0..shape.len()).filter(|i| !drop.contains(i)).map(|i| shape[i]).collect();
             one(Fact::new(first?.dtype, &kept))
         }
@@ -120,7 +143,8 @@ pub fn infer(node: &Node, inputs: &[Option<Operand<'_>>]) -> Option<Vec<Fact>> {
             let rank = first?.rank() + axes.len();
             let new: Vec<usize> = axes.iter().map(|&a| normalise_axis(a, rank)).collect::<Option<_>>()?;
             let mut old = first?.shape.iter();
-            let shape: Option<Vec<usize>> = (0..rank).map(|i| if new.contains(&i) { Some(1) } else { old.next().copied() }).collect();
+            let shape: Option<Vec<usize>> =
+                (0..rank).map(|i| if new.contains(&i) { Some(1) } else { old.next().copied() }).collect();
             one(Fact::new(first?.dtype, &shape?))
         }
         "Concat" => {
@@ -140,9 +164,20 @@ pub fn infer(node: &Node, inputs: &[Option<Operand<'_>>]) -> Option<Vec<Fact>> {
                     (0..n).map(|i| size.min(shape[axis].saturating_sub(i * size))).collect::<Vec<_>>()
                 }
             };
-            Some(parts.iter().map(|&p| { let mut s = shape.clone(); s[axis] = p; Fact::new(first.unwrap_or_else(|| unreachable!()).dtype, &s) }).collect())
+            Some(
+                parts
+                    .iter()
+                    .map(|&p| {
+                        let mut s = shape.clone();
+                        s[axis] = p;
+                        Fact::new(first.unwrap_or_else(|| unreachable!()).dtype, &s)
+                    })
+                    .collect(),
+            )
         }
-        "Slice" => one(Fact::new(first?.dtype, &slice(&first?.shape, &ints(1)?, &ints(2)?, ints(3), ints(4))?)),
+        "Slice" => {
+            one(Fact::new(first?.dtype, &slice(&first?.shape, &ints(1)?, &ints(2)?, ints(3), ints(4))?))
+        }
         "Gather" => {
             let (shape, index) = (&first?.shape, &operand(1)?.fact.shape);
             let axis = normalise_axis(node.int_or("axis", 0), shape.len())?;
@@ -180,12 +215,16 @@ pub fn infer(node: &Node, inputs: &[Option<Operand<'_>>]) -> Option<Vec<Fact>> {
             for (i, &axis) in axes.iter().enumerate() {
                 padded[normalise_axis(axis, shape.len())?] += pads.get(i)? + pads.get(i + axes.len())?;
             }
-            one(Fact::new(first?.dtype, &padded.iter().map(|&d| usize::try_from(d).ok()).collect::<Option<Vec<_>>>()?))
+            one(Fact::new(
+                first?.dtype,
+                &padded.iter().map(|&d| usize::try_from(d).ok()).collect::<Option<Vec<_>>>()?,
+            ))
         }
         "Conv" => {
             let (x, w) = (&first?.shape, &operand(1)?.fact.shape);
             let window = Window::of(node, &w[2..], x.len().checked_sub(2)?)?;
-            let spatial: Vec<usize> = (0..x.len() - 2).map(|i| window.output(i, x[i + 2])).collect::<Option<_>>()?;
+            let spatial: Vec<usize> =
+                (0..x.len() - 2).map(|i| window.output(i, x[i + 2])).collect::<Option<_>>()?;
             one(Fact::new(first?.dtype, &[&[x[0], w[0]], &spatial[..]].concat()))
         }
         "ConvTranspose" => {
@@ -195,19 +234,29 @@ pub fn infer(node: &Node, inputs: &[Option<Operand<'_>>]) -> Option<Vec<Fact>> {
             let extra = node.ints("output_padding").map_or(vec![0; n], |p| p.to_vec());
             let spatial: Vec<usize> = (0..n)
                 .map(|i| {
-                    let full = (window.stride[i] * (x[i + 2] - 1) + (window.kernel[i] - 1) * window.dilation[i] + 1) as i64;
+                    let full = (window.stride[i] * (x[i + 2] - 1)
+                        + (window.kernel[i] - 1) * window.dilation[i]
+                        + 1) as i64;
                     usize::try_from(full + extra[i] - window.pad[i] - window.pad[i + n]).ok()
                 })
                 .collect::<Option<_>>()?;
-            one(Fact::new(first?.dtype, &[&[x[0], w[1] * node.int_or("group", 1) as usize], &spatial[..]].concat()))
+            one(Fact::new(
+                first?.dtype,
+                &[&[x[0], w[1] * node.int_or("group", 1) as usize], &spatial[..]].concat(),
+            ))
         }
         "MaxPool" | "AveragePool" => {
             let x = &first?.shape;
             let kernel: Vec<usize> = node.ints("kernel_shape")?.iter().map(|&k| k as usize).collect();
             let window = Window::of(node, &kernel, x.len().checked_sub(2)?)?;
-            let spatial: Vec<usize> = (0..x.len() - 2).map(|i| window.output(i, x[i + 2])).collect::<Option<_>>()?;
+            let spatial: Vec<usize> =
+                (0..x.len() - 2).map(|i| window.output(i, x[i + 2])).collect::<Option<_>>()?;
             let y = Fact::new(first?.dtype, &[&x[..2], &spatial[..]].concat());
-            Some(if node.outputs.len() > 1 { vec![y.clone(), Fact::new(DType::I64, &y.shape)] } else { vec![y] })
+            Some(if node.outputs.len() > 1 {
+                vec![y.clone(), Fact::new(DType::I64, &y.shape)]
+            } else {
+                vec![y]
+            })
         }
         "Einsum" => {
             let equation = node.str("equation")?.replace(' ', "");
@@ -216,7 +265,10 @@ pub fn infer(node: &Node, inputs: &[Option<Operand<'_>>]) -> Option<Vec<Fact>> {
             for (term, operand) in terms.split(',').zip(inputs.iter().flatten()) {
                 size.extend(term.chars().zip(operand.fact.shape.iter().copied()));
             }
-            one(Fact::new(first?.dtype, &out.chars().map(|c| size.get(&c).copied()).collect::<Option<Vec<_>>>()?))
+            one(Fact::new(
+                first?.dtype,
+                &out.chars().map(|c| size.get(&c).copied()).collect::<Option<Vec<_>>>()?,
+            ))
         }
         _ => None,
     }
@@ -235,7 +287,9 @@ pub struct Window {
 
 impl Window {
     pub fn of(node: &Node, kernel: &[usize], spatial: usize) -> Option<Self> {
-        let list = |name: &str| node.ints(name).map_or(vec![1; spatial], |v| v.iter().map(|&s| s as usize).collect());
+        let list = |name: &str| {
+            node.ints(name).map_or(vec![1; spatial], |v| v.iter().map(|&s| s as usize).collect())
+        };
         let window = Window {
             kernel: kernel.to_vec(),
             stride: list("strides"),
@@ -243,7 +297,8 @@ impl Window {
             pad: node.ints("pads").map_or(vec![0; 2 * spatial], |p| p.to_vec()),
             ceil: node.int_or("ceil_mode", 0) != 0,
         };
-        let fits = [window.kernel.len(), window.stride.len(), window.dilation.len()].iter().all(|&n| n == spatial);
+        let fits =
+            [window.kernel.len(), window.stride.len(), window.dilation.len()].iter().all(|&n| n == spatial);
         (fits && window.pad.len() == 2 * spatial).then_some(window)
     }
     /// The number of windows along axis `i` of an input of size `size`.
@@ -312,12 +367,19 @@ fn reduced(shape: &[usize], axes: &[i64], keep: bool, noop_when_empty: bool) -> 
     })
 }
 
-fn slice(shape: &[usize], starts: &[i64], ends: &[i64], axes: Option<Vec<i64>>, steps: Option<Vec<i64>>) -> Option<Vec<usize>> {
+fn slice(
+    shape: &[usize],
+    starts: &[i64],
+    ends: &[i64],
+    axes: Option<Vec<i64>>,
+    steps: Option<Vec<i64>>,
+) -> Option<Vec<usize>> {
     let mut out = shape.to_vec();
     let axes = axes.unwrap_or_else(|| (0..starts.len() as i64).collect());
     for (k, &axis) in axes.iter().enumerate() {
         let axis = normalise_axis(axis, shape.len())?;
-        let (start, end, step) = slice_range(shape[axis], *starts.get(k)?, *ends.get(k)?, steps.as_ref().map_or(1, |s| s[k]))?;
+        let (start, end, step) =
+            slice_range(shape[axis], *starts.get(k)?, *ends.get(k)?, steps.as_ref().map_or(1, |s| s[k]))?;
         let span = if step > 0 { end - start } else { start - end };
         out[axis] = (span.max(0) as u64).div_ceil(step.unsigned_abs()) as usize;
     }

@@ -165,7 +165,7 @@ fn adamw_differs_only_where_the_gradient_is_rounding() -> Result<()> {
         }
         let (ours, theirs) = (got[new].to_f64(), expected[new].to_f64());
         let apart = |i: usize| (ours[i] - theirs[i]).abs();
-        let differ: Vec<usize> = (0..ours.len()).filter(|&i| !(apart(i) <= 1e-5)).collect();
+        let differ: Vec<usize> = (0..ours.len()).filter(|&i| apart(i) > 1e-5 || apart(i).is_nan()).collect();
         let steepest = differ.iter().map(|&i| moment[i].abs()).fold(0.0, f64::max);
         println!(
             "    {flat}: {} of {} differ; |m| there at most {steepest:e}, anywhere {largest:e}",

@@ -231,10 +231,11 @@ fn flattening(up: &mut Upgrade<'_>, mut node: Node) -> Result<()> {
 /// 13: the parts are an input. 18: without it, the number of parts must be said.
 fn split(up: &mut Upgrade<'_>, mut node: Node, version: i64) -> Result<()> {
     if version < 13
-        && let Some(Attr::Ints(parts)) = node.attrs.shift_remove("split") {
-            let id = up.ints(&node, "split", &parts);
-            set_input(&mut node, 1, id);
-        }
+        && let Some(Attr::Ints(parts)) = node.attrs.shift_remove("split")
+    {
+        let id = up.ints(&node, "split", &parts);
+        set_input(&mut node, 1, id);
+    }
     if node.input(1).is_none() {
         let parts = node.outputs.len() as i64;
         node = node.with("num_outputs", parts);

@@ -264,9 +264,10 @@ impl<'a> Walk<'a> {
     /// Labels an output by its channels along one axis.
     fn set_channels(&mut self, value: Option<&ValueId>, axis: usize, atoms: Vec<Atom>) {
         if let Some(shape) = value.and_then(|v| self.shape(v))
-            && shape.get(axis) == Some(&atoms.len()) {
-                self.set(value, Some(Labels::on_axis(shape.len(), axis, atoms)));
-            }
+            && shape.get(axis) == Some(&atoms.len())
+        {
+            self.set(value, Some(Labels::on_axis(shape.len(), axis, atoms)));
+        }
     }
 
     /// The draft of a weight, made on its first use; on another use the node is noted.

@@ -104,9 +104,11 @@ fn several(walk: &mut Walk, node: &Node) {
     // A residual sum labels what had no labels yet, so that its other users see the same channels.
     for &value in &computed {
         if let (Some(labels), None, Some(shape)) = (&labels, walk.labels(Some(value)), walk.shape(value))
-            && labels.fits(shape) && walk.values.get(value).is_some_and(|s| !s.sources.is_empty()) {
-                walk.set(Some(value), Some(labels.clone()));
-            }
+            && labels.fits(shape)
+            && walk.values.get(value).is_some_and(|s| !s.sources.is_empty())
+        {
+            walk.set(Some(value), Some(labels.clone()));
+        }
     }
     for value in stored {
         let base = computed.first().copied();
