@@ -86,7 +86,7 @@ pub struct Means {
 pub fn candidates(config: &TrainConfig, means: Means, supervised: bool) -> Vec<Arm> {
     let gates = match config.adapter.gate {
         Some(gate) => vec![gate],
-        None if config.adapter.preset == super::Preset::Structured => vec![0.0, 0.5, 1.0],
+        None if config.adapter.preset == super::Preset::Structured => vec![1.0, 0.5, 0.0],
         None => vec![0.0],
     };
     let lpka = |teacher: bool| gates.iter().map(move |&g| Arm::lpka(g, teacher)).collect::<Vec<_>>();
