@@ -399,10 +399,11 @@ fn refuse_output(config: &Config) -> Result<()> {
             return Err(Error::usage(format!("{} is a folder, not a file to write", path.display())));
         }
         let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        tempfile::Builder::new()
-            .prefix(".onnx-merge")
-            .tempfile_in(folder)
-            .map_err(|e| Error::io(folder, e).hint("the output's folder must exist and be writable"))?;
+        let refuse = |e| Error::io(folder, e).hint("the output's folder must exist and be writable");
+        if !std::fs::metadata(folder).map_err(refuse)?.is_dir() {
+            return Err(refuse(std::io::ErrorKind::NotADirectory.into()));
+        }
+        tempfile::Builder::new().prefix(".onnx-merge").tempfile_in(folder).map_err(refuse)?;
     }
     Ok(())
 }

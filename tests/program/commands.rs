@@ -73,6 +73,7 @@ fn models_are_measured_as_their_makers_did() {
 fn the_doctor_knows_the_embedded_executor() {
     Sandbox::new().transcript(
         "$ onnx-merge doctor
+         ...
          onnx-merge [..], [..] threads
          ...
          ok  tract [..]
