@@ -84,11 +84,13 @@ pub fn merge(request: MergeRequest, observer: &mut dyn Observer) -> Result<Repor
     for note in session.examples().notes() {
         observer.event(&Event::Note(&note));
     }
-    let candidates = arms::candidates(&config, session.means, session.supervised());
+    let untouched = scores(&mut session, None)?;
+    let taught = config.method != Method::Auto || teaches(&mut session, untouched.val, observer)?;
+    let means = arms::Means { teacher: session.means.teacher && taught, ..session.means };
+    let candidates = arms::candidates(&config, means, session.supervised());
     if candidates.is_empty() {
         return Err(nothing_to_try(&config, &session));
     }
-    let untouched = scores(&mut session, None)?;
     let plan = begun.elapsed() - read;
 
     observer.event(&Event::Phase("training"));
@@ -178,6 +180,21 @@ fn open_networks(request: &MergeRequest, observer: &mut dyn Observer) -> Result<
         None => None,
     };
     Ok((target, source))
+}
+
+/// Whether the source answers the validation data at least as well as the target does. A worse teacher pulls its
+/// student down, and trying it costs half of all arms.
+fn teaches(session: &mut Session, target: Option<f64>, observer: &mut dyn Observer) -> Result<bool> {
+    let (Some(source), Some(target)) = (session.teacher_score()?, target) else { return Ok(true) };
+    let worse = session.metric.gain(target, source) < 0.0;
+    if worse {
+        let (source, target) = (session.metric.show(source), session.metric.show(target));
+        observer.event(&Event::Note(&format!(
+            "the source's own answers are worse than the target's on validation ({source} against {target}): \
+             distillation is not tried (--method kd would)"
+        )));
+    }
+    Ok(!worse)
 }
 
 fn nothing_to_try(config: &TrainConfig, session: &Session) -> Error {

@@ -113,6 +113,7 @@ impl Network {
     /// The model step for `objective` with respect to `weights`.
     pub fn step(&self, weights: &[ValueId], objective: Objective) -> Result<ModelStep> {
         model_step::build(&self.model, &self.facts, weights, &self.head.answer, objective)
+            .context(|| self.file.path.display().to_string())
     }
 
     /// The forward pass: the batch, then `weights`, in; the answer out.

@@ -236,6 +236,18 @@ impl Session {
         Ok(tally.value())
     }
 
+    /// The metric of the source's own answers on validation, where it can teach classes.
+    pub fn teacher_score(&mut self) -> Result<Option<f64>> {
+        let Some(teacher) = self.teacher.as_mut().filter(|_| self.objective.wants_labels()) else {
+            return Ok(None);
+        };
+        let rows: Vec<usize> = (0..self.examples.rows(Split::Val)).collect();
+        let answers = teacher.truth(&self.examples, Split::Val, &rows)?;
+        let mut tally = Tally::new();
+        self.examples.tally(Split::Val, &rows, &answers, &mut tally);
+        Ok(Some(tally.value()))
+    }
+
     /// The original weights as values, in the model step's order.
     pub fn original(&self) -> Vec<Value> {
         let find =
