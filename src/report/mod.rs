@@ -67,13 +67,15 @@ impl Report {
         Some(match worth.stderr {
             None => format!("The source's knowledge was worth {mean} {what} (one seed: take it with care)."),
             Some(stderr) => {
+                let number = self.metric.show_difference(worth.mean).replace(" points", "");
                 let spread = self.metric.show_difference(stderr).trim_start_matches('+').to_owned();
-                let clear = match worth.mean.abs() > 2.0 * stderr {
-                    true => "",
-                    false => " That is within the noise: nothing shown.",
+                let clear = match (worth.n, worth.mean.abs() > 2.0 * stderr) {
+                    (..3, _) => " So few seeds can mislead: use more.",
+                    (_, true) => "",
+                    (_, false) => " That is within the noise: nothing shown.",
                 };
                 format!(
-                    "The source's knowledge was worth {mean} ± {spread} {what}, over {} seeds.{clear}",
+                    "The source's knowledge was worth {number} ± {spread} {what}, over {} seeds.{clear}",
                     worth.n
                 )
             }
@@ -377,6 +379,15 @@ mod tests {
         assert_eq!(json["untouched"]["test"], serde_json::Value::Null);
         let back: Report = serde_json::from_value(json).unwrap();
         assert_eq!(back.outcome, Outcome::Gain);
+    }
+
+    #[test]
+    fn worth_is_said_with_its_spread() {
+        let sentence = sample().worth_sentence().unwrap();
+        assert!(
+            sentence.contains("worth +4.50 ± 0.50 points") && sentence.contains("So few seeds"),
+            "{sentence}"
+        );
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub fn curves(lines: &[Line], what: &str) -> String {
     }
     let margin = ((y1 - y0) * 0.05).max(1e-9);
     let (y0, y1) = (y0 - margin, y1 + margin);
-    let x = |v: f64| LEFT + (v - x0) / (x1 - x0) * (WIDTH - LEFT - 8.0);
+    let x = |v: f64| LEFT + (v - x0) / (x1 - x0) * (WIDTH - LEFT - 20.0);
     let y = |v: f64| HEIGHT - BOTTOM - (v - y0) / (y1 - y0) * (HEIGHT - BOTTOM - 8.0);
     let mut svg = format!(
         "<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{} over steps\">\n",
