@@ -145,7 +145,7 @@ struct Transfer {
     /// Temperature of distillation
     #[arg(long, value_name = "X", value_parser = positive)]
     temperature: Option<f64>,
-    /// The same data as the source wants it, where that differs: its scale
+    /// The same data as the source wants it, where that differs from the target: its scale
     #[arg(long, value_name = "NUMBER", value_parser = parse_number)]
     src_scale: Option<f64>,
     /// … its mean
@@ -286,12 +286,14 @@ impl Transfer {
         set_some(&mut train.adapter_executor, self.adapter_executor);
         train.ablate |= self.ablate;
         if self.src_scale.is_some() || self.src_mean.is_some() || self.src_std.is_some() {
+            // What isn't said of the source's data is as it is for the target's.
+            let target = config.data.options.clone();
             config.data.source_options = Some(DataOptions {
-                scale: self.src_scale,
-                mean: self.src_mean.clone().map(|m| m.0).unwrap_or_default(),
-                std: self.src_std.clone().map(|m| m.0).unwrap_or_default(),
-                size: config.data.options.size,
-                label: config.data.options.label.clone(),
+                scale: self.src_scale.or(target.scale),
+                mean: self.src_mean.clone().map_or(target.mean, |m| m.0),
+                std: self.src_std.clone().map_or(target.std, |m| m.0),
+                size: target.size,
+                label: target.label,
             });
         }
     }
