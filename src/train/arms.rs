@@ -129,7 +129,7 @@ pub fn steps_for(config: &TrainConfig, rows: usize) -> usize {
     match (config.steps, config.epochs) {
         (Some(steps), _) => steps.max(1),
         (None, Some(epochs)) => ((epochs * an_epoch as f64).ceil() as usize).max(1),
-        (None, None) => (5 * an_epoch).clamp(400, 2000),
+        (None, None) => (4 * an_epoch).clamp(400, 2000),
     }
 }
 

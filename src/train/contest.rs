@@ -10,6 +10,7 @@ use crate::error::Result;
 use crate::onnx::{Tensor, ValueId};
 use crate::report;
 use crate::runtime::Value;
+use std::cmp::Ordering;
 use std::time::{Duration, Instant};
 
 /// Validations an arm gets over its whole training.
@@ -95,8 +96,9 @@ impl Contest<'_> {
             }
             let metric = self.session.metric.clone();
             field.sort_by(|a, b| {
-                let order = metric.gain(a.metric(), b.metric());
-                order.partial_cmp(&0.0).unwrap_or(std::cmp::Ordering::Equal)
+                let order = metric.gain(a.metric(), b.metric()).partial_cmp(&0.0);
+                // Small validation sets tie: then the arm that uses more of the source comes first.
+                order.unwrap_or(Ordering::Equal).then(b.arm.gate.total_cmp(&a.arm.gate))
             });
             if self.stopped {
                 break;
