@@ -123,27 +123,31 @@ pub fn controls(chosen: &Arm, means: Means, supervised: bool) -> Vec<Arm> {
     arms
 }
 
+/// Training sets below so many rows get more steps than two epochs.
+const FEW: usize = 1000;
+
 /// How many steps an arm gets: what the user said, or enough epochs for small data to settle.
 pub fn steps_for(config: &TrainConfig, rows: usize) -> usize {
     let an_epoch = rows.div_ceil(config.batch.max(1)).max(1);
     match (config.steps, config.epochs) {
         (Some(steps), _) => steps.max(1),
         (None, Some(epochs)) => ((epochs * an_epoch as f64).ceil() as usize).max(1),
-        (None, None) => (4 * an_epoch).clamp(400, 2000),
+        (None, None) if rows < FEW => 400,
+        (None, None) => (2 * an_epoch).clamp(300, 2000),
     }
 }
 
 /// Successive halving: the step at which each round ends, and how many arms go into it.
 ///
 /// The arms that stay go on from where they are, so the winner takes all `steps` once and nothing is trained
-/// twice. Eight arms cost as much as four full trainings.
+/// twice. Eight arms cost as much as three full trainings.
 pub fn rounds(arms: usize, steps: usize) -> Vec<(usize, usize)> {
     let quarter = |n: usize| (steps * n / 4).max(1);
     match arms {
         0 => vec![],
         1 => vec![(steps, 1)],
         2 => vec![(quarter(2), 2), (steps, 1)],
-        _ => vec![(quarter(1), arms), (quarter(2), arms.div_ceil(2)), (steps, arms.div_ceil(4))],
+        _ => vec![(quarter(1), arms), (quarter(2), arms.div_ceil(4)), (steps, 1)],
     }
 }
 
