@@ -133,7 +133,7 @@ pub fn steps_for(config: &TrainConfig, rows: usize) -> usize {
         (Some(steps), _) => steps.max(1),
         (None, Some(epochs)) => ((epochs * an_epoch as f64).ceil() as usize).max(1),
         (None, None) if rows < FEW => 400,
-        (None, None) => (2 * an_epoch).clamp(300, 2000),
+        (None, None) => (2 * an_epoch).clamp(240, 2000),
     }
 }
 
