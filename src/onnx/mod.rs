@@ -10,6 +10,7 @@ mod graph;
 pub mod infer;
 mod payload;
 mod read;
+pub mod resize;
 mod scan;
 pub mod surgery;
 mod tensor;

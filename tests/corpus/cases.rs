@@ -56,7 +56,7 @@ fn finite(tensor: &Tensor) -> Tensor {
     Tensor::from_f64(tensor.dtype(), tensor.shape(), &values)
 }
 
-fn tensor(bytes: &[u8]) -> Option<Tensor> {
+pub fn tensor(bytes: &[u8]) -> Option<Tensor> {
     let proto = TensorProto::parse_from_bytes(bytes).ok()?;
     let shape: Vec<usize> = proto.dims.iter().map(|&d| d as usize).collect();
     let dtype = DType::from_onnx(proto.data_type);

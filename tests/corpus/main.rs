@@ -1,4 +1,5 @@
-//! Gradients against outside judges: PyTorch's autograd, and central differences over ONNX's own operator cases.
+//! Outside judges: PyTorch's autograd and central differences over ONNX's own operator cases for gradients, the cases'
+//! own outputs for the GPU executor.
 //!
 //! The cases are found by the environment variable `ONNX_NODE_CORPUS`, a folder made by `dump_node_tests.py`. Without
 //! it the test says so and passes.
@@ -8,3 +9,5 @@ mod differences;
 mod gradients;
 mod models;
 mod torch_refs;
+#[cfg(feature = "wgpu")]
+mod wgpu;

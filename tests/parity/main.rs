@@ -5,6 +5,8 @@
 #[cfg(all(feature = "wgpu", feature = "tract"))]
 mod adapter;
 mod executors;
+#[cfg(all(feature = "wgpu", feature = "tract"))]
+mod steps;
 mod training;
 #[cfg(all(feature = "wgpu", feature = "tract"))]
 mod wgpu;

@@ -8,13 +8,18 @@ const COMMON: &str = include_str!("../../../shaders/common.wgsl");
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Kernel {
     pub name: &'static str,
+    /// What it shares with other kernels, besides `common.wgsl`.
+    shared: &'static str,
     text: &'static str,
 }
 
 macro_rules! kernels {
-    ($($constant:ident = $name:literal),* $(,)?) => {
-        $(pub const $constant: Kernel =
-            Kernel { name: $name, text: include_str!(concat!("../../../shaders/", $name, ".wgsl")) };)*
+    ($($constant:ident = $name:literal $(with $shared:literal)?),* $(,)?) => {
+        $(pub const $constant: Kernel = Kernel {
+            name: $name,
+            shared: concat!($(include_str!(concat!("../../../shaders/", $shared, ".wgsl")))?),
+            text: include_str!(concat!("../../../shaders/", $name, ".wgsl")),
+        };)*
         #[cfg(test)]
         pub const ALL: &[Kernel] = &[$($constant),*];
     };
@@ -22,16 +27,26 @@ macro_rules! kernels {
 
 kernels! {
     ARGBEST = "argbest",
+    CONCAT = "concat",
+    CONV_DIRECT = "conv_direct" with "window",
+    CONV_TILED = "conv_tiled" with "window",
     COPY = "copy",
     ELEMENTWISE = "elementwise",
     GATHER = "gather",
+    INTERPOLATE = "interpolate",
     MATMUL_SMALL = "matmul_small",
     MATMUL_TILED = "matmul_tiled",
+    POOL_MAX = "pool_max",
+    POOL_SUM = "pool_sum",
     REDUCE_GROUP = "reduce_group",
     REDUCE_ROWS = "reduce_rows",
     SCAN = "scan",
     SCATTER = "scatter",
+    SCATTER_APPLY = "scatter_apply",
+    SCATTER_LINK = "scatter_link",
+    SCATTER_ORDER = "scatter_order",
     SOFTMAX = "softmax",
+    TOPK = "topk",
 }
 
 /// Words that a uniform block is padded to at least, so that most dispatches of a kernel share one pipeline.
@@ -50,7 +65,7 @@ pub fn kernel_name(source: &str) -> &str {
 impl Kernel {
     /// The kernel's text for dispatches with `params` parameter words, its placeholders replaced.
     pub fn expand(self, params: usize, values: &[(&str, &str)]) -> String {
-        let mut text = format!("// {}\n{COMMON}{}", self.name, self.text);
+        let mut text = format!("// {}\n{COMMON}{}{}", self.name, self.shared, self.text);
         let vectors = (block_words(params) / 4).to_string();
         for (name, value) in values.iter().chain(&[("words", vectors.as_str())]) {
             text = text.replace(&format!("{{{{{name}}}}}"), value);
@@ -68,6 +83,7 @@ mod tests {
     const SAMPLE: &[(&str, &str)] = &[
         ("type", "f32"),
         ("map", "v * v"),
+        ("combine", "a + b"),
         ("better", "v > best"),
         ("finish", "0.0"),
         (
@@ -78,13 +94,26 @@ mod tests {
         ("loads", "let a0 = x0[i];"),
         ("body", "let v0 = sigmoid(power(erf(softplus(tanh_safe(a0))), f32(power_i32(2, 3))));"),
         ("stores", "y0[i] = v0;"),
+        ("binding", "@group(0) @binding(3) var<storage, read_write> index: array<i32>;"),
+        ("store", "index[i] = plane * size + place;"),
+        ("parts", "if (j < param(9)) { v = x0[j]; }"),
     ];
 
     #[test]
     fn every_kernel_file_is_valid_wgsl() {
         for kernel in ALL {
-            let combine = if *kernel == SCATTER { "v + u" } else { "a + b" };
-            let text = kernel.expand(10, &[SAMPLE, &[("combine", combine)]].concat());
+            let own: &[(&str, &str)] = match kernel.name {
+                "scatter" | "scatter_apply" => &[("combine", "v + u")],
+                "topk" => &[("better", "u > v")],
+                "concat" => &[(
+                    "bindings",
+                    "@group(0) @binding(1) var<storage, read> x0: array<u32>;
+                     @group(0) @binding(2) var<storage, read_write> y: array<u32>;",
+                )],
+                _ => &[],
+            };
+            // What comes first holds.
+            let text = kernel.expand(10, &[own, SAMPLE].concat());
             assert!(!text.contains("{{"), "{}: placeholder without a sample value", kernel.name);
             let module = naga::front::wgsl::parse_str(&text)
                 .unwrap_or_else(|e| panic!("{}: {}", kernel.name, e.emit_to_string(&text)));

@@ -44,7 +44,8 @@ impl WgpuExecutor {
         self.gpu.free_bytes()
     }
     fn program(&self, model: &Model, facts: &Facts) -> Result<program::Program> {
-        let plan = lower::lower(model, facts, self.gpu.max_bytes())?;
+        let mut plan = lower::lower(model, facts, self.gpu.max_bytes())?;
+        plan.prune();
         let calls = fuse::fuse(&plan, self.gpu.max_buffers);
         program::Program::new(&self.gpu, &plan, calls)
     }

@@ -130,6 +130,27 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Drops the operations whose results nobody reads.
+    pub fn prune(&mut self) {
+        let mut needed = vec![false; self.storages.len()];
+        self.outputs.iter().for_each(|&(s, _)| needed[s] = true);
+        let mut keep = vec![false; self.ops.len()];
+        for (op, keep) in self.ops.iter().zip(&mut keep).rev() {
+            *keep = match op {
+                Op::Map(map) => needed[map.out],
+                Op::Call(call) => call.writes.iter().any(|&w| needed[w]),
+            };
+            if *keep {
+                match op {
+                    Op::Map(map) => map.inputs.iter().for_each(|i| needed[i.storage] = true),
+                    // What it writes may hold what an earlier call wrote, too.
+                    Op::Call(call) => call.reads.iter().chain(&call.writes).for_each(|&s| needed[s] = true),
+                }
+            }
+        }
+        let mut keep = keep.into_iter();
+        self.ops.retain(|_| keep.next().unwrap_or(true));
+    }
     /// How often each storage is read, outputs included.
     pub fn uses(&self) -> Vec<usize> {
         let mut uses = vec![0; self.storages.len()];

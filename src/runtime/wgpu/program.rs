@@ -115,7 +115,8 @@ impl Program {
         let mut free: Vec<usize> = vec![];
         let mut slot_of: HashMap<StorageId, usize> = HashMap::new();
         for (i, call) in calls.iter().enumerate() {
-            for &id in &call.writes {
+            // Tensors without elements are read, but nobody writes them.
+            for &id in call.reads.iter().chain(&call.writes) {
                 if self.places[id] != Place::Nowhere {
                     continue;
                 }

@@ -52,17 +52,49 @@ impl Labelled {
     }
 }
 
-fn einsum(l: &mut Lowering, node: &Node) -> Outcome {
-    let equation = node.str("equation").ok_or("the equation is missing")?.replace(' ', "");
-    let (terms, out) = equation.split_once("->").ok_or("equations need an '->' on the GPU")?;
-    if equation.contains('.') {
-        return Err("'...' is not supported on the GPU".into());
+/// The labels of all terms and of the output, each dimension that `...` stands for with a label of its own.
+fn equation(node: &Node, ranks: &[usize]) -> Outcome<(Vec<String>, String)> {
+    let text = node.str("equation").ok_or("the equation is missing")?.replace(' ', "");
+    let (left, right) = match text.split_once("->") {
+        Some((left, right)) => (left, Some(right)),
+        None => (text.as_str(), None),
+    };
+    let terms: Vec<&str> = left.split(',').collect();
+    if terms.len() != ranks.len() {
+        return Err(format!("{} terms for {} inputs", terms.len(), ranks.len()));
     }
-    let terms: Vec<&str> = terms.split(',').collect();
+    let hidden = |term: &str, rank: usize| (rank + 3).saturating_sub(term.chars().count());
+    let dotted = || terms.iter().zip(ranks).filter(|(t, _)| t.contains("..."));
+    let most = dotted().map(|(t, &rank)| hidden(t, rank)).max().unwrap_or(0);
+    if dotted().any(|(t, &rank)| hidden(t, rank) != most) || most > 10 {
+        return Err("'...' must stand for as many dimensions in every term".into());
+    }
+    let spelled: String = ('0'..='9').take(most).collect();
+    let out = match right {
+        Some(right) => right.to_owned(),
+        // Without an arrow: the labels that come once, in alphabetical order.
+        None => {
+            let mut once: Vec<char> =
+                left.chars().filter(|c| c.is_alphabetic() && left.matches(*c).count() == 1).collect();
+            once.sort_unstable();
+            let dots = if left.contains("...") { "..." } else { "" };
+            format!("{dots}{}", once.into_iter().collect::<String>())
+        }
+    };
+    let spell = |term: &str| term.replace("...", &spelled);
+    Ok((terms.iter().map(|t| spell(t)).collect(), spell(&out)))
+}
+
+fn einsum(l: &mut Lowering, node: &Node) -> Outcome {
+    let mut values = vec![];
+    for i in 0..node.inputs.len() {
+        values.push(l.arg(node, i)?);
+        expect_f32(&values[i])?;
+    }
+    let ranks: Vec<usize> = values.iter().map(|v| v.view.rank()).collect();
+    let (terms, out) = equation(node, &ranks)?;
     let mut total: Option<Labelled> = None;
-    for (i, term) in terms.iter().enumerate() {
-        let value = l.arg(node, i)?;
-        expect_f32(&value)?;
+    for (i, (term, value)) in terms.iter().zip(values).enumerate() {
         let later = |c: char| out.contains(c) || terms[i + 1..].iter().any(|t| t.contains(c));
         let next = Labelled::new(term, value)?;
         total = Some(match total {
@@ -75,6 +107,9 @@ fn einsum(l: &mut Lowering, node: &Node) -> Outcome {
     }
     let total = total.ok_or("there are no terms")?;
     let order: Vec<char> = out.chars().collect();
+    if order.len() != total.labels.len() {
+        return Err("the output has labels that no term has".into());
+    }
     let y = total.ordered(&order);
     l.set(node, 0, y)
 }

@@ -15,12 +15,17 @@ pub const TABLE: &[Row] = &[
     ("Atanh", unary),
     ("Cast", cast),
     ("CastLike", cast),
+    ("BitwiseAnd", bitwise),
+    ("BitwiseNot", bitwise_not),
+    ("BitwiseOr", bitwise),
+    ("BitwiseXor", bitwise),
     ("Ceil", unary),
     ("Celu", activation),
     ("Clip", clip),
     ("Cos", unary),
     ("Cosh", unary),
     ("Div", arithmetic),
+    ("Dropout", dropout),
     ("Elu", activation),
     ("Equal", comparison),
     ("Erf", unary),
@@ -32,6 +37,7 @@ pub const TABLE: &[Row] = &[
     ("HardSigmoid", activation),
     ("HardSwish", unary),
     ("Identity", identity),
+    ("IsInf", is_inf),
     ("IsNaN", is_nan),
     ("LeakyRelu", activation),
     ("Less", comparison),
@@ -52,6 +58,7 @@ pub const TABLE: &[Row] = &[
     ("Relu", unary),
     ("Round", unary),
     ("Selu", activation),
+    ("Shrink", activation),
     ("Sigmoid", unary),
     ("Sign", unary),
     ("Sin", unary),
@@ -61,6 +68,7 @@ pub const TABLE: &[Row] = &[
     ("Sqrt", unary),
     ("Sub", arithmetic),
     ("Sum", fold),
+    ("Swish", activation),
     ("Tan", unary),
     ("Tanh", unary),
     ("ThresholdedRelu", activation),
@@ -225,6 +233,57 @@ fn is_nan(l: &mut Lowering, node: &Node) -> Outcome {
     l.set(node, 0, y)
 }
 
+/// By its bits, for the same reason.
+fn is_inf(l: &mut Lowering, node: &Node) -> Outcome {
+    let x = l.arg(node, 0)?;
+    let detects = |sign: &str| node.int_or(sign, 1) != 0;
+    let expr = match (detects("detect_positive"), detects("detect_negative")) {
+        (true, true) => "select(0u, 1u, (bitcast<u32>({0}) & 0x7fffffffu) == 0x7f800000u)",
+        (true, false) => "select(0u, 1u, bitcast<u32>({0}) == 0x7f800000u)",
+        (false, true) => "select(0u, 1u, bitcast<u32>({0}) == 0xff800000u)",
+        (false, false) => "select(0u, 0u, bitcast<u32>({0}) == 0u)",
+    };
+    let y = l.map(expr, &[&x], Elem::Bool)?;
+    l.set(node, 0, y)
+}
+
+fn bitwise(l: &mut Lowering, node: &Node) -> Outcome {
+    let (a, b) = numbers(l, node)?;
+    if a.elem != Elem::I32 {
+        return Err("whole numbers are needed".into());
+    }
+    let expr = match node.op.as_str() {
+        "BitwiseAnd" => "{0} & {1}",
+        "BitwiseOr" => "{0} | {1}",
+        _ => "{0} ^ {1}",
+    };
+    let y = l.map(expr, &[&a, &b], Elem::I32)?;
+    l.set(node, 0, y)
+}
+
+fn bitwise_not(l: &mut Lowering, node: &Node) -> Outcome {
+    let x = l.arg(node, 0)?;
+    if x.elem != Elem::I32 {
+        return Err("whole numbers are needed".into());
+    }
+    let y = l.map("~{0}", &[&x], Elem::I32)?;
+    l.set(node, 0, y)
+}
+
+/// In inference nothing is dropped.
+fn dropout(l: &mut Lowering, node: &Node) -> Outcome {
+    if node.input(2).is_some() && l.known_floats(node, 2).is_none_or(|t| t.iter().any(|&v| v != 0.0)) {
+        return Err("training_mode is not supported on the GPU".into());
+    }
+    let x = l.arg(node, 0)?;
+    if node.output(1).is_some() {
+        let all = l.constant(&crate::onnx::Tensor::bool(&[], &[true]))?;
+        let all = l.broadcast(&all, &x.view.shape)?;
+        l.set(node, 1, all)?;
+    }
+    l.set(node, 0, x)
+}
+
 fn where_(l: &mut Lowering, node: &Node) -> Outcome {
     let (condition, a, b) = (l.arg(node, 0)?, l.arg(node, 1)?, l.arg(node, 2)?);
     let y = l.map("select({2}, {1}, {0} != 0u)", &[&condition, &a, &b], a.elem)?;
@@ -288,6 +347,11 @@ fn activation(l: &mut Lowering, node: &Node) -> Outcome {
         "Celu" => ("max({0}, 0.0) + min({1} * (exp(min({0}, 0.0) / {1}) - 1.0), 0.0)", &[("alpha", 1.0)]),
         "Elu" => ("select({1} * (exp(min({0}, 0.0)) - 1.0), {0}, {0} > 0.0)", &[("alpha", 1.0)]),
         "HardSigmoid" => ("clamp({1} * {0} + {2}, 0.0, 1.0)", &[("alpha", 0.2), ("beta", 0.5)]),
+        "Shrink" => (
+            "select(select(0.0, {0} - {1}, {0} > {2}), {0} + {1}, {0} < -{2})",
+            &[("bias", 0.0), ("lambd", 0.5)],
+        ),
+        "Swish" => ("{0} * sigmoid({1} * {0})", &[("alpha", 1.0)]),
         "LeakyRelu" => ("select({0} * {1}, {0}, {0} >= 0.0)", &[("alpha", 0.01)]),
         "Selu" => (
             "{2} * select({1} * (exp(min({0}, 0.0)) - 1.0), {0}, {0} > 0.0)",

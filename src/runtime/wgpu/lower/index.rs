@@ -13,14 +13,11 @@ pub const TABLE: &[Row] = &[
     ("GatherND", gather_nd),
     ("OneHot", one_hot),
     ("Range", range),
-    ("ScatterElements", scatter_elements),
-    ("ScatterND", scatter_nd),
+    ("ReverseSequence", reverse_sequence),
+    ("TopK", top_k),
 ];
 
-/// Dimensions that the scatter kernel keeps coordinates of.
-const MAX_SCATTER_RANK: usize = 8;
-
-fn expect_index(operand: &Operand) -> Outcome {
+pub fn expect_index(operand: &Operand) -> Outcome {
     match operand.elem {
         Elem::I32 => Ok(()),
         other => Err(format!("indices are {other:?}")),
@@ -52,13 +49,19 @@ fn pick(l: &mut Lowering, x: &Operand, index: &Operand, picks: &Picks) -> Outcom
     params.extend(picks.axes.iter().map(|axis| axis.0 as i32));
     params.extend(picks.axes.iter().map(|axis| axis.1));
     let y = l.fresh(x.elem, &picks.shape)?;
-    l.call(kernel::GATHER, &[], params, &[x, index], &y, n.div_ceil(GROUP));
+    l.call(kernel::GATHER, &[], params, &[x, index], &[&y], n.div_ceil(GROUP));
     Ok(y)
 }
 
 fn gather(l: &mut Lowering, node: &Node) -> Outcome {
     let (x, index) = (l.arg(node, 0)?, l.arg(node, 1)?);
     let axis = axis_of(node.int_or("axis", 0), x.view.rank())?;
+    let y = along_axis(l, &x, &index, axis)?;
+    l.set(node, 0, y)
+}
+
+/// The elements of `x` along `axis` that `index` names; its dimensions take the axis's place.
+pub fn along_axis(l: &mut Lowering, x: &Operand, index: &Operand, axis: usize) -> Outcome<Operand> {
     let none = |n: usize| vec![0; n];
     let (before, after) = (axis, x.view.rank() - axis - 1);
     let picks = Picks {
@@ -68,8 +71,7 @@ fn gather(l: &mut Lowering, node: &Node) -> Outcome {
         axes: vec![(x.view.shape[axis], x.view.strides[axis])],
         component: 0,
     };
-    let y = pick(l, &x, &index, &picks)?;
-    l.set(node, 0, y)
+    pick(l, x, index, &picks)
 }
 
 fn gather_elements(l: &mut Lowering, node: &Node) -> Outcome {
@@ -89,111 +91,51 @@ fn gather_elements(l: &mut Lowering, node: &Node) -> Outcome {
 }
 
 fn gather_nd(l: &mut Lowering, node: &Node) -> Outcome {
-    if node.int_or("batch_dims", 0) != 0 {
-        return Err("batch_dims are not supported on the GPU".into());
-    }
+    let batch = usize::try_from(node.int_or("batch_dims", 0)).map_err(|_| "batch_dims is negative")?;
     let (x, index) = (l.arg(node, 0)?, l.arg(node, 1)?);
     let (&[ref rows @ .., q], &[ref row_strides @ .., component]) =
         (index.view.shape.as_slice(), index.view.strides.as_slice())
     else {
         return Err("indices need a dimension".into());
     };
-    let rest = x.view.shape.get(q..).ok_or("an index has more components than the data has dimensions")?;
+    let rest =
+        x.view.shape.get(batch + q..).ok_or("an index has more components than the data has dimensions")?;
+    if batch > rows.len() {
+        return Err("batch_dims are more than the indices have".into());
+    }
     let picks = Picks {
         shape: [rows, rest].concat(),
-        data: [&vec![0; rows.len()][..], &x.view.strides[q..]].concat(),
+        data: [&x.view.strides[..batch], &vec![0; rows.len() - batch], &x.view.strides[batch + q..]].concat(),
         index: [row_strides, &vec![0; rest.len()]].concat(),
-        axes: (0..q).map(|k| (x.view.shape[k], x.view.strides[k])).collect(),
+        axes: (batch..batch + q).map(|k| (x.view.shape[k], x.view.strides[k])).collect(),
         component,
     };
     let y = pick(l, &x, &index, &picks)?;
     l.set(node, 0, y)
 }
 
-/// Operands of a scatter, seen over the data's dimensions.
-struct Places {
-    index: Vec<i32>,
-    update: Vec<i32>,
-    limits: Vec<usize>,
-    /// Indices looked through, and the strides from one to the next in `index` and `update`.
-    count: usize,
-    step: (i32, i32),
-    /// The axes that the components of an index stand for, and the stride between them.
-    axes: Vec<usize>,
-    component: i32,
-}
-
-fn scatter(l: &mut Lowering, node: &Node, [x, index, update]: [&Operand; 3], at: &Places) -> Outcome {
-    expect_index(index)?;
+/// Each row of a batch read backwards as far as it counts, the rest as it stands.
+fn reverse_sequence(l: &mut Lowering, node: &Node) -> Outcome {
+    let x = l.arg(node, 0)?;
     let rank = x.view.rank();
-    if rank > MAX_SCATTER_RANK || update.elem != x.elem {
-        return Err(format!("{rank} dimensions of {:?} and updates of {:?}", x.elem, update.elem));
+    let lens = l.known_ints(node, 1)?.ok_or("lengths are missing")?;
+    let (batch, time) =
+        (axis_of(node.int_or("batch_axis", 1), rank)?, axis_of(node.int_or("time_axis", 0), rank)?);
+    let size = x.view.shape[time] as i64;
+    if batch == time || lens.len() != x.view.shape[batch] {
+        return Err("lengths and axes don't fit".into());
     }
-    let combine = match node.str("reduction").unwrap_or("none") {
-        "none" => "u",
-        "add" => "v + u",
-        "mul" => "v * u",
-        "max" => "max(v, u)",
-        "min" => "min(v, u)",
-        other => return Err(format!("reduction '{other}' is unknown")),
-    };
-    let n = x.view.len();
-    let mut params = vec![n as i32, rank as i32, x.view.offset, index.view.offset, update.view.offset];
-    params.extend([at.count as i32, at.step.0, at.step.1, at.axes.len() as i32, at.component]);
-    params.extend(x.view.shape.iter().map(|&d| d as i32));
-    params.extend(x.view.strides.iter().chain(&at.index).chain(&at.update));
-    params.extend(at.limits.iter().map(|&d| d.min(i32::MAX as usize) as i32));
-    params.extend(at.axes.iter().map(|&a| a as i32));
-    let y = l.fresh(x.elem, &x.view.shape)?;
-    let values = [("type", x.elem.wgsl()), ("combine", combine)];
-    l.call(kernel::SCATTER, &values, params, &[x, index, update], &y, n.div_ceil(GROUP));
+    let place = |t: i64, len: i64| (if t < len { len - 1 - t } else { t }) as i32;
+    let table: Vec<i32> = lens.iter().flat_map(|&len| (0..size).map(move |t| place(t, len))).collect();
+    let index = l.table(table)?;
+    let mut data = x.view.strides.clone();
+    data[time] = 0;
+    let mut strides = vec![0; rank];
+    (strides[batch], strides[time]) = (size as i32, 1);
+    let axes = vec![(x.view.shape[time], x.view.strides[time])];
+    let picks = Picks { shape: x.view.shape.clone(), data, index: strides, axes, component: 0 };
+    let y = pick(l, &x, &index, &picks)?;
     l.set(node, 0, y)
-}
-
-fn scatter_elements(l: &mut Lowering, node: &Node) -> Outcome {
-    let (x, index, update) = (l.arg(node, 0)?, l.arg(node, 1)?, l.arg(node, 2)?);
-    let axis = axis_of(node.int_or("axis", 0), x.view.rank())?;
-    if index.view.rank() != x.view.rank() || update.view.shape != index.view.shape {
-        return Err("data, indices and updates differ in shape".into());
-    }
-    let without_axis = |strides: &[i32]| {
-        let mut strides = strides.to_vec();
-        strides[axis] = 0;
-        strides
-    };
-    let mut limits = index.view.shape.clone();
-    limits[axis] = usize::MAX;
-    let places = Places {
-        index: without_axis(&index.view.strides),
-        update: without_axis(&update.view.strides),
-        limits,
-        count: index.view.shape[axis],
-        step: (index.view.strides[axis], update.view.strides[axis]),
-        axes: vec![axis],
-        component: 0,
-    };
-    scatter(l, node, [&x, &index, &update], &places)
-}
-
-fn scatter_nd(l: &mut Lowering, node: &Node) -> Outcome {
-    let (x, index, update) = (l.arg(node, 0)?, l.arg(node, 1)?, l.arg(node, 2)?);
-    let Some((&q, rows)) = index.view.shape.split_last() else {
-        return Err("indices need a dimension".into());
-    };
-    let count: usize = rows.iter().product();
-    let rest = x.view.shape.get(q..).ok_or("an index has more components than the data has dimensions")?;
-    let index = l.reshape(&index, &[count, q])?;
-    let update = l.reshape(&update, &[&[count], rest].concat())?;
-    let places = Places {
-        index: vec![0; x.view.rank()],
-        update: [&vec![0; q][..], &update.view.strides[1..]].concat(),
-        limits: vec![usize::MAX; x.view.rank()],
-        count,
-        step: (index.view.strides[0], update.view.strides[0]),
-        axes: (0..q).collect(),
-        component: index.view.strides[1],
-    };
-    scatter(l, node, [&x, &index, &update], &places)
 }
 
 /// A view without one axis, and that axis's size and stride.
@@ -225,7 +167,7 @@ fn cum_sum(l: &mut Lowering, node: &Node) -> Outcome {
     params.extend([node.int_or("exclusive", 0) as i32, walk.rank()]);
     params.extend(walk.dims.iter().chain(walk.strides.iter().flatten()));
     let groups = if len == 0 { 0 } else { n.div_ceil(GROUP) };
-    l.call(kernel::SCAN, &[("type", x.elem.wgsl())], params, &[&x], &y, groups);
+    l.call(kernel::SCAN, &[("type", x.elem.wgsl())], params, &[&x], &[&y], groups);
     l.set(node, 0, y)
 }
 
@@ -238,6 +180,14 @@ fn arg_best(l: &mut Lowering, node: &Node) -> Outcome {
         (_, false) => "v < best",
         (_, true) => "v <= best",
     };
+    let y = best(l, &x, axis, better)?;
+    let shape = l.out_shape(node, 0)?;
+    let y = l.reshape(&y, &shape)?;
+    l.set(node, 0, y)
+}
+
+/// The index of the best element along `axis`, which is gone from the result.
+pub fn best(l: &mut Lowering, x: &Operand, axis: usize, better: &str) -> Outcome<Operand> {
     if x.view.shape[axis] == 0 {
         return Err("an axis of size 0 has no best element".into());
     }
@@ -249,10 +199,30 @@ fn arg_best(l: &mut Lowering, node: &Node) -> Outcome {
     params.extend(walk.dims.iter().chain(&walk.strides[0]));
     let y = l.fresh(Elem::I32, &rows)?;
     let values = [("type", x.elem.wgsl()), ("better", better)];
-    l.call(kernel::ARGBEST, &values, params, &[&x], &y, n.div_ceil(GROUP));
+    l.call(kernel::ARGBEST, &values, params, &[x], &[&y], n.div_ceil(GROUP));
+    Ok(y)
+}
+
+/// The best elements along an axis, in order. They come sorted where the order doesn't matter, too.
+fn top_k(l: &mut Lowering, node: &Node) -> Outcome {
+    let x = l.arg(node, 0)?;
+    if x.elem == Elem::Bool {
+        return Err("booleans have no order".into());
+    }
+    let axis = axis_of(node.int_or("axis", -1), x.view.rank())?;
     let shape = l.out_shape(node, 0)?;
-    let y = l.reshape(&y, &shape)?;
-    l.set(node, 0, y)
+    let better = if node.int_or("largest", 1) != 0 { "u > v" } else { "u < v" };
+    let (values, indices) = (l.fresh(x.elem, &shape)?, l.fresh(Elem::I32, &shape)?);
+    let ((rows, steps), (_, to_steps)) = (rows_of(&x.view, axis), rows_of(&values.view, axis));
+    let walk = Walk::new(&rows, &[&steps, &to_steps]);
+    let n: usize = x.view.len();
+    let mut params = vec![n as i32, x.view.shape[axis] as i32, shape[axis] as i32, x.view.offset];
+    params.extend([x.view.strides[axis], values.view.strides[axis], walk.rank()]);
+    params.extend(walk.dims.iter().chain(walk.strides.iter().flatten()));
+    let texts = [("type", x.elem.wgsl()), ("better", better)];
+    l.call(kernel::TOPK, &texts, params, &[&x], &[&values, &indices], n.div_ceil(GROUP));
+    l.set(node, 0, values)?;
+    l.set(node, 1, indices)
 }
 
 /// By comparison with 0, 1, 2…, so nothing is scattered.
@@ -262,9 +232,7 @@ fn one_hot(l: &mut Lowering, node: &Node) -> Outcome {
     let shape = l.out_shape(node, 0)?;
     let axis = axis_of(node.int_or("axis", -1), shape.len())?;
     let depth = shape[axis] as i32;
-    let mut counter = vec![1; shape.len()];
-    counter[axis] = shape[axis];
-    let counter = l.constant(&Tensor::i32(&counter, &(0..depth).collect::<Vec<_>>()))?;
+    let counter = l.counter(shape.len(), axis, shape[axis])?;
     let depth = l.constant(&Tensor::i32(&[], &[depth]))?;
     let mut wide = index.view.shape.clone();
     wide.insert(axis, 1);

@@ -107,6 +107,6 @@ pub fn product(l: &mut Lowering, a: &Operand, b: &Operand) -> Outcome<Operand> {
         true => (kernel::MATMUL_TILED, batches * m.div_ceil(TILE) * n.div_ceil(TILE)),
         false => (kernel::MATMUL_SMALL, (batches * m * n).div_ceil(GROUP)),
     };
-    l.call(kernel, &[], params, &[a, b], &c, groups);
+    l.call(kernel, &[], params, &[a, b], &[&c], groups);
     Ok(c)
 }

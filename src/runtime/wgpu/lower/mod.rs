@@ -4,13 +4,19 @@
 //! add none, they only make another view. To add an operator, write its lowering in the file of its family
 //! and add a line to that file's `TABLE`. Knows no device. Look at [`Lowering`].
 
+mod conv;
 mod einsum;
 mod elementwise;
 mod index;
 mod linear;
 mod normal;
+mod pad;
+mod pool;
 mod reduce;
+mod resize;
+mod scatter;
 mod shape;
+mod window;
 
 use super::kernel::{self, Kernel};
 use super::plan::{Call, Elem, Map, Op, Operand, Origin, Plan, Storage, StorageId, words};
@@ -33,12 +39,17 @@ pub const GROUP: usize = 64;
 /// The lowering of a node's operator.
 pub fn rule(node: &Node) -> Option<Lower> {
     let families = [
+        conv::TABLE,
         einsum::TABLE,
         elementwise::TABLE,
         index::TABLE,
         linear::TABLE,
         normal::TABLE,
+        pad::TABLE,
+        pool::TABLE,
         reduce::TABLE,
+        resize::TABLE,
+        scatter::TABLE,
         shape::TABLE,
     ];
     let known = |op: &str| families.into_iter().flatten().find(|row| row.0 == op).map(|row| row.1);
@@ -56,6 +67,7 @@ pub fn lower(model: &Model, facts: &Facts, max_bytes: u64) -> crate::Result<Plan
         values: HashMap::new(),
         constants: graph.initializers.iter().map(|(id, t)| (id.clone(), t.clone())).collect(),
         scalars: HashMap::new(),
+        tables: HashMap::new(),
         facts: facts.clone(),
         max_bytes,
     };
@@ -83,6 +95,8 @@ pub struct Lowering {
     /// Values known before running; they get a storage only when a kernel reads them.
     constants: HashMap<ValueId, Tensor>,
     scalars: HashMap<(Elem, u32), StorageId>,
+    /// Tables of whole numbers that kernels read, by contents.
+    tables: HashMap<Vec<i32>, StorageId>,
     facts: Facts,
     max_bytes: u64,
 }
@@ -161,6 +175,10 @@ impl Lowering {
             None => Err(format!("input {i} ('{id}') must be a constant")),
         }
     }
+    /// Input `i` as numbers known before running.
+    pub fn known_floats(&self, node: &Node, i: usize) -> Option<Vec<f64>> {
+        Some(self.constants.get(node.input(i)?)?.to_f64())
+    }
     /// The shape of output `i`.
     pub fn out_shape(&self, node: &Node, i: usize) -> Outcome<Vec<usize>> {
         let id = node.output(i).ok_or_else(|| format!("output {i} is missing"))?;
@@ -218,6 +236,27 @@ impl Lowering {
         let storage = self.scalar_storage(Elem::F32, value.to_bits())?;
         Ok(Operand { storage, view: View::contiguous(&[]), elem: Elem::F32 })
     }
+    /// A table that a kernel reads; equal ones are one storage.
+    pub fn table(&mut self, values: Vec<i32>) -> Outcome<Operand> {
+        let len = values.len();
+        let storage = match self.tables.get(&values) {
+            Some(&storage) => storage,
+            None => {
+                let words = values.iter().map(|&v| v as u32).collect();
+                let storage = self.storage(Origin::Constant(words), len)?;
+                self.tables.insert(values, storage);
+                storage
+            }
+        };
+        Ok(Operand { storage, view: View::contiguous(&[len]), elem: Elem::I32 })
+    }
+    /// 0, 1, 2… along `axis` of a tensor of `rank` dimensions, the others of size 1.
+    pub fn counter(&mut self, rank: usize, axis: usize, count: usize) -> Outcome<Operand> {
+        let table = self.table((0..count as i32).collect())?;
+        let mut shape = vec![1; rank];
+        shape[axis] = count;
+        self.reshape(&table, &shape)
+    }
     fn fresh(&mut self, elem: Elem, shape: &[usize]) -> Outcome<Operand> {
         let len = crate::onnx::element_count(shape).unwrap_or(usize::MAX);
         let storage = self.storage(Origin::Computed, len)?;
@@ -253,7 +292,7 @@ impl Lowering {
         values: &[(&str, &str)],
         params: Vec<i32>,
         reads: &[&Operand],
-        write: &Operand,
+        writes: &[&Operand],
         groups: usize,
     ) {
         if groups > 0 {
@@ -261,7 +300,7 @@ impl Lowering {
                 source: kernel.expand(params.len(), values),
                 params,
                 reads: reads.iter().map(|o| o.storage).collect(),
-                writes: vec![write.storage],
+                writes: writes.iter().map(|o| o.storage).collect(),
                 groups,
             }));
         }
@@ -272,7 +311,7 @@ impl Lowering {
         let n = from.view.len();
         let mut params = vec![n as i32, walk.rank(), from.view.offset, to.view.offset];
         params.extend(walk.dims.iter().chain(walk.strides.iter().flatten()));
-        self.call(kernel::COPY, &[], params, &[from], to, n.div_ceil(GROUP));
+        self.call(kernel::COPY, &[], params, &[from], &[to], n.div_ceil(GROUP));
     }
     /// The same values as the whole of a storage, row-major.
     pub fn contiguous(&mut self, operand: &Operand) -> Outcome<Operand> {

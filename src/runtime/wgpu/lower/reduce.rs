@@ -106,6 +106,6 @@ pub fn over(l: &mut Lowering, op: &str, x: &Operand, axes: &[usize]) -> Outcome<
     };
     let values =
         [("type", x.elem.wgsl()), ("map", kind.map), ("combine", kind.combine), ("finish", kind.finish)];
-    l.call(kernel, &values, params, &[x], &y, groups);
+    l.call(kernel, &values, params, &[x], &[&y], groups);
     Ok(y)
 }

@@ -1,20 +1,22 @@
 //! Operators that only move elements. Most of them are views and cost nothing.
 
-use super::{Elem, Lowering, Node, Operand, Outcome, Row, View, axis_of};
+use super::{Elem, GROUP, Lowering, Node, Operand, Outcome, Row, View, axis_of, kernel};
 use crate::onnx::infer::slice_range;
 use crate::onnx::{Attr, DType, Tensor};
+use std::fmt::Write;
 
 pub const TABLE: &[Row] = &[
     ("Concat", concat),
     ("Constant", constant),
     ("ConstantOfShape", constant_of_shape),
+    ("DepthToSpace", blocks),
     ("Expand", expand),
     ("Flatten", reshape),
-    ("Pad", pad),
     ("Reshape", reshape),
     ("Shape", shape_of),
     ("Size", shape_of),
     ("Slice", slice),
+    ("SpaceToDepth", blocks),
     ("Split", split),
     ("Squeeze", reshape),
     ("Tile", tile),
@@ -125,19 +127,86 @@ fn split(l: &mut Lowering, node: &Node) -> Outcome {
     Ok(())
 }
 
+/// Parts that one dispatch joins: with the output, as many buffers as every GPU can bind.
+const PARTS: usize = 7;
+
 fn concat(l: &mut Lowering, node: &Node) -> Outcome {
     let shape = l.out_shape(node, 0)?;
     let axis = axis_of(node.int_or("axis", 0), shape.len())?;
     let first = l.arg(node, 0)?;
     let y = l.fresh(first.elem, &shape)?;
-    let mut start = 0;
+    let mut parts = vec![];
     for i in 0..node.inputs.len() {
-        let x = l.arg(node, i)?;
-        let count = x.view.shape[axis];
-        let region = Operand { view: y.view.sliced(axis, start, 1, count), ..y.clone() };
-        l.copy(&x, &region);
-        start += count as i64;
+        let part = l.arg(node, i)?;
+        if part.view.rank() != shape.len() || part.elem != y.elem {
+            return Err("its inputs differ in type or number of dimensions".into());
+        }
+        if part.view.shape[axis] > 0 {
+            parts.push(part);
+        }
     }
+    let mut start = 0;
+    for some in parts.chunks(PARTS) {
+        let count: usize = some.iter().map(|part| part.view.shape[axis]).sum();
+        let region = Operand { view: y.view.sliced(axis, start as i64, 1, count), ..y.clone() };
+        start += count;
+        match some {
+            [one] => l.copy(one, &region),
+            some => join(l, some, axis, &region),
+        }
+    }
+    l.set(node, 0, y)
+}
+
+/// Joins `parts` along `axis` into `region`, in one dispatch.
+fn join(l: &mut Lowering, parts: &[Operand], axis: usize, region: &Operand) {
+    let keep: Vec<usize> =
+        (0..region.view.rank()).filter(|&i| i == axis || region.view.shape[i] != 1).collect();
+    let at = keep.iter().position(|&i| i == axis).unwrap_or(0);
+    let (rank, n) = (keep.len(), region.view.len());
+    let mut params = vec![n as i32, rank as i32, at as i32, region.view.offset];
+    params.extend(keep.iter().map(|&i| region.view.shape[i] as i32));
+    params.extend(keep.iter().map(|&i| region.view.strides[i]));
+    let (mut bindings, mut picks) = (String::new(), String::new());
+    let mut start = 0;
+    for (k, part) in parts.iter().enumerate() {
+        let words = params.len();
+        let first = start;
+        start += part.view.shape[axis] as i32;
+        params.extend([start, part.view.offset - first * part.view.strides[axis]]);
+        params.extend(keep.iter().map(|&i| part.view.strides[i]));
+        let _ = writeln!(bindings, "@group(0) @binding({}) var<storage, read> x{k}: array<u32>;", k + 1);
+        let otherwise = if k == 0 { "    " } else { " else " };
+        let (offset, strides) = (words + 1, words + 2);
+        let _ = write!(
+            picks,
+            "{otherwise}if (j < param({words})) {{ v = x{k}[param({offset}) + address(i, rank, 4, {strides})]; }}"
+        );
+    }
+    let to = parts.len() + 1;
+    let _ = write!(bindings, "@group(0) @binding({to}) var<storage, read_write> y: array<u32>;");
+    let reads: Vec<&Operand> = parts.iter().collect();
+    let values = [("bindings", bindings.as_str()), ("parts", picks.as_str())];
+    l.call(kernel::CONCAT, &values, params, &reads, &[region], n.div_ceil(GROUP));
+}
+
+/// `[N, C, H, W]` cut into blocks, or put together again: reshapes around a transpose.
+fn blocks(l: &mut Lowering, node: &Node) -> Outcome {
+    let x = l.arg(node, 0)?;
+    let shape = l.out_shape(node, 0)?;
+    let size = node.int("blocksize").and_then(|b| usize::try_from(b).ok()).filter(|&b| b > 0);
+    let (Some(b), &[n, c, h, w]) = (size, x.view.shape.as_slice()) else {
+        return Err("four dimensions and a blocksize are needed".into());
+    };
+    let (split, perm) = match (node.op.as_str(), node.str("mode").unwrap_or("DCR")) {
+        ("SpaceToDepth", "CRD") => ([n, c, h / b, b, w / b, b], [0, 1, 3, 5, 2, 4]),
+        ("SpaceToDepth", _) => ([n, c, h / b, b, w / b, b], [0, 3, 5, 1, 2, 4]),
+        (_, "CRD") => ([n, c / (b * b), b, b, h, w], [0, 1, 4, 2, 5, 3]),
+        _ => ([n, b, b, c / (b * b), h, w], [0, 3, 4, 1, 5, 2]),
+    };
+    let split = l.reshape(&x, &split)?;
+    let turned = Operand { view: split.view.permuted(&perm), ..split };
+    let y = l.reshape(&turned, &shape)?;
     l.set(node, 0, y)
 }
 
@@ -153,38 +222,6 @@ fn tile(l: &mut Lowering, node: &Node) -> Outcome {
     let repeated = Operand { view: View { shape: sizes, strides, offset: x.view.offset }, ..x };
     let y = l.contiguous(&repeated)?;
     l.set(node, 0, Operand { view: View::contiguous(&shape), ..y })
-}
-
-/// Padding with a constant: the padding is copied everywhere first, then the input into its place. Negative
-/// pads crop.
-fn pad(l: &mut Lowering, node: &Node) -> Outcome {
-    if let Some(mode) = node.str("mode").filter(|&mode| mode != "constant") {
-        return Err(format!("mode '{mode}' is not supported on the GPU"));
-    }
-    let x = l.arg(node, 0)?;
-    let pads = l.known_ints(node, 1)?.ok_or("pads are missing")?;
-    let rank = x.view.rank();
-    let axes = l.known_ints(node, 3)?.unwrap_or_else(|| (0..rank as i64).collect());
-    let shape = l.out_shape(node, 0)?;
-    let value = match l.optional(node, 2)? {
-        Some(value) => Operand { view: View { shape: vec![], strides: vec![], ..value.view }, ..value },
-        None if x.elem == Elem::F32 => l.scalar(0.0)?,
-        None => l.constant(&Tensor::i32(&[], &[0]))?,
-    };
-    let y = l.fresh(x.elem, &shape)?;
-    l.copy(&Operand { view: value.view.broadcast(&shape), ..value }, &y);
-    let (mut from, mut to) = (x.view.clone(), y.view.clone());
-    for (i, &axis) in axes.iter().enumerate() {
-        let axis = axis_of(axis, rank)?;
-        let begin = *pads.get(i).ok_or("pads are too few")?;
-        let skip = (-begin).max(0);
-        let at = begin.max(0);
-        let count = (x.view.shape[axis] as i64 - skip).min(shape[axis] as i64 - at).max(0) as usize;
-        from = from.sliced(axis, skip, 1, count);
-        to = to.sliced(axis, at, 1, count);
-    }
-    l.copy(&Operand { view: from, ..x }, &Operand { view: to, ..y.clone() });
-    l.set(node, 0, y)
 }
 
 /// The upper or lower triangle, by a mask made on the host.

@@ -1,0 +1,48 @@
+// Shared by the convolution kernels: sums of products over the taps of sliding windows.
+//
+//   Y[s, g, r, p] = Σ_t W[g, r, t] · X[g, place of window p + offset of tap t]      X is 0 outside its sizes
+//
+// s is a part of the taps (partial sums, added up later in order), g a group, r a row (an output channel), p a window
+// (column: image and position), t a tap (input channel and kernel element). A convolution, its transpose (one
+// dispatch for each residue of its stride), and the gradient of the weights (windows and taps change places) are all
+// of this form. Everything that depends on a tap alone stands in a table, so inner loops divide nothing:
+//   taps[t] = (offset in W, offset in X, y and x offsets of the place in 16 bits each, z offset of the place)
+// Words: 0 rows, 1 taps, 2 columns, 3 groups, 4 parts, 5 taps a part,
+//        6 offset of W, 7 its row stride, 8 its group stride, 9 offset of X, 10 its group stride,
+//        11 offset of Y, 12 its group stride, 13 its row stride, 14 its part stride,
+//        15…17 sizes of X along z, y, x, 18…20 place of the first window, 21…23 distance between windows,
+//        24…26 windows along z, y, x, 27…30 strides of X, 31…34 strides of Y along images and windows' z, y, x.
+
+@group(0) @binding(1) var<storage, read> w: array<f32>;
+@group(0) @binding(2) var<storage, read> x: array<f32>;
+@group(0) @binding(3) var<storage, read> taps: array<vec4<i32>>;
+@group(0) @binding(4) var<storage, read_write> y: array<f32>;
+
+struct Column {
+    place: vec3<i32>, // x, y, z
+    origin: i32,      // offset in X
+    dest: i32,        // offset in Y
+}
+
+fn column(p: i32) -> Column {
+    let ox = p % param(26);
+    let lines = p / param(26);
+    let oy = lines % param(25);
+    let planes = lines / param(25);
+    let oz = planes % param(24);
+    let image = planes / param(24);
+    var c: Column;
+    c.place = vec3<i32>(param(20) + ox * param(23), param(19) + oy * param(22), param(18) + oz * param(21));
+    c.origin = image * param(27) + oz * param(28) + oy * param(29) + ox * param(30);
+    c.dest = image * param(31) + oz * param(32) + oy * param(33) + ox * param(34);
+    return c;
+}
+
+// What a window sees through a tap; `base` is where its group begins in X.
+fn seen(c: Column, base: i32, tap: vec4<i32>) -> f32 {
+    let place = c.place + vec3<i32>((tap.z << 16u) >> 16u, tap.z >> 16u, tap.w);
+    if (all(place >= vec3<i32>(0)) && place.x < param(17) && place.y < param(16) && place.z < param(15)) {
+        return x[base + c.origin + tap.y];
+    }
+    return 0.0;
+}
