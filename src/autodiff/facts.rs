@@ -12,10 +12,10 @@ use std::collections::{HashMap, HashSet};
 /// What a run of a model showed.
 #[derive(Clone, Debug, Default)]
 pub struct Probe {
-    /// Type and shape of the inputs, the initializers, and everything that nodes of the top-level graph make.
-    /// Sequences and optionals have none, nor do values that the executor couldn't hand out.
+    /// Type and shape of the inputs, the initializers, and everything that nodes make, inside subgraphs as far as those
+    /// can be run by themselves. Sequences and optionals have none, nor do values that the executor couldn't hand out.
     pub facts: Facts,
-    /// Integers and booleans of up to [`MOST_KEPT`] elements: shapes, axes, conditions.
+    /// Integers and booleans of up to [`MOST_KEPT`] elements: shapes, axes, conditions. None from inside loops.
     pub values: HashMap<ValueId, Tensor>,
 }
 
@@ -46,24 +46,37 @@ pub fn probe(executor: &dyn Executor, model: &Model, inputs: &HashMap<ValueId, T
     if wanted.is_empty() {
         return Ok(probe);
     }
-    let run = |outputs: &[ValueId], probe: &mut Probe| run_for(executor, model, &feeds, outputs, probe);
-    if run(&wanted, &mut probe).is_err() {
+    probe_values(executor, model, &feeds, &wanted, &mut probe)?;
+    super::bodies::probe_bodies(executor, model, &mut probe);
+    Ok(probe)
+}
+
+/// Runs the model for the values `wanted`, in parts if need be.
+fn probe_values(
+    executor: &dyn Executor,
+    model: &Model,
+    feeds: &[Value],
+    wanted: &[ValueId],
+    probe: &mut Probe,
+) -> Result<()> {
+    let run = |outputs: &[ValueId], probe: &mut Probe| run_for(executor, model, feeds, outputs, probe);
+    if run(wanted, probe).is_err() {
         // Perhaps some values just can't be outputs. If the model itself doesn't run, that error is the one to show.
         let outputs: Vec<ValueId> = model.graph.outputs.iter().map(|o| o.id.clone()).collect();
-        run(&outputs, &mut probe).context(|| "running the model once on example inputs".to_owned())?;
+        run(&outputs, probe).context(|| "running the model once on example inputs".to_owned())?;
         let (left, right) = wanted.split_at(wanted.len() / 2);
         let mut parts = vec![right, left];
         while let Some(part) = parts.pop().filter(|part| !part.is_empty()) {
             if part.iter().all(|id| probe.facts.contains_key(id)) {
                 continue;
             }
-            if run(part, &mut probe).is_err() && part.len() > 1 {
+            if run(part, probe).is_err() && part.len() > 1 {
                 let (left, right) = part.split_at(part.len() / 2);
                 parts.extend([right, left]);
             }
         }
     }
-    Ok(probe)
+    Ok(())
 }
 
 /// Runs the model for some of its values, and notes what they are.

@@ -4,6 +4,7 @@
 //! family, one line a table. Foreign graphs go through [`prepare`] first, so that rules see only the forms of
 //! opset 18 and later, static shapes and plain operators. Look at [`backward`] and [`rules::Rule`].
 
+mod bodies;
 pub mod facts;
 pub mod lower;
 pub mod ops;
@@ -95,7 +96,12 @@ fn pull_back(
     }
     let outputs: Vec<Option<ValueId>> =
         node.outputs.iter().map(|o| total(b, cotangents, o.as_ref()?)).collect();
-    let inputs = rule(&mut Context { b: &mut *b, node, cotangents: &outputs, wanted: &wanted })?;
+    let mut context =
+        Context { b: &mut *b, node, cotangents: &outputs, wanted: &wanted, active, captured: vec![] };
+    let inputs = rule(&mut context)?;
+    for (value, cotangent) in context.captured {
+        cotangents.entry(value).or_default().push(cotangent);
+    }
     for ((input, cotangent), wanted) in node.inputs.iter().zip(inputs).zip(&wanted) {
         if let (Some(input), Some(cotangent), true) = (input, cotangent, wanted) {
             if b.shape(&cotangent) != b.shape(input) {

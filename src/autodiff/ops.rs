@@ -51,9 +51,6 @@ const OPSETS: (i64, i64) = (7, 28);
 /// Standard operators that preparation replaces, with the last operator set that has them, if that is over.
 const LOWERED: [(&str, Option<i64>); 3] = [("Constant", None), ("Scatter", Some(10)), ("Upsample", Some(9))];
 
-/// Operators whose rule is a refusal with an explanation.
-const REFUSED: [&str; 3] = ["If", "Loop", "Scan"];
-
 /// The standard operators by the operator set they came with (7 for all before it).
 const STANDARD: &[(i64, &str)] = &[
     (
@@ -122,7 +119,6 @@ pub fn ops(executors: &[&dyn Executor]) -> Vec<Operator> {
             let lowered = LOWERED.iter().find(|row| domain.is_empty() && row.0 == op);
             let kind = match (lowered, kinds.get(&(domain, op))) {
                 (Some(_), _) => Handling::Lowered,
-                _ if domain.is_empty() && REFUSED.contains(&op) => Handling::None,
                 (_, Some(Kind::Rule(_))) => Handling::Rule,
                 (_, Some(Kind::Stop)) => Handling::Stop,
                 (_, None) => Handling::None,
@@ -168,7 +164,7 @@ mod tests {
         assert_eq!(of("Gelu").map(|o| o.0), Some(Handling::Rule));
         assert_eq!(of("Trilu"), Some((Handling::Rule, "14-28")));
         assert_eq!(of("Upsample"), Some((Handling::Lowered, "7-9")));
-        assert_eq!(of("Loop").map(|o| o.0), Some(Handling::None));
+        assert_eq!(of("Loop").map(|o| o.0), Some(Handling::Rule));
         assert_eq!(of("Shape").map(|o| o.0), Some(Handling::Stop));
     }
 }

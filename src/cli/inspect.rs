@@ -120,6 +120,11 @@ fn probed(model: &Model, config: &TrainConfig) -> Result<(Model, Facts)> {
             break;
         }
     }
+    // Where no one size fits all free dimensions, what training does may.
+    if let Ok(lifted) = prepare::lift(model, 1, executor.as_ref()) {
+        let facts = facts::probe(executor.as_ref(), &lifted.model, &lifted.example)?.facts;
+        return Ok((lifted.model, facts));
+    }
     Err(first_error.unwrap_or_else(|| crate::Error::usage("the model can't be tried out")))
 }
 

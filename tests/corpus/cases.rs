@@ -116,7 +116,7 @@ fn real(tensor: &Tensor, to: DType) -> Tensor {
 }
 
 fn convert_graph(graph: &mut Graph, to: DType) -> Result<()> {
-    for info in &mut graph.inputs {
+    for info in graph.inputs.iter_mut().chain(&mut graph.outputs) {
         info.dtype = info.dtype.map(|d| if d.is_float() { to } else { d });
     }
     graph.initializers.values_mut().for_each(|t| *t = real(t, to));

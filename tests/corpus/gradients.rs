@@ -20,19 +20,14 @@ const SETTINGS: &[(&str, &[usize])] = &[
 
 /// Cases that aren't compared, by the beginning of their names, and why.
 const LISTED: &[(&str, &str)] = &[
-    ("test_affine_grid", "a branch taken at run time has no gradient"),
     ("test_dynamicquantizelinear", "rounding is passed straight through on purpose"),
-    ("test_linear_attention", "loops have no gradient"),
     ("test_lstm_batchwise", "no executor runs it"),
-    ("test_loop", "loops have no gradient"),
     (
         "test_maxunpool_export_with_output_shape",
         "ONNX Runtime counts its indices otherwise than the specification",
     ),
     ("test_mod_float_edge_cases", "divides by zero"),
     ("test_quantizelinear", "rounding is passed straight through on purpose"),
-    ("test_range_", "loops have no gradient"),
-    ("test_scan", "loops have no gradient"),
     ("test_training_dropout", "draws random numbers"),
 ];
 

@@ -5,6 +5,7 @@
 //! it the test says so and passes.
 
 mod cases;
+mod control;
 mod differences;
 mod gradients;
 mod models;

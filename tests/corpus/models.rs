@@ -15,8 +15,6 @@ use std::sync::Arc;
 const LISTED: &[(&str, &str)] = &[
     ("lightgbm.onnx", "no trainable weights"),
     ("light_resnet50.onnx", "constant weights saturate float32, and no executor here runs it in float64"),
-    ("silero_vad.onnx", "needs longer inputs than can be guessed"),
-    ("silero_vad_half.onnx", "needs longer inputs than can be guessed"),
     ("upsample.onnx", "no trainable weights"),
 ];
 

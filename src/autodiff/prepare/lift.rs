@@ -141,7 +141,7 @@ fn runnable(
         0 => &OPEN_SIZES[..1],
         _ => &OPEN_SIZES[..],
     };
-    let mut first_error = None;
+    let (mut first_error, mut fallback) = (None, None);
     for &size in sizes {
         let mut sized = model.clone();
         for input in &mut sized.graph.inputs {
@@ -155,11 +155,24 @@ fn runnable(
         forget_output_shapes(&mut sized.graph);
         let example = example_inputs(&sized.graph, 1, 7)?;
         match settle(&sized, executor, &example) {
-            Ok((settled, probe)) => return Ok((settled, example, probe.facts)),
+            // Better a size for which all branches run than one for which only some do.
+            Ok((settled, probe)) if all_known(&settled.graph, &probe.facts) => {
+                return Ok((settled, example, probe.facts));
+            }
+            Ok((settled, probe)) => fallback = fallback.or(Some((settled, example, probe.facts))),
             Err(e) => first_error = first_error.or(Some(e)),
         }
     }
+    if let Some(found) = fallback {
+        return Ok(found);
+    }
     Err(first_error.unwrap_or_else(|| crate::Error::usage("the model has no inputs")))
+}
+
+/// Whether every value inside the bodies of nodes has facts.
+fn all_known(graph: &Graph, facts: &Facts) -> bool {
+    let mut bodies = graph.nodes.iter().flat_map(|n| n.subgraphs());
+    bodies.all(|body| super::own_names(body).all(|id| facts.contains_key(id)) && all_known(body, facts))
 }
 
 fn forget_output_shapes(graph: &mut Graph) {

@@ -1,19 +1,22 @@
 //! From any file's graph to the working graph that rules understand.
 //!
 //! [`upgrade`] inlines functions, hoists constants and brings old operators into the forms of opset 18;
-//! [`specialise`] folds what depends on no data and inlines decided branches; [`lift`] makes the batch
-//! dimension free. Each keeps the values of the model's outputs, and the sites of its weights. Nothing here
+//! [`specialise`] folds what depends on no data, inlines decided branches and unrolls short loops; [`lift`] makes the
+//! batch dimension free. Each keeps the values of the model's outputs, and the sites of its weights. Nothing here
 //! knows about gradients.
 
 mod forms;
 mod functions;
 mod lift;
+mod names;
 mod specialise;
 mod statics;
 mod trace;
+mod unroll;
 mod upgrade;
 
 pub use lift::{Lifted, Lifting, lift};
+pub(super) use names::own_names;
 pub use specialise::{settle, specialise};
 pub use upgrade::upgrade;
 

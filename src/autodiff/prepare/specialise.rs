@@ -1,22 +1,23 @@
-//! Specialising a model to the shapes of its inputs: static values folded, decided branches inlined, padding made
-//! explicit, nodes without effect dropped.
+//! Specialising a model to the shapes of its inputs: static values folded, decided branches inlined, short loops
+//! unrolled, padding made explicit, nodes without effect dropped.
 //!
 //! Look at [`specialise`], one round with a probe at hand, and [`settle`], which probes and repeats it.
 
+use super::names::rename_reads;
 use super::statics::Statics;
-use super::upgrade::rename_reads;
+use super::unroll::unroll;
 use crate::autodiff::facts::{Probe, probe};
 use crate::error::{Error, Result};
 use crate::onnx::infer::Window;
 use crate::onnx::{Attr, Facts, Graph, Model, Node, Tensor, ValueId};
 use crate::runtime::Executor;
+use indexmap::IndexMap;
 use std::collections::{HashMap, HashSet};
 
 /// Branches within branches deeper than this stay as they are.
 const MAX_ROUNDS: usize = 12;
 
-/// Simplifies `model` for inputs of the shapes that `probe` has seen. Values keep their names, and weights in
-/// inlined branches their sites.
+/// Simplifies an upgraded `model` for inputs of the shapes that `probe` has seen. Values keep their names.
 ///
 /// # Errors
 /// [`Error::Node`] for an automatic padding that doesn't fit its input.
@@ -25,6 +26,7 @@ pub fn specialise(model: &Model, probe: &Probe) -> Result<Model> {
     let graph = &mut model.graph;
     fold(graph, probe);
     inline_branches(graph);
+    unroll(graph, &probe.facts);
     for node in &mut graph.nodes {
         resolve_padding(node, &probe.facts)?;
     }
@@ -43,10 +45,10 @@ pub fn settle(
     let mut probed = probe(executor, &model, example)?;
     for _ in 0..MAX_ROUNDS {
         let next = specialise(&model, &probed)?;
-        let branches = |m: &Model| m.graph.nodes.iter().filter(|n| n.is("If")).count();
-        let inlined = branches(&next) != branches(&model) || next.graph.nodes.len() > model.graph.nodes.len();
+        let bodies = |m: &Model| m.graph.nodes.iter().filter(|n| n.subgraphs().next().is_some()).count();
+        let inlined = bodies(&next) != bodies(&model) || next.graph.nodes.len() > model.graph.nodes.len();
         model = next;
-        // Values keep their names, so that the old probe holds, unless a branch brought new ones.
+        // Values keep their names, so that the old probe holds, unless a body brought new ones.
         if !inlined {
             break;
         }
@@ -61,101 +63,56 @@ pub fn settle(
 /// Makes initializers of integer and boolean values that are the same in every run.
 fn fold(graph: &mut Graph, probe: &Probe) {
     let statics = Statics::of(graph);
+    let mut folded = IndexMap::new();
+    fold_nodes(graph, &|id| probe.values.get(id).filter(|_| statics.is_fixed(id)).cloned(), &mut folded);
+    graph.initializers.extend(folded);
+}
+
+/// Takes nodes out of `graph`, and out of the branches in it, whose outputs `value` knows.
+fn fold_nodes(
+    graph: &mut Graph,
+    value: &impl Fn(&ValueId) -> Option<Tensor>,
+    folded: &mut IndexMap<ValueId, Tensor>,
+) {
     let outputs: HashSet<ValueId> = graph.outputs.iter().map(|o| o.id.clone()).collect();
-    let mut folded = vec![];
-    for node in &graph.nodes {
-        let value =
-            |id: &ValueId| probe.values.get(id).filter(|_| statics.is_fixed(id) && !outputs.contains(id));
-        for output in node.outputs.iter().flatten() {
-            if let Some(tensor) = value(output) {
-                folded.push((output.clone(), tensor.clone()));
+    for node in &mut graph.nodes {
+        for output in &mut node.outputs {
+            let known = output
+                .as_ref()
+                .filter(|id| !outputs.contains(*id))
+                .and_then(|id| Some((id.clone(), value(id)?)));
+            if let Some((id, tensor)) = known {
+                folded.insert(id, tensor);
+                *output = None;
             }
         }
-    }
-    for (id, tensor) in folded {
-        for node in &mut graph.nodes {
-            for output in &mut node.outputs {
-                if output.as_ref() == Some(&id) {
-                    *output = None;
-                }
-            }
-        }
-        graph.initializers.insert(id, tensor);
     }
     graph.nodes.retain(|node| node.outputs.iter().any(Option::is_some));
+    for node in graph.nodes.iter_mut().filter(|n| n.is("If")) {
+        node.subgraphs_mut().for_each(|branch| fold_nodes(branch, value, folded));
+    }
 }
 
 /// Puts the branch that is always taken in the place of its `If`.
 fn inline_branches(graph: &mut Graph) {
-    let mut taken = HashSet::new();
-    super::upgrade::collect_names(graph, &mut taken);
     let mut nodes = vec![];
     for node in std::mem::take(&mut graph.nodes) {
         let condition = node.input(0).and_then(|id| graph.initializers.get(id)).filter(|_| node.is("If"));
         let decided = condition.and_then(|c| c.to_f64().first().map(|&v| v != 0.0));
         let branch = decided.and_then(|yes| node.graph(if yes { "then_branch" } else { "else_branch" }));
-        match branch {
-            Some(branch) => inline(branch, &node, &mut taken, &mut nodes, graph),
-            None => nodes.push(node),
-        }
-    }
-    graph.nodes = nodes;
-}
-
-fn inline(
-    branch: &Graph,
-    node: &Node,
-    taken: &mut HashSet<ValueId>,
-    nodes: &mut Vec<Node>,
-    graph: &mut Graph,
-) {
-    // The branches of an If may use the same names, so that those of a branch must be made new once inlined.
-    let mut names: HashMap<ValueId, ValueId> = HashMap::new();
-    let own = branch.nodes.iter().flat_map(|n| n.outputs.iter().flatten()).chain(branch.initializers.keys());
-    for id in own {
-        let mut name = ValueId::new(format!("{}/{id}", node.label()));
-        while !taken.insert(name.clone()) {
-            name = ValueId::new(format!("{name}'"));
-        }
-        names.insert(id.clone(), name);
-    }
-    for (id, tensor) in &branch.initializers {
-        graph.initializers.insert(names[id].clone(), tensor.clone());
-    }
-    let mut body = branch.nodes.clone();
-    rename(&mut body, &names);
-    nodes.extend(body);
-    for (inner, outer) in branch.outputs.iter().zip(&node.outputs) {
-        if let Some(outer) = outer {
-            let inner = names.get(&inner.id).unwrap_or(&inner.id);
-            nodes.push(Node::new("Identity", &[inner], &[outer]));
-        }
-    }
-}
-
-fn rename(nodes: &mut [Node], names: &HashMap<ValueId, ValueId>) {
-    let new = |id: &mut ValueId| {
-        if let Some(name) = names.get(id) {
-            *id = name.clone();
-        }
-    };
-    for node in nodes {
-        node.inputs.iter_mut().chain(&mut node.outputs).flatten().for_each(new);
-        for graph in node.subgraphs_mut() {
-            // A subgraph's own names win over those around it.
-            let mut inner = names.clone();
-            let own = graph.inputs.iter().map(|i| &i.id).chain(graph.initializers.keys());
-            own.chain(graph.nodes.iter().flat_map(|n| n.outputs.iter().flatten())).for_each(|id| {
-                inner.remove(id);
-            });
-            rename(&mut graph.nodes, &inner);
-            for output in &mut graph.outputs {
-                if let Some(name) = inner.get(&output.id) {
-                    output.id = name.clone();
-                }
+        let Some(branch) = branch else {
+            nodes.push(node);
+            continue;
+        };
+        graph.initializers.extend(branch.initializers.clone());
+        nodes.extend(branch.nodes.iter().cloned());
+        for (inner, outer) in branch.outputs.iter().zip(&node.outputs) {
+            if let Some(outer) = outer {
+                nodes.push(Node::new("Identity", &[&inner.id], &[outer]));
             }
         }
     }
+    graph.nodes = nodes;
 }
 
 /// Turns `auto_pad` (and `output_shape` of transposed convolutions) into explicit `pads`.

@@ -49,6 +49,11 @@ impl Statics {
             shape_inputs(node).iter().any(|&i| node.input(i).is_some_and(|r| self.live.contains(r)));
         let varying =
             !asks_shape && (varying_input || shape_from_data || (live && shape_depends_on_values(node)));
+        // Each body of an `If` sees the values around it as they are. What loops compute changes with the iteration, and
+        // probes keep no values of it.
+        for branch in node.subgraphs().filter(|_| node.is("If")) {
+            branch.nodes.iter().for_each(|inner| self.visit(inner));
+        }
         for output in node.outputs.iter().flatten() {
             if live {
                 self.live.insert(output.clone());

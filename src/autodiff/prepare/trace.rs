@@ -31,7 +31,7 @@ pub fn trace(
     to: usize,
 ) -> Result<Graph, String> {
     let mut taken = HashSet::new();
-    super::upgrade::collect_names(graph, &mut taken);
+    super::names::collect_names(graph, &mut taken);
     let carries = axes.iter().map(|(id, &axis)| (id.clone(), Carries::Rows(axis))).collect();
     let mut out = graph.clone();
     out.nodes.clear();

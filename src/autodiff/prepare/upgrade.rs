@@ -1,7 +1,9 @@
-//! Upgrading: functions inlined, constants hoisted, operators in the forms of opset 18 and later.
+//! Upgrading: functions inlined, constants hoisted out of nodes and subgraphs, operators in the forms of opset 18 and
+//! later.
 //!
 //! Look at [`upgrade`]; what is done to an operator stands in [`super::forms`].
 
+use super::names::{collect_names, hoist, make_unique, rename_reads};
 use super::{forms, functions};
 use crate::error::{Error, Result};
 use crate::onnx::infer::{Operand, infer};
@@ -16,7 +18,8 @@ const MAX_DEPTH: usize = 64;
 const MAX_NODES: usize = 1_000_000;
 
 /// The same model in the forms of opset 18 or, where it is newer, of its own opset: without functions, without
-/// `Constant` nodes, and without initializers among its inputs.
+/// `Constant` nodes, and without initializers among its inputs or inside subgraphs. Every value has a name of its own,
+/// inside subgraphs too.
 ///
 /// Constants keep their [`crate::onnx::SiteId`] and take the name of their node's output.
 ///
@@ -32,8 +35,11 @@ pub fn upgrade(model: &Model) -> Result<Model> {
     }
     opsets.insert(String::new(), opset);
     opsets.retain(|domain, _| !model.functions.iter().any(|f| f.domain == *domain) || is_standard(domain));
-    let mut upgrade = Upgrade::new(model);
-    let graph = upgrade.graph(&model.graph, model.opset())?;
+    let mut named = model.graph.clone();
+    make_unique(&mut named);
+    let mut upgrade = Upgrade::new(model, &named);
+    let mut graph = upgrade.graph(&named, model.opset())?;
+    hoist(&mut graph);
     let ir_version = if opset >= 21 { 10 } else { 8 };
     Ok(Model { graph, ir_version, opsets, functions: vec![], producer: model.producer.clone() })
 }
@@ -57,10 +63,10 @@ pub(super) struct Upgrade<'a> {
 }
 
 impl<'a> Upgrade<'a> {
-    fn new(model: &'a Model) -> Self {
+    fn new(model: &'a Model, named: &Graph) -> Self {
         let key = |f: &'a Function| ((f.domain.as_str(), f.name.as_str()), f);
         let mut taken = HashSet::new();
-        collect_names(&model.graph, &mut taken);
+        collect_names(named, &mut taken);
         Self {
             functions: model.functions.iter().map(key).collect(),
             taken,
@@ -223,28 +229,4 @@ impl<'a> Upgrade<'a> {
 fn guess(info: &ValueInfo) -> Option<Fact> {
     let size = |dim: &Dim| if let Dim::Known(n) = dim { *n } else { 1 };
     Some(Fact { dtype: info.dtype?, shape: info.shape.as_ref()?.iter().map(size).collect() })
-}
-
-pub(super) fn collect_names(graph: &Graph, names: &mut HashSet<ValueId>) {
-    names.extend(graph.inputs.iter().chain(&graph.outputs).map(|i| i.id.clone()));
-    names.extend(graph.initializers.keys().cloned());
-    for node in &graph.nodes {
-        names.extend(node.inputs.iter().chain(&node.outputs).flatten().cloned());
-        node.subgraphs().for_each(|g| collect_names(g, names));
-    }
-}
-
-/// Makes nodes, and the graphs in them, read `to` instead of `from`.
-pub(super) fn rename_reads(nodes: &mut [Node], from: &ValueId, to: &ValueId) {
-    for node in nodes {
-        for input in node.inputs.iter_mut().flatten().filter(|i| *i == from) {
-            *input = to.clone();
-        }
-        for graph in node.subgraphs_mut() {
-            rename_reads(&mut graph.nodes, from, to);
-            for output in graph.outputs.iter_mut().filter(|o| o.id == *from) {
-                output.id = to.clone();
-            }
-        }
-    }
 }

@@ -27,6 +27,7 @@ mod window;
 use crate::error::{Error, Result};
 use crate::onnx::infer::normalise_axis;
 use crate::onnx::{Builder, Node, Tensor, ValueId};
+use std::collections::HashSet;
 
 /// What a rule sees.
 pub struct Context<'a> {
@@ -36,6 +37,10 @@ pub struct Context<'a> {
     pub cotangents: &'a [Option<ValueId>],
     /// Whether anybody needs the cotangent of each input.
     pub wanted: &'a [bool],
+    /// The values whose cotangents somebody needs.
+    pub active: &'a HashSet<ValueId>,
+    /// What a rule gives besides: cotangents of values that the node's subgraphs take from outside.
+    pub captured: Vec<(ValueId, ValueId)>,
 }
 
 impl Context<'_> {

@@ -6,6 +6,7 @@
 //! Look at [`Walk`] first. What an operator does to channels stands in [`layers`], [`pointwise`] and [`shapes`].
 
 mod collect;
+mod control;
 mod labels;
 mod layers;
 mod pointwise;
@@ -16,7 +17,7 @@ mod tests;
 
 use super::{MatrixView, ParamGraph, Role};
 use crate::error::Result;
-use crate::onnx::{Facts, Graph, Model, Node, Tensor, ValueId, node_reads, outer_reads};
+use crate::onnx::{DType, Facts, Graph, Model, Node, Tensor, ValueId, node_reads, outer_reads};
 use labels::{Atom, Atoms, Labels};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::rc::Rc;
@@ -168,7 +169,8 @@ impl<'a> Walk<'a> {
         let known = layers::visit(self, node)
             || recurrent::visit(self, node)
             || pointwise::visit(self, node)
-            || shapes::visit(self, node);
+            || shapes::visit(self, node)
+            || control::visit(self, node);
         if !known {
             self.note_unknown(node);
         }
@@ -383,9 +385,10 @@ impl<'a> Walk<'a> {
     fn is_real(&self, name: &ValueId) -> bool {
         self.graph.initializers.get(name).is_some_and(|t| t.dtype().is_float() && !t.is_empty())
     }
-    /// Something with numbers in it: weights, quantised or not.
+    /// Something with numbers in it: weights, quantised or not; neither bounds nor axes of what cuts them up.
     fn is_readable(&self, name: &ValueId) -> bool {
-        self.graph.initializers.get(name).is_some_and(|t| !t.is_empty())
+        let whole = |t: &Tensor| matches!(t.dtype(), DType::I64 | DType::I32 | DType::Bool);
+        self.graph.initializers.get(name).is_some_and(|t| !t.is_empty() && !whole(t))
     }
 
     /// An operator without a rule: what numbers it has are weights of a kind of their own.
