@@ -151,6 +151,7 @@ pub fn executor_options(config: &TrainConfig) -> ExecutorOptions {
         threads: config.threads,
         ort_lib: config.ort_lib.clone(),
         allow_software_gpu: config.allow_software_gpu,
+        profile: None,
     }
 }
 

@@ -107,6 +107,7 @@ fn probed(model: &Model, config: &TrainConfig) -> Result<(Model, Facts)> {
         threads: config.threads,
         ort_lib: config.ort_lib.clone(),
         allow_software_gpu: config.allow_software_gpu,
+        profile: None,
     };
     let executor = runtime::open(config.executor, &options)?;
     let mut first_error = None;

@@ -7,7 +7,7 @@ use super::terminal::{Paint, Watcher, message, table};
 use crate::data::{DataOptions, parse_number, parse_numbers};
 use crate::error::{Error, Result};
 use crate::report::{Outcome, Report};
-use crate::runtime;
+use crate::runtime::{self, Profile};
 use crate::train::{DataSets, ExecutorChoice, MergeRequest, Method, Optimizer, Preset, Schedule, Task};
 use std::path::{Path, PathBuf};
 
@@ -183,6 +183,9 @@ struct Results {
     /// Show warnings, errors and results only
     #[arg(short, long)]
     quiet: bool,
+    /// Print where the time goes by part and device, and write it to FILE for chrome://tracing
+    #[arg(long, value_name = "FILE.json")]
+    profile: Option<PathBuf>,
 }
 
 /// What a run is, besides its configuration.
@@ -190,6 +193,7 @@ struct Manner {
     json: bool,
     resume: bool,
     quiet: bool,
+    profile: Option<PathBuf>,
 }
 
 pub fn run(args: Args) -> Result<u8> {
@@ -301,7 +305,8 @@ impl Transfer {
 
 impl Results {
     fn manner(&self) -> Manner {
-        Manner { json: self.json, resume: self.resume, quiet: self.quiet }
+        let Results { json, resume, quiet, ref profile, .. } = *self;
+        Manner { json, resume, quiet, profile: profile.clone() }
     }
 }
 
@@ -371,7 +376,9 @@ fn train(config: &Config, manner: &Manner, watcher: &mut Watcher) -> Result<Repo
             test: part(&data.test)?,
         })
     };
-    let options = executor_options(&config.train);
+    let profile = manner.profile.as_ref().map(|path| (Profile::default(), path));
+    let mut options = executor_options(&config.train);
+    options.profile = profile.as_ref().map(|(profile, _)| profile.clone());
     let model_executor = runtime::open(config.train.executor, &options)?;
     let adapter_executor = match config.train.adapter_executor {
         Some(choice) if choice != config.train.executor => runtime::open(choice, &options)?,
@@ -388,7 +395,11 @@ fn train(config: &Config, manner: &Manner, watcher: &mut Watcher) -> Result<Repo
         model_executor,
         adapter_executor,
     };
-    crate::train::merge(request, watcher)
+    let report = crate::train::merge(request, watcher)?;
+    if let Some((profile, path)) = profile {
+        super::profile::write(&profile, path)?;
+    }
+    Ok(report)
 }
 
 /// An output that can't be written is found out before the work, not after it.

@@ -12,6 +12,7 @@ mod eval;
 mod inspect;
 mod merge;
 mod ops;
+mod profile;
 mod signals;
 mod terminal;
 

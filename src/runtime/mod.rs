@@ -8,7 +8,10 @@ pub mod discover;
 mod guard;
 #[cfg(feature = "ort")]
 mod ort;
+mod profile;
 mod select;
+#[cfg(feature = "wgpu")]
+mod split;
 mod step;
 #[cfg(feature = "tract")]
 mod tract;
@@ -22,7 +25,10 @@ pub use tract::TractExecutor;
 #[cfg(feature = "wgpu")]
 pub use wgpu::WgpuExecutor;
 
+pub use profile::{Line as ProfileLine, Profile};
 pub use select::{Diagnosis, ExecutorChoice, ExecutorOptions, Gpu, Health, diagnose, open, pick};
+#[cfg(feature = "wgpu")]
+pub use split::SplitExecutor;
 pub use step::{Feed, Fetch, Outputs, Runner, Snapshot, State, StateId, StepProgram};
 
 use crate::error::Result;
@@ -54,6 +60,15 @@ pub trait Executor: Send + Sync {
     fn compile(&self, model: &Model, facts: &Facts) -> Result<Box<dyn Compiled>>;
     /// Moves a tensor to the device.
     fn upload(&self, tensor: &Tensor) -> Result<Value>;
+    /// Whether a value is where this executor reads it without moving it.
+    fn holds(&self, value: &Value) -> bool;
+    /// Waits until everything that was begun is done.
+    ///
+    /// # Errors
+    /// When something of it failed.
+    fn finish(&self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// A compiled graph.

@@ -149,6 +149,9 @@ impl Executor for OrtExecutor {
     fn upload(&self, tensor: &Tensor) -> Result<Value> {
         Ok(Value::new(upload(tensor)?))
     }
+    fn holds(&self, value: &Value) -> bool {
+        value.downcast::<OrtValue>().is_some()
+    }
 }
 
 /// Leaves every output once, as ONNX Runtime demands; for each of the former outputs the place of its value.

@@ -4,6 +4,7 @@
 
 use super::Executor;
 use super::discover::{self, Candidate};
+use super::profile::{Profile, Profiled};
 use crate::error::{Error, Result};
 use crate::onnx::Model;
 use serde::{Deserialize, Serialize};
@@ -31,6 +32,8 @@ pub struct ExecutorOptions {
     pub ort_lib: Option<PathBuf>,
     /// Accept a GPU that is emulated on the CPU: for tests, it is slow.
     pub allow_software_gpu: bool,
+    /// Write down where the time of every run goes.
+    pub profile: Option<Profile>,
 }
 
 impl ExecutorOptions {
@@ -47,14 +50,21 @@ impl ExecutorOptions {
 /// # Errors
 /// [`Error::Executor`] (exit code 5) where the one demanded isn't there, with what to do about it.
 pub fn open(choice: ExecutorChoice, options: &ExecutorOptions) -> Result<Arc<dyn Executor>> {
-    match choice {
+    let opened = match choice {
         ExecutorChoice::Ort => open_ort(options),
         ExecutorChoice::Tract => open_tract(options),
         ExecutorChoice::Wgpu => open_wgpu(options),
         // A library asked for by name is a demand, even where another executor would do.
         ExecutorChoice::Auto if options.ort_lib.is_some() => open_ort(options),
         ExecutorChoice::Auto => open_ort(options).or_else(|missing| open_tract(options).map_err(|_| missing)),
-    }
+    };
+    Ok(match &options.profile {
+        // The GPU tells its parts from those on the CPU by itself.
+        Some(profile) if choice != ExecutorChoice::Wgpu => {
+            Arc::new(Profiled { inner: opened?, profile: profile.clone() })
+        }
+        _ => opened?,
+    })
 }
 
 /// The executor for all of `models`: as [`open`], and for [`ExecutorChoice::Auto`] one that covers their operators.
@@ -192,12 +202,12 @@ fn open_tract(_: &ExecutorOptions) -> Result<Arc<dyn Executor>> {
 
 #[cfg(feature = "wgpu")]
 fn open_wgpu(options: &ExecutorOptions) -> Result<Arc<dyn Executor>> {
-    Ok(Arc::new(super::WgpuExecutor::open(options.allow_software_gpu)?))
-}
-#[cfg(not(feature = "wgpu"))]
-#[cfg(feature = "wgpu")]
-fn open_wgpu(options: &ExecutorOptions) -> Result<Arc<dyn Executor>> {
-    Ok(Arc::new(super::WgpuExecutor::open(options.allow_software_gpu)?))
+    let gpu = Arc::new(super::WgpuExecutor::open(options.allow_software_gpu)?);
+    // What has no kernel runs on the CPU; a build without a CPU executor refuses it.
+    match open_ort(options).or_else(|_| open_tract(options)) {
+        Ok(cpu) => Ok(Arc::new(super::SplitExecutor::new(gpu, cpu, options.profile.clone()))),
+        Err(_) => Ok(gpu),
+    }
 }
 
 #[cfg(not(feature = "wgpu"))]

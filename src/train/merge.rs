@@ -66,7 +66,6 @@ pub fn merge(request: MergeRequest, observer: &mut dyn Observer) -> Result<Repor
     let read = begun.elapsed();
 
     observer.event(&Event::Phase("planning"));
-    let executors = executors_used(&request);
     let Data { train, val, test } = request.data.borrow();
     let declared: Vec<_> = target.file.model.graph.required_inputs().cloned().collect();
     let examples = Examples::new(train, val, test, &declared, config.seed)?;
@@ -132,6 +131,8 @@ pub fn merge(request: MergeRequest, observer: &mut dyn Observer) -> Result<Repor
     }
     let worth = source_worth(&arms, &session.metric);
     let changed = describe_changes(&session, &changed);
+    // Only now do executors know what of their programs ran elsewhere.
+    let executors = executors_used(&request);
     Ok(Report {
         schema: report::SCHEMA,
         outcome: match (interrupted, improved) {

@@ -65,6 +65,7 @@ pub fn forward(
     outputs: &[ValueId],
 ) -> Result<(Model, Facts)> {
     let mut model = model.clone();
+    model.graph.name = "forward".to_owned();
     free_weights(&mut model.graph, facts, weights)?;
     let mut facts = facts.clone();
     for info in &model.graph.inputs {
@@ -96,6 +97,7 @@ pub fn build(
 ) -> Result<ModelStep> {
     let mut model = model.clone();
     let mut graph = std::mem::take(&mut model.graph);
+    graph.name = "model step".to_owned();
     let own = graph.required_inputs().count();
     let constants = graph.initializers.clone();
     free_weights(&mut graph, facts, weights)?;

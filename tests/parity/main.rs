@@ -6,6 +6,8 @@
 mod adapter;
 mod executors;
 #[cfg(all(feature = "wgpu", feature = "tract"))]
+mod split;
+#[cfg(all(feature = "wgpu", feature = "tract"))]
 mod steps;
 mod training;
 #[cfg(all(feature = "wgpu", feature = "tract"))]

@@ -87,6 +87,9 @@ impl Executor for TractExecutor {
     fn upload(&self, tensor: &Tensor) -> Result<Value> {
         Ok(Value::new(TractValue(to_tract(tensor)?)))
     }
+    fn holds(&self, value: &Value) -> bool {
+        value.downcast::<TractValue>().is_some()
+    }
 }
 
 impl TractExecutor {

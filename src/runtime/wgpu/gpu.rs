@@ -180,6 +180,12 @@ impl Gpu {
             Some(what) => Err(fail(what)),
         }
     }
+    /// Waits for a submission, or for everything submitted so far.
+    pub fn wait(&self, submission_index: Option<wgpu::SubmissionIndex>) -> Result<()> {
+        let wait = wgpu::PollType::Wait { submission_index, timeout: None };
+        self.device.poll(wait).map_err(fail)?;
+        self.check()
+    }
     /// A buffer for `words` elements, perhaps one that was used before; its contents are undefined.
     pub fn buffer(self: &Arc<Self>, words: usize) -> Result<Arc<Memory>> {
         let size = buffer_size(words);

@@ -14,11 +14,12 @@ mod value;
 mod view;
 
 pub use gpu::{AdapterReport, adapters};
+pub use lower::Survey;
 pub use program::KernelTime;
 
 use super::{Compiled, Executor, Value};
 use crate::error::Result;
-use crate::onnx::{Facts, Model, Tensor};
+use crate::onnx::{DType, Facts, Model, Node, Tensor};
 use gpu::Gpu;
 use std::sync::Arc;
 
@@ -34,6 +35,18 @@ impl WgpuExecutor {
     /// [`crate::Error::Executor`], with a hint, when there is none or it can't be opened.
     pub fn open(allow_software: bool) -> Result<Self> {
         Ok(Self { gpu: Gpu::open(allow_software)? })
+    }
+    /// Whether there is a kernel for a node's operator, whatever it is applied to.
+    pub fn covers(node: &Node) -> bool {
+        lower::rule(node).is_some()
+    }
+    /// Whether tensors of this element type can be on the device.
+    pub fn takes(dtype: DType) -> bool {
+        plan::Elem::of(dtype).is_ok()
+    }
+    /// Which nodes of `model` can run here, and why the others can't.
+    pub fn survey(&self, model: &Model, facts: &Facts) -> Survey {
+        lower::survey(model, facts, self.gpu.max_bytes())
     }
     /// How many different kernels were compiled so far.
     pub fn kernels(&self) -> usize {
@@ -70,7 +83,7 @@ impl Executor for WgpuExecutor {
         format!("{} ({}, {})", report.name, report.kind, report.backend)
     }
     fn misses(&self, model: &Model) -> Vec<String> {
-        let missing = model.graph.nodes.iter().filter(|node| lower::rule(node).is_none());
+        let missing = model.graph.nodes.iter().filter(|node| !Self::covers(node));
         missing
             .map(|node| format!("node '{}': {} has no GPU kernel", node.label(), node.qualified_op()))
             .collect()
@@ -80,5 +93,11 @@ impl Executor for WgpuExecutor {
     }
     fn upload(&self, tensor: &Tensor) -> Result<Value> {
         Ok(Value::new(value::WgpuValue::upload(&self.gpu, tensor)?))
+    }
+    fn holds(&self, value: &Value) -> bool {
+        value.downcast::<value::WgpuValue>().is_some_and(|v| Arc::ptr_eq(v.memory.gpu(), &self.gpu))
+    }
+    fn finish(&self) -> Result<()> {
+        self.gpu.wait(None)
     }
 }

@@ -256,11 +256,6 @@ impl Program {
     fn fresh(&self) -> Result<Vec<Arc<Memory>>> {
         self.fresh.iter().map(|&id| self.gpu.buffer(self.lens[id])).collect()
     }
-    fn wait(&self, submission_index: Option<wgpu::SubmissionIndex>) -> Result<()> {
-        let wait = wgpu::PollType::Wait { submission_index, timeout: None };
-        self.gpu.device.poll(wait).map_err(|e| Error::executor("wgpu", e))?;
-        self.gpu.check()
-    }
     /// Runs once with a wait after every dispatch, and says what each kernel file took, most expensive first.
     /// Each dispatch includes the cost of submitting it.
     ///
@@ -273,7 +268,7 @@ impl Program {
             let start = std::time::Instant::now();
             let commands = self.encode(std::slice::from_ref(step), &inputs, &fresh)?;
             let index = self.gpu.queue.submit([commands]);
-            self.wait(Some(index))?;
+            self.gpu.wait(Some(index))?;
             let seconds = start.elapsed().as_secs_f64();
             match times.iter_mut().find(|time| time.kernel == step.kernel) {
                 Some(time) => {
@@ -298,7 +293,7 @@ impl Compiled for Program {
         }
         if self.submitted.len() > IN_FLIGHT {
             let oldest = self.submitted.pop_front();
-            self.wait(oldest)?;
+            self.gpu.wait(oldest)?;
         }
         self.gpu.check()?;
         let value = |(id, fact): &(StorageId, Fact)| {

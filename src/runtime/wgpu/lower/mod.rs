@@ -62,30 +62,58 @@ pub fn rule(node: &Node) -> Option<Lower> {
 /// [`Error::Executor`] naming the node whose operator, element type or size isn't supported.
 pub fn lower(model: &Model, facts: &Facts, max_bytes: u64) -> crate::Result<Plan> {
     let graph = &model.graph;
-    let mut lowering = Lowering {
-        plan: Plan::default(),
-        values: HashMap::new(),
-        constants: graph.initializers.iter().map(|(id, t)| (id.clone(), t.clone())).collect(),
-        scalars: HashMap::new(),
-        tables: HashMap::new(),
-        facts: facts.clone(),
-        max_bytes,
-    };
+    let mut lowering = Lowering::new(model, facts, max_bytes);
     let fail = |what: String| Error::executor("wgpu", what);
     for input in graph.required_inputs() {
         lowering.input(&input.id, input.fact()).map_err(|e| fail(format!("input '{}': {e}", input.id)))?;
     }
     for node in &graph.nodes {
-        let done = match rule(node) {
-            Some(lower) => lowering.infer(node).and_then(|()| lower(&mut lowering, node)),
-            None => Err("has no kernel".to_owned()),
-        };
-        done.map_err(|e| fail(format!("node '{}' ({}): {e}", node.label(), node.qualified_op())))?;
+        lowering
+            .node(node)
+            .map_err(|e| fail(format!("node '{}' ({}): {e}", node.label(), node.qualified_op())))?;
     }
     for output in &graph.outputs {
         lowering.output(&output.id).map_err(|e| fail(format!("output '{}': {e}", output.id)))?;
     }
     Ok(lowering.plan)
+}
+
+/// Which nodes of a graph can run here.
+pub struct Survey {
+    /// By node: why it can't; `None` where it can.
+    pub refusals: Vec<Option<String>>,
+    /// What is known of values, completed.
+    pub facts: Facts,
+    /// Whether the shape of an input, or of what some node makes, can't be told before running.
+    pub shapes_unknown: bool,
+}
+
+/// Lowers what can be lowered, as if the rest came from outside.
+pub fn survey(model: &Model, facts: &Facts, max_bytes: u64) -> Survey {
+    let mut lowering = Lowering::new(model, facts, max_bytes);
+    let mut unknown = false;
+    for input in model.graph.required_inputs() {
+        // One that isn't of our types is simply not here.
+        let taken = lowering.input(&input.id, input.fact());
+        if let (Err(_), Some(fact)) = (taken, input.fact()) {
+            lowering.facts.entry(input.id.clone()).or_insert(fact);
+        }
+        unknown |= !lowering.facts.contains_key(&input.id);
+    }
+    let mut refusals = vec![];
+    for node in &model.graph.nodes {
+        let refusal = lowering.node(node).err();
+        for output in node.outputs.iter().flatten() {
+            unknown |= !lowering.facts.contains_key(output);
+            if refusal.is_some() {
+                lowering.constants.remove(output);
+                // Fails where the type isn't ours; then those who read it can't run here either.
+                let _ = lowering.input(output, None);
+            }
+        }
+        refusals.push(refusal);
+    }
+    Survey { refusals, facts: lowering.facts, shapes_unknown: unknown }
 }
 
 /// A graph on its way to a plan.
@@ -103,6 +131,23 @@ pub struct Lowering {
 
 /// The graph's side: values by name.
 impl Lowering {
+    fn new(model: &Model, facts: &Facts, max_bytes: u64) -> Self {
+        let constants = model.graph.initializers.iter();
+        Lowering {
+            plan: Plan::default(),
+            values: HashMap::new(),
+            constants: constants.map(|(id, t)| (id.clone(), t.clone())).collect(),
+            scalars: HashMap::new(),
+            tables: HashMap::new(),
+            facts: facts.clone(),
+            max_bytes,
+        }
+    }
+    fn node(&mut self, node: &Node) -> Outcome {
+        let lower = rule(node).ok_or("has no kernel")?;
+        self.infer(node)?;
+        lower(self, node)
+    }
     fn input(&mut self, id: &ValueId, declared: Option<Fact>) -> Outcome {
         let fact = self.facts.get(id).cloned().or(declared).ok_or("its shape isn't known before running")?;
         let elem = Elem::of(fact.dtype)?;
@@ -155,7 +200,7 @@ impl Lowering {
         if let Some(operand) = self.values.get(id) {
             return Ok(operand.clone());
         }
-        let tensor = self.constants.get(id).cloned().ok_or_else(|| format!("value '{id}' is undefined"))?;
+        let tensor = self.constants.get(id).cloned().ok_or_else(|| format!("'{id}' isn't on the GPU"))?;
         let operand = self.constant(&tensor)?;
         self.values.insert(id.clone(), operand.clone());
         Ok(operand)
