@@ -1,6 +1,6 @@
 // Matrix product, for matrices too small or too thin to fill tiles: one invocation an element of C.
 //
-//   C[b] = A[b] · B[b]      A: m × k, B: k × n, C: m × n row-major; b < batch
+//   C[s, b] = A[b] · B[b]      A: m × k, B: k × n, C: m × n row-major; b < batch; s the part of k that is summed
 //
 // Words as in matmul_tiled.wgsl.
 
@@ -14,17 +14,20 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let i = i32((group.y * groups.x + group.x) * 64u + lane);
     let m = param(0);
     let n = param(2);
-    let batch = i / (m * n);
-    if (batch >= param(3)) { return; }
+    let block = i / (m * n);
+    let batch = block % param(3);
+    let part = block / param(3);
+    if (part >= param(11)) { return; }
     let row = i / n % m;
     let col = i % n;
     let rank = param(10);
-    var at_a = param(4) + address(batch, rank, 11, 11 + rank) + row * param(5);
-    var at_b = param(7) + address(batch, rank, 11, 11 + 2 * rank) + col * param(9);
     let step_a = param(6);
     let step_b = param(8);
+    let first = part * param(12);
+    var at_a = param(4) + address(batch, rank, 13, 13 + rank) + row * param(5) + first * step_a;
+    var at_b = param(7) + address(batch, rank, 13, 13 + 2 * rank) + col * param(9) + first * step_b;
     var sum = 0.0;
-    for (var j = param(1); j > 0; j--) {
+    for (var j = min(param(12), param(1) - first); j > 0; j--) {
         sum = fma(a[at_a], b[at_b], sum);
         at_a += step_a;
         at_b += step_b;

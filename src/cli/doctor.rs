@@ -3,7 +3,7 @@
 use super::args::{ExecutorArgs, executor_options};
 use super::terminal::Paint;
 use crate::error::Result;
-use crate::runtime::{Health, diagnose};
+use crate::runtime::{ExecutorChoice, ExecutorOptions, Gpu, Health, bench, diagnose, open};
 use crate::train::TrainConfig;
 use serde_json::json;
 use std::fmt::Write;
@@ -16,6 +16,9 @@ use std::fmt::Write;
 pub struct Args {
     #[command(flatten)]
     executor: ExecutorArgs,
+    /// Multiply matrices for a second on each executor
+    #[arg(long)]
+    bench: bool,
     /// Write the result as one JSON object
     #[arg(long)]
     json: bool,
@@ -24,7 +27,9 @@ pub struct Args {
 pub fn run(args: Args) -> Result<u8> {
     let mut config = TrainConfig::default();
     args.executor.apply(&mut config);
-    let diagnosis = diagnose(&executor_options(&config));
+    let options = executor_options(&config);
+    let diagnosis = diagnose(&options);
+    let speeds = if args.bench { benchmarks(&options) } else { vec![] };
     if args.json {
         let libraries: Vec<_> = diagnosis
             .libraries
@@ -43,6 +48,8 @@ pub fn run(args: Args) -> Result<u8> {
             "threads": std::thread::available_parallelism().map_or(1, usize::from),
             "executors": diagnosis.executors,
             "libraries": libraries,
+            "gpus": diagnosis.gpus,
+            "gigaflops": speeds.iter().cloned().collect::<serde_json::Map<_, _>>(),
         });
         super::print_json(&value)?;
         return Ok(0);
@@ -62,8 +69,45 @@ pub fn run(args: Args) -> Result<u8> {
         let problem = library.problem.as_ref().map_or(String::new(), |p| format!(" – {p}"));
         let _ = writeln!(text, "  {version}  {} ({}){problem}", library.path.display(), library.origin);
     }
+    if !diagnosis.gpus.is_empty() {
+        text += "\nGPUs found:\n";
+    }
+    diagnosis.gpus.iter().for_each(|gpu| describe_gpu(&mut text, gpu));
+    if !speeds.is_empty() {
+        text += "\nProducts of 512 × 512 matrices:\n";
+    }
+    for (executor, speed) in &speeds {
+        let speed = speed.as_f64().map_or("failed".into(), |s| format!("{s:.1} GFLOP/s"));
+        let _ = writeln!(text, "  {executor:<6} {speed}");
+    }
     super::print(&text)?;
     Ok(0)
+}
+
+/// Executors that can be opened, with billions of floating-point operations a second; null where the benchmark fails.
+fn benchmarks(options: &ExecutorOptions) -> Vec<(String, serde_json::Value)> {
+    let choices = [ExecutorChoice::Ort, ExecutorChoice::Tract, ExecutorChoice::Wgpu];
+    let opened = choices.iter().filter_map(|&choice| open(choice, options).ok());
+    opened
+        .map(|e| {
+            let speed = bench::gigaflops(&*e, 1.0).ok().map(|s| (s * 10.0).round() / 10.0);
+            (e.name().to_owned(), json!(speed))
+        })
+        .collect()
+}
+
+fn describe_gpu(text: &mut String, gpu: &Gpu) {
+    let _ = writeln!(text, "  {} ({}, {}; {})", gpu.name, gpu.kind, gpu.backend, gpu.driver);
+    let _ = writeln!(
+        text,
+        "      tensors up to {} MiB, workgroup memory {} KiB, {} workgroups a dimension",
+        gpu.max_tensor >> 20,
+        gpu.workgroup_memory >> 10,
+        gpu.max_groups
+    );
+    if !gpu.features.is_empty() {
+        let _ = writeln!(text, "      {}", gpu.features.join(", "));
+    }
 }
 
 fn describe(text: &mut String, paint: Paint, health: &Health) {

@@ -4,6 +4,7 @@
 //! [`Compiled`] program; values go in and come out as [`Value`]s, which stay on the executor's device
 //! until somebody asks for them on the host.
 
+pub mod bench;
 pub mod discover;
 mod guard;
 #[cfg(feature = "ort")]

@@ -135,6 +135,12 @@ pub struct Gpu {
     /// `"vulkan"`, `"metal"`, `"dx12"`.
     pub backend: String,
     pub driver: String,
+    /// Bytes of a tensor at most.
+    pub max_tensor: u64,
+    /// Bytes of memory that the invocations of a workgroup share.
+    pub workgroup_memory: u32,
+    /// Workgroups along one dimension of a dispatch.
+    pub max_groups: u32,
     pub features: Vec<&'static str>,
 }
 
@@ -146,6 +152,9 @@ fn gpus() -> Vec<Gpu> {
         kind: a.kind,
         backend: a.backend,
         driver: a.driver,
+        max_tensor: a.max_binding,
+        workgroup_memory: a.workgroup_memory,
+        max_groups: a.max_groups,
         features: a.features,
     })
     .collect()

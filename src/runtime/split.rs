@@ -7,7 +7,7 @@ use super::profile::{Profile, TO_CPU, TO_GPU, part_of, size_of, watched};
 use super::wgpu::{Survey, WgpuExecutor};
 use super::{Compiled, Executor, Value};
 use crate::error::{Error, Result};
-use crate::onnx::{Facts, Graph, Model, Node, Tensor, ValueId, ValueInfo, node_reads};
+use crate::onnx::{Facts, Graph, Model, Node, Tensor, ValueId, ValueInfo, WORKING_OPSET, node_reads};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -59,8 +59,12 @@ impl Executor for SplitExecutor {
     }
     fn compile(&self, model: &Model, facts: &Facts) -> Result<Box<dyn Compiled>> {
         let survey = self.gpu.survey(model, facts);
-        if survey.shapes_unknown {
-            // Preparation runs graphs to learn their shapes.
+        if survey.unprepared {
+            // Preparation runs graphs as they come, to learn their shapes.
+            if model.opset() < WORKING_OPSET {
+                let mut elsewhere = self.elsewhere.lock().unwrap_or_else(PoisonError::into_inner);
+                elsewhere.entry("graphs of older opsets".into()).or_insert_with(|| "not prepared".into());
+            }
             return self.whole(self.cpu.clone(), model, facts);
         }
         if survey.refusals.iter().all(Option::is_none) {

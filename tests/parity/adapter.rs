@@ -137,6 +137,26 @@ fn the_adapter_step_gives_the_same_numbers_on_the_gpu() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn fifty_steps_of_the_adapter_stay_together() -> Result<()> {
+    let Some(gpu) = &*GPU else { return Ok(()) };
+    let tract = Arc::new(TractExecutor::new(2)?);
+    let (target, source) = (fixture("digits_mlp.onnx"), fixture("digits_cnn.onnx"));
+    let program = update(&target, &source, Preset::Structured, Optimizer::Sgd, &tract)?;
+    let (expected, _) = steps(tract, &program, 50)?;
+    let (got, _) = steps(gpu.clone(), &program, 50)?;
+    let mut worst: f64 = 0.0;
+    for (got, expected) in got.iter().zip(&expected) {
+        for (id, expected) in expected {
+            let apart = distance(&got[id], expected);
+            assert!(apart <= 1e-3, "{id}: {apart:e} apart");
+            worst = worst.max(apart);
+        }
+    }
+    println!("50 steps of the adapter: {worst:.1e} apart at most");
+    Ok(())
+}
+
 /// AdamW's first step is as long for a gradient of rounding errors as for any other, so there executors may
 /// differ by the learning rate. The moments agree everywhere, and parameters wherever the gradient is more than
 /// that.

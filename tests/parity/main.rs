@@ -6,6 +6,10 @@
 mod adapter;
 mod executors;
 #[cfg(all(feature = "wgpu", feature = "tract"))]
+mod limits;
+#[cfg(all(feature = "wgpu", feature = "tract"))]
+mod run;
+#[cfg(all(feature = "wgpu", feature = "tract"))]
 mod split;
 #[cfg(all(feature = "wgpu", feature = "tract"))]
 mod steps;

@@ -189,7 +189,13 @@ fn powers_of_negative_numbers() -> Result<()> {
 
 #[test]
 fn matrix_products_of_all_sizes_and_layouts() -> Result<()> {
-    let cases: [(&[usize], &[usize]); 11] = [
+    let cases: [(&[usize], &[usize]); 16] = [
+        // Vectors along k and along columns, long sums in parts, many large tiles.
+        (&[64, 36], &[36, 68]),
+        (&[40, 5000], &[5000, 36]),
+        (&[3, 2100], &[2100, 5]),
+        (&[16, 256, 24], &[16, 24, 260]),
+        (&[16, 255, 23], &[16, 23, 257]),
         (&[3, 4], &[4, 5]),
         (&[70, 33], &[33, 65]),
         (&[64, 64], &[64, 64]),
@@ -203,11 +209,17 @@ fn matrix_products_of_all_sizes_and_layouts() -> Result<()> {
         (&[6, 4], &[2, 3, 4, 5]),
     ];
     for (a, b) in cases {
-        agree(&format!("{a:?}·{b:?}"), 2e-5, |c| {
+        let long = a.last().is_some_and(|&k| k > 1000);
+        agree(&format!("{a:?}·{b:?}"), if long { 1e-4 } else { 2e-5 }, |c| {
             let (x, y) = (c.noise(a), c.noise(b));
             vec![c.b.matmul(&x, &y)]
         })?;
     }
+    agree("transposed operands, by vectors", 2e-5, |c| {
+        let (x, y) = (c.noise(&[2, 40, 72]), c.noise(&[2, 52, 40]));
+        let (x, y) = (c.b.transpose_matrix(&x), c.b.transpose_matrix(&y));
+        vec![c.b.matmul(&x, &y)]
+    })?;
     agree("transposed operands", 2e-5, |c| {
         let (x, y) = (c.noise(&[2, 40, 70]), c.noise(&[2, 50, 40]));
         let (x, y) = (c.b.transpose_matrix(&x), c.b.transpose_matrix(&y));

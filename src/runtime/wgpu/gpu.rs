@@ -5,7 +5,11 @@
 
 use crate::error::{Error, Result};
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// How the error of a lost device begins.
+const LOST: &str = "the device was lost";
 
 /// Threads may panic elsewhere; what these locks guard stays valid.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -29,6 +33,8 @@ pub struct AdapterReport {
     pub max_binding: u64,
     /// Bytes of memory that the invocations of a workgroup share.
     pub workgroup_memory: u32,
+    /// Workgroups along one dimension of a dispatch.
+    pub max_groups: u32,
     /// Optional abilities of use here: `"f16"`, `"subgroups"`…
     pub features: Vec<&'static str>,
 }
@@ -53,6 +59,7 @@ impl AdapterReport {
             driver: format!("{} {}", info.driver, info.driver_info).trim().to_owned(),
             max_binding: limits.max_storage_buffer_binding_size,
             workgroup_memory: limits.max_compute_workgroup_storage_size,
+            max_groups: limits.max_compute_workgroups_per_dimension,
             features: known.iter().filter(|(f, _)| features.contains(*f)).map(|(_, name)| *name).collect(),
         }
     }
@@ -92,6 +99,9 @@ pub struct Gpu {
     pub uniform_alignment: usize,
     pipelines: Mutex<HashMap<String, wgpu::ComputePipeline>>,
     free: Mutex<HashMap<u64, Vec<wgpu::Buffer>>>,
+    /// Bytes of all tensors' buffers, waiting ones included, and what they may come to.
+    allocated: AtomicU64,
+    budget: AtomicU64,
     fault: Arc<Mutex<Option<String>>>,
 }
 
@@ -145,15 +155,12 @@ impl Gpu {
         let (on_error, on_lost) = (note(&fault), note(&fault));
         device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| {
             on_error(match e {
+                // Memory for tensors is asked for in a scope of its own; this is the driver's.
                 wgpu::Error::OutOfMemory { .. } => "out of GPU memory".to_owned(),
                 other => other.to_string(),
             })
         }));
-        device.set_device_lost_callback(move |reason, message| {
-            if reason != wgpu::DeviceLostReason::Destroyed {
-                on_lost(format!("the device was lost: {message}"));
-            }
-        });
+        device.set_device_lost_callback(move |_, message| on_lost(format!("{LOST}: {message}")));
         Ok(Arc::new(Self {
             device,
             queue,
@@ -163,6 +170,8 @@ impl Gpu {
             uniform_alignment: limits.min_uniform_buffer_offset_alignment.max(16) as usize,
             pipelines: Mutex::default(),
             free: Mutex::default(),
+            allocated: AtomicU64::new(0),
+            budget: AtomicU64::new(u64::MAX),
             fault,
         }))
     }
@@ -174,11 +183,19 @@ impl Gpu {
     pub fn check(&self) -> Result<()> {
         match &*lock(&self.fault) {
             None => Ok(()),
-            Some(what) if what.starts_with("out of") => Err(fail(what).hint(
-                "a smaller --batch or --rank needs less memory; --executor tract uses the machine's own",
-            )),
+            Some(what) if what.starts_with(LOST) => Err(fail(what)
+                .hint("--resume goes on from the last checkpoint, with --executor tract on the CPU")),
             Some(what) => Err(fail(what)),
         }
+    }
+    /// Lets all tensors together take no more than `bytes`.
+    pub fn limit_memory(&self, bytes: u64) {
+        self.budget.store(bytes, Ordering::Relaxed);
+    }
+    /// Gives the device up, as a driver does that hangs or is updated.
+    pub fn lose(&self) {
+        self.device.destroy();
+        lock(&self.fault).get_or_insert(format!("{LOST}: given up"));
     }
     /// Waits for a submission, or for everything submitted so far.
     pub fn wait(&self, submission_index: Option<wgpu::SubmissionIndex>) -> Result<()> {
@@ -190,7 +207,10 @@ impl Gpu {
     pub fn buffer(self: &Arc<Self>, words: usize) -> Result<Arc<Memory>> {
         let size = buffer_size(words);
         let again = lock(&self.free).get_mut(&size).and_then(Vec::pop);
-        let buffer = again.unwrap_or_else(|| self.new_buffer(size));
+        let buffer = match again {
+            Some(buffer) => buffer,
+            None => self.new_buffer(size)?,
+        };
         self.check()?;
         Ok(Arc::new(Memory { buffer, gpu: self.clone() }))
     }
@@ -203,15 +223,47 @@ impl Gpu {
         self.check()?;
         Ok(memory)
     }
-    fn new_buffer(&self, size: u64) -> wgpu::Buffer {
+    /// A new buffer. Where memory is short, those that wait for a second use are given back first.
+    fn new_buffer(&self, size: u64) -> Result<wgpu::Buffer> {
+        if let Some(buffer) = self.try_buffer(size) {
+            return Ok(buffer);
+        }
+        self.wait(None)?;
+        self.give_back();
+        self.wait(None)?;
+        self.try_buffer(size).ok_or_else(|| {
+            let (size, all) = (size >> 20, self.allocated.load(Ordering::Relaxed) >> 20);
+            fail(format!("out of GPU memory: {size} MiB more than the {all} MiB in use can't be had")).hint(
+                "a smaller --batch or --rank needs less memory; --executor tract uses the machine's own",
+            )
+        })
+    }
+    /// `None` when there is no memory left.
+    fn try_buffer(&self, size: u64) -> Option<wgpu::Buffer> {
         use wgpu::BufferUsages as U;
-        let usage = U::STORAGE | U::COPY_SRC | U::COPY_DST;
-        self.device.create_buffer(&wgpu::BufferDescriptor {
+        let before = self.allocated.fetch_add(size, Ordering::Relaxed);
+        if before.saturating_add(size) > self.budget.load(Ordering::Relaxed) {
+            self.allocated.fetch_sub(size, Ordering::Relaxed);
+            return None;
+        }
+        let scope = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
             label: None,
             size,
-            usage,
+            usage: U::STORAGE | U::COPY_SRC | U::COPY_DST,
             mapped_at_creation: false,
-        })
+        });
+        if pollster::block_on(scope.pop()).is_some() {
+            self.allocated.fetch_sub(size, Ordering::Relaxed);
+            return None;
+        }
+        Some(buffer)
+    }
+    /// Frees the buffers that wait to be used again.
+    fn give_back(&self) {
+        let free = std::mem::take(&mut *lock(&self.free));
+        let bytes: u64 = free.iter().map(|(size, buffers)| size * buffers.len() as u64).sum();
+        self.allocated.fetch_sub(bytes, Ordering::Relaxed);
     }
     /// The pipeline of a kernel text, compiled on first use.
     pub fn pipeline(&self, source: &str) -> Result<wgpu::ComputePipeline> {

@@ -84,6 +84,9 @@ mod tests {
         ("type", "f32"),
         ("map", "v * v"),
         ("combine", "a + b"),
+        ("quads", "2"),
+        ("load_a", "1"),
+        ("load_b", "2"),
         ("better", "v > best"),
         ("finish", "0.0"),
         (

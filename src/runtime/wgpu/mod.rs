@@ -56,6 +56,18 @@ impl WgpuExecutor {
     pub fn idle_bytes(&self) -> u64 {
         self.gpu.free_bytes()
     }
+    /// Bytes of a tensor at most.
+    pub fn max_tensor_bytes(&self) -> u64 {
+        self.gpu.max_bytes()
+    }
+    /// Lets all tensors on the device together take no more than `bytes`: more is refused as running out of memory.
+    pub fn limit_memory(&self, bytes: u64) {
+        self.gpu.limit_memory(bytes);
+    }
+    /// Gives the device up, as a driver does that hangs: everything fails from then on. For tests.
+    pub fn lose_device(&self) {
+        self.gpu.lose();
+    }
     fn program(&self, model: &Model, facts: &Facts) -> Result<program::Program> {
         let mut plan = lower::lower(model, facts, self.gpu.max_bytes())?;
         plan.prune();

@@ -1,14 +1,20 @@
 //! Matrix products. Transposes are only other strides; `Gemm`'s scaling and bias fuse with what follows.
 
-use super::{Elem, GROUP, Lowering, Node, Operand, Outcome, Row, Walk, expect_f32, kernel};
+use super::{Elem, GROUP, Lowering, Node, Operand, Outcome, Row, View, Walk, expect_f32, kernel, reduce};
 use crate::onnx::infer::broadcast;
 
 pub const TABLE: &[Row] = &[("Gemm", gemm), ("MatMul", matmul)];
 
 /// Rows and columns of C above which the tiled kernel is used; below, tiles would mostly be empty.
 const TILED_FROM: usize = 32;
-/// Width and height of the tiled kernel's tiles.
+/// Width and height of the tiled kernel's small tiles; large ones are twice as wide and high.
 const TILE: usize = 64;
+/// Large tiles that are needed to keep a GPU busy; with fewer, small ones share the work better.
+const MANY_TILES: usize = 64;
+/// Workgroups that keep a GPU busy; products with fewer are split along k where that is long.
+const BUSY: usize = 256;
+/// Length of a part of k at least.
+const PART: usize = 256;
 
 fn matmul(l: &mut Lowering, node: &Node) -> Outcome {
     let (a, b) = (l.arg(node, 0)?, l.arg(node, 1)?);
@@ -16,10 +22,7 @@ fn matmul(l: &mut Lowering, node: &Node) -> Outcome {
     let row = |o: Operand| match o.view.rank() {
         1 => {
             let n = o.view.shape[0];
-            Operand {
-                view: super::View { shape: vec![1, n], strides: vec![0, o.view.strides[0]], ..o.view },
-                ..o
-            }
+            Operand { view: View { shape: vec![1, n], strides: vec![0, o.view.strides[0]], ..o.view }, ..o }
         }
         _ => o,
     };
@@ -90,7 +93,6 @@ pub fn product(l: &mut Lowering, a: &Operand, b: &Operand) -> Outcome<Operand> {
         let c = product(l, &rows, b)?;
         return l.reshape(&c, &[&batch[..], &[m, n]].concat());
     }
-    let c = l.fresh(Elem::F32, &[&batch[..], &[m, n]].concat())?;
     let (va, vb) = (
         a.view.broadcast(&[&batch[..], &[m, k]].concat()),
         b.view.broadcast(&[&batch[..], &[k, n]].concat()),
@@ -98,15 +100,71 @@ pub fn product(l: &mut Lowering, a: &Operand, b: &Operand) -> Outcome<Operand> {
     let rank = batch.len();
     let walk = Walk::new(&batch, &[&va.strides[..rank], &vb.strides[..rank]]);
     let batches: usize = batch.iter().product();
+    let shape = Shape { m, k, n, batches };
+    let parts = shape.parts();
     let mut params: Vec<i32> = [m, k, n, batches].iter().map(|&d| d as i32).collect();
     params.extend([va.offset, va.strides[rank], va.strides[rank + 1]]);
     params.extend([vb.offset, vb.strides[rank], vb.strides[rank + 1]]);
-    params.push(walk.rank());
+    params.extend([walk.rank(), parts as i32, k.div_ceil(parts).next_multiple_of(4) as i32]);
     params.extend(walk.dims.iter().chain(walk.strides.iter().flatten()));
-    let (kernel, groups) = match m >= TILED_FROM && n >= TILED_FROM && k >= 8 {
-        true => (kernel::MATMUL_TILED, batches * m.div_ceil(TILE) * n.div_ceil(TILE)),
-        false => (kernel::MATMUL_SMALL, (batches * m * n).div_ceil(GROUP)),
-    };
-    l.call(kernel, &[], params, &[a, b], &[&c], groups);
-    Ok(c)
+    let to = l.fresh(Elem::F32, &[&[parts], &batch[..], &[m, n]].concat())?;
+    match shape.quads() {
+        None => {
+            let groups = (parts * batches * m * n).div_ceil(GROUP);
+            l.call(kernel::MATMUL_SMALL, &[], params, &[a, b], &[&to], groups);
+        }
+        Some(quads) => {
+            let load_a = load(&va, &walk.strides[0], [rank, rank + 1], [m, k]);
+            let load_b = load(&vb, &walk.strides[1], [rank + 1, rank], [n, k]);
+            let values = [("quads", quads.to_string()), ("load_a", load_a), ("load_b", load_b)];
+            let values = values.each_ref().map(|(name, value)| (*name, value.as_str()));
+            let groups = parts * shape.tiles(quads);
+            l.call(kernel::MATMUL_TILED, &values, params, &[a, b, a, b], &[&to], groups);
+        }
+    }
+    // The parts are added in order, so the result is the same every time.
+    let c = if parts == 1 { to } else { reduce::over(l, "ReduceSum", &to, &[0])? };
+    l.reshape(&c, &[&batch[..], &[m, n]].concat())
+}
+
+/// The sizes of a batch of products.
+struct Shape {
+    m: usize,
+    k: usize,
+    n: usize,
+    batches: usize,
+}
+
+impl Shape {
+    fn tiles(&self, quads: usize) -> usize {
+        self.batches * self.m.div_ceil(TILE * quads) * self.n.div_ceil(TILE * quads)
+    }
+    /// How many tiles of 64 × 64 a tile is wide; `None` where an invocation an element is better.
+    fn quads(&self) -> Option<usize> {
+        let tiled = self.m >= TILED_FROM && self.n >= TILED_FROM && self.k >= 8;
+        tiled.then(|| if self.tiles(2) >= MANY_TILES { 2 } else { 1 })
+    }
+    /// Parts that k is cut into, where it is long and there is too little else to do at once.
+    fn parts(&self) -> usize {
+        let groups = match self.quads() {
+            Some(quads) => self.tiles(quads),
+            None => (self.batches * self.m * self.n).div_ceil(GROUP),
+        };
+        (BUSY / groups.max(1)).min(self.k / PART).max(1)
+    }
+}
+
+/// How the tiled kernel loads an operand: 1 by vectors along k, 2 by vectors along the other axis, 0 by elements.
+/// `axes` and `sizes` are those of the other axis and of k, `batch` the strides before them.
+fn load(view: &View, batch: &[i32], axes: [usize; 2], sizes: [usize; 2]) -> String {
+    let [other, k] = axes.map(|axis| view.strides[axis]);
+    let even = |stride: i32| stride % 4 == 0;
+    let aligned = even(view.offset) && batch.iter().all(|&s| even(s));
+    let along = |dense: i32, next: i32, size: usize| dense == 1 && even(next) && size.is_multiple_of(4);
+    match () {
+        _ if aligned && along(k, other, sizes[1]) => "1",
+        _ if aligned && along(other, k, sizes[0]) => "2",
+        _ => "0",
+    }
+    .to_owned()
 }

@@ -23,8 +23,8 @@ use super::plan::{Call, Elem, Map, Op, Operand, Origin, Plan, Storage, StorageId
 use super::view::{View, Walk};
 use crate::error::Error;
 use crate::onnx::infer::{self, normalise_axis};
-use crate::onnx::{Fact, Facts, Model, Node, Tensor, ValueId};
-use std::collections::HashMap;
+use crate::onnx::{Fact, Facts, Model, Node, Tensor, ValueId, WORKING_OPSET, node_reads};
+use std::collections::{HashMap, HashSet};
 
 /// The error says what of a node isn't supported.
 pub type Outcome<T = ()> = Result<T, String>;
@@ -64,6 +64,12 @@ pub fn lower(model: &Model, facts: &Facts, max_bytes: u64) -> crate::Result<Plan
     let graph = &model.graph;
     let mut lowering = Lowering::new(model, facts, max_bytes);
     let fail = |what: String| Error::executor("wgpu", what);
+    if !is_modern(model) {
+        let (is, least) = (model.opset(), WORKING_OPSET);
+        return Err(fail(format!(
+            "the graph is of opset {is}; kernels know the operators of {least} and later"
+        )));
+    }
     for input in graph.required_inputs() {
         lowering.input(&input.id, input.fact()).map_err(|e| fail(format!("input '{}': {e}", input.id)))?;
     }
@@ -78,20 +84,27 @@ pub fn lower(model: &Model, facts: &Facts, max_bytes: u64) -> crate::Result<Plan
     Ok(lowering.plan)
 }
 
+/// Whether operators have the forms of [`WORKING_OPSET`].
+fn is_modern(model: &Model) -> bool {
+    model.opset() >= WORKING_OPSET
+}
+
 /// Which nodes of a graph can run here.
 pub struct Survey {
     /// By node: why it can't; `None` where it can.
     pub refusals: Vec<Option<String>>,
     /// What is known of values, completed.
     pub facts: Facts,
-    /// Whether the shape of an input, or of what some node makes, can't be told before running.
-    pub shapes_unknown: bool,
+    /// Whether nothing can: the shape of an input, or of what some node makes, can't be told before running, or the
+    /// graph isn't prepared (see `autodiff::prepare`).
+    pub unprepared: bool,
 }
 
 /// Lowers what can be lowered, as if the rest came from outside.
 pub fn survey(model: &Model, facts: &Facts, max_bytes: u64) -> Survey {
     let mut lowering = Lowering::new(model, facts, max_bytes);
-    let mut unknown = false;
+    // Older operators mean something else by the same name.
+    let mut unknown = !is_modern(model);
     for input in model.graph.required_inputs() {
         // One that isn't of our types is simply not here.
         let taken = lowering.input(&input.id, input.fact());
@@ -113,7 +126,35 @@ pub fn survey(model: &Model, facts: &Facts, max_bytes: u64) -> Survey {
         }
         refusals.push(refusal);
     }
-    Survey { refusals, facts: lowering.facts, shapes_unknown: unknown }
+    refuse_large_crossings(model, &lowering.facts, max_bytes, &mut refusals);
+    Survey { refusals, facts: lowering.facts, unprepared: unknown }
+}
+
+/// A view may be larger than any storage, but not where it has to become one: between a node that runs here and one
+/// that doesn't.
+fn refuse_large_crossings(model: &Model, facts: &Facts, max_bytes: u64, refusals: &mut [Option<String>]) {
+    let large = |id: &ValueId| facts.get(id).is_some_and(|f| (f.len() as u64).saturating_mul(4) > max_bytes);
+    let nodes = &model.graph.nodes;
+    let mut made_elsewhere = HashSet::new();
+    let mut read_elsewhere: HashSet<ValueId> = model.graph.outputs.iter().map(|o| o.id.clone()).collect();
+    loop {
+        for (node, _) in nodes.iter().zip(refusals.iter()).filter(|(_, r)| r.is_some()) {
+            made_elsewhere.extend(node.outputs.iter().flatten().cloned());
+            read_elsewhere.extend(node_reads(node));
+        }
+        let mut changed = false;
+        for (node, refusal) in nodes.iter().zip(refusals.iter_mut()).filter(|(_, r)| r.is_none()) {
+            let out = node.outputs.iter().flatten().any(|id| large(id) && read_elsewhere.contains(id));
+            let into = node_reads(node).iter().any(|id| large(id) && made_elsewhere.contains(id));
+            if out || into {
+                *refusal = Some("a tensor too large to bind at once would cross".into());
+                changed = true;
+            }
+        }
+        if !changed {
+            return;
+        }
+    }
 }
 
 /// A graph on its way to a plan.
