@@ -19,7 +19,9 @@ pub fn lower(graph: Graph, facts: Facts) -> Result<(Graph, Facts)> {
     let outer = b.scope().to_owned();
     for node in nodes {
         let constant = |value: &Option<ValueId>| value.as_ref().is_none_or(|v| b.constant_value(v).is_some());
-        let fixed = node.inputs.iter().skip(1).all(constant);
+        // Few executors know the training form of batch normalisation.
+        let training = node.is("BatchNormalization") && node.int_or("training_mode", 0) != 0;
+        let fixed = node.inputs.iter().skip(1).all(constant) && !training;
         let Some(forward) = rules::lowering(&node).filter(|_| !fixed) else {
             b.push(node);
             continue;

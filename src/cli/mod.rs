@@ -9,9 +9,11 @@ mod config;
 mod diff;
 mod doctor;
 mod eval;
+mod grad;
 mod inspect;
 mod merge;
 mod ops;
+mod pack;
 mod profile;
 mod signals;
 mod terminal;
@@ -63,6 +65,8 @@ enum Command {
     Inspect(inspect::Args),
     Diff(diff::Args),
     Eval(eval::Args),
+    Grad(grad::Args),
+    Pack(pack::Args),
     Ops(ops::Args),
     Doctor(doctor::Args),
     Completions(completions::Args),
@@ -83,6 +87,8 @@ pub fn run() -> ExitCode {
         Some(Command::Inspect(args)) => inspect::run(args),
         Some(Command::Diff(args)) => diff::run(args),
         Some(Command::Eval(args)) => eval::run(args),
+        Some(Command::Grad(args)) => grad::run(args),
+        Some(Command::Pack(args)) => pack::run(args),
         Some(Command::Ops(args)) => ops::run(args),
         Some(Command::Doctor(args)) => doctor::run(args),
         Some(Command::Completions(args)) => completions::run(args, Cli::command()),

@@ -17,6 +17,7 @@ mod testset;
 pub use augment::{Fill, Shift, shift_images};
 pub use bind::{Bound, BoundInput};
 pub use labels::Labels;
+pub use npy::{read_npz, write_npz};
 pub use options::{DataOptions, parse_number, parse_numbers, parse_size};
 pub use split::split;
 

@@ -10,9 +10,10 @@ use super::{Column, Dataset, check_memory};
 use crate::error::{Error, Result};
 use crate::onnx::{DType, Tensor};
 use memmap2::Mmap;
-use npyz::{Endianness, NpyHeader, Order, TypeChar, npz::NpzArchive};
+use npyz::npz::{NpzArchive, NpzWriter};
+use npyz::{Endianness, NpyHeader, Order, TypeChar};
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -80,6 +81,54 @@ fn label_name(path: &Path, names: &[String], options: &DataOptions) -> Result<Op
     // What `numpy.savez(file, x, y)` writes.
     let unnamed = names.len() == 2 && names.iter().all(|n| n == "arr_0" || n == "arr_1");
     Ok(unnamed.then(|| "arr_1".to_owned()))
+}
+
+/// Every array of an `.npz` archive, by name.
+pub fn read_npz(path: &Path) -> Result<Vec<(String, Tensor)>> {
+    let file = File::open(path).map_err(|e| Error::io(path, e))?;
+    let map = Arc::new(map(path, &file)?);
+    let mut archive = NpzArchive::new(BufReader::new(file)).map_err(|e| {
+        Error::data(path, format!("not a readable .npz archive ({e})")).hint("numpy.savez writes them")
+    })?;
+    let names: Vec<String> = archive.array_names().map(str::to_owned).collect();
+    names.into_iter().map(|name| Ok((name.clone(), read_entry(path, &mut archive, &map, &name)?))).collect()
+}
+
+/// Writes arrays as an uncompressed `.npz` archive, replacing the file in one go.
+pub fn write_npz(path: &Path, arrays: &[(String, Tensor)]) -> Result<()> {
+    let fail = |e: &dyn std::fmt::Display| Error::data(path, format!("can't be written ({e})"));
+    let mut archive = NpzWriter::new(std::io::Cursor::new(vec![]));
+    for (name, tensor) in arrays {
+        let zip = archive.zip_writer();
+        let entry = npyz::npz::file_name_from_array_name(name);
+        zip.start_file(entry, Default::default()).map_err(|e| fail(&e))?;
+        zip.write_all(&npy_header(tensor).ok_or_else(|| fail(&"no array of this type"))?)
+            .map_err(|e| fail(&e))?;
+        zip.write_all(tensor.bytes()).map_err(|e| fail(&e))?;
+    }
+    let bytes = archive.zip_writer().finish().map_err(|e| fail(&e))?.into_inner();
+    crate::onnx::atomic::write(path, &bytes)
+}
+
+/// The header of format 2.0, padded so that the values are aligned.
+fn npy_header(tensor: &Tensor) -> Option<Vec<u8>> {
+    let descr = match tensor.dtype() {
+        DType::F64 => "<f8",
+        DType::F32 => "<f4",
+        DType::F16 => "<f2",
+        DType::I64 => "<i8",
+        DType::I32 => "<i4",
+        _ => return None,
+    };
+    let shape: String = tensor.shape().iter().map(|d| format!("{d}, ")).collect();
+    let mut text = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({shape}), }}");
+    let preamble = b"\x93NUMPY\x02\x00";
+    while !(preamble.len() + 4 + text.len() + 1).is_multiple_of(64) {
+        text.push(' ');
+    }
+    text.push('\n');
+    let length = u32::try_from(text.len()).ok()?.to_le_bytes();
+    Some([&preamble[..], &length, text.as_bytes()].concat())
 }
 
 fn read_npy(path: &Path) -> Result<Tensor> {

@@ -103,6 +103,10 @@ impl Builder {
         self.facts.insert(id.clone(), fact);
         id
     }
+    /// Keeps names from being given to anything else.
+    pub fn reserve(&mut self, names: impl IntoIterator<Item = ValueId>) {
+        self.taken.extend(names);
+    }
     /// A name nobody has yet, made from `hint`.
     pub fn fresh(&mut self, hint: &str) -> ValueId {
         let base = if self.scope.is_empty() { hint.to_owned() } else { format!("{}/{hint}", self.scope) };

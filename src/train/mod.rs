@@ -10,6 +10,8 @@ mod config;
 mod contest;
 mod events;
 mod fit;
+pub mod grad;
+pub mod head;
 pub mod loss;
 mod merge;
 pub mod metric;

@@ -1,5 +1,6 @@
 //! A model file made ready for training: prepared, lifted to batches, with its facts, weights and head.
 
+use super::head::logits_before;
 use super::model_step::{self, ModelStep, Objective};
 use crate::autodiff::facts::probe;
 use crate::autodiff::prepare::{self, Lifting};
@@ -64,7 +65,7 @@ impl Network {
         rows: &[(ValueId, Fact)],
         executor: &dyn Executor,
     ) -> Result<Self> {
-        let mut model = prepare::upgrade(&file.model)?;
+        let mut model = prepare::widen(&prepare::upgrade(&file.model)?);
         settle_inputs(&mut model.graph, rows);
         let lifted = prepare::lift(&model, batch, executor)?;
         let batch = if matches!(lifted.lifting, Lifting::SingleRows { .. }) { 1 } else { batch };
@@ -174,22 +175,9 @@ fn find_head(graph: &Graph, facts: &Facts, batch: usize) -> Result<Head> {
             format!("no output has real values in {batch} rows, one for each row of the batch"),
         )
     })?;
-    let producers = graph.producers();
-    let mut answer = output.clone();
-    let mut softmax = false;
-    while let Some(node) = producers.get(&answer).map(|&i| &graph.nodes[i]) {
-        let passes = node.is("Identity") || node.is("Squeeze") || node.is("Flatten");
-        let ends = node.is("Softmax") || node.is("LogSoftmax");
-        match node.input(0) {
-            Some(input) if (passes || ends) && fits(input) => answer = input.clone(),
-            _ => break,
-        }
-        softmax |= ends;
-        if ends {
-            break;
-        }
-    }
-    let answer = if softmax { answer } else { output.clone() };
+    let logits = logits_before(graph, facts, output).filter(|logits| fits(logits));
+    let softmax = logits.is_some();
+    let answer = logits.unwrap_or_else(|| output.clone());
     let width = facts.get(&answer).map_or(0, |f| f.shape[1..].iter().product());
     Ok(Head { output: output.clone(), answer, width, softmax })
 }

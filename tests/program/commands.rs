@@ -40,7 +40,7 @@ fn a_command_line_without_sense_exits_with_2() {
 #[test]
 fn every_command_has_help_with_examples() {
     let sandbox = Sandbox::new();
-    for command in ["", "tune", "eval", "ops", "doctor", "completions", "inspect", "diff"] {
+    for command in ["", "tune", "eval", "ops", "doctor", "completions", "inspect", "diff", "grad", "pack"] {
         let arguments: Vec<String> =
             [command, "--help"].iter().filter(|a| !a.is_empty()).map(|a| a.to_string()).collect();
         let output = sandbox.program(&arguments).output().unwrap();

@@ -172,6 +172,12 @@ fn dropout(up: &mut Upgrade<'_>, mut node: Node) -> Result<()> {
     let training = node.input(2).is_some()
         && up.value(node.input(2)).is_none_or(|t| t.to_f64().first().is_some_and(|&v| v != 0.0));
     if training {
+        // The gradient needs to know what was dropped.
+        if node.output(1).is_none() {
+            let mask = up.fresh(&format!("{}/mask", node.label()));
+            node.outputs.resize(2, None);
+            node.outputs[1] = Some(mask);
+        }
         up.push(node);
         return Ok(());
     }

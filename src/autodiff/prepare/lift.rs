@@ -34,7 +34,7 @@ pub struct Lifted {
 }
 
 /// Sizes tried for dimensions, other than the batch, that the file leaves open.
-const OPEN_SIZES: [usize; 9] = [16, 64, 512, 8, 3, 32, 128, 224, 1];
+pub const OPEN_SIZES: [usize; 9] = [16, 64, 512, 8, 3, 32, 128, 224, 1];
 /// Proving stops after this time, once a few rows have been compared.
 const PATIENCE: Duration = Duration::from_millis(500);
 const FEWEST_CHECKED: usize = 4;
@@ -89,7 +89,7 @@ pub fn lift(model: &Model, batch: usize, executor: &dyn Executor) -> Result<Lift
 
 /// The batch axis of each input that has one: the first axis where it is 1, open, or as long as the first
 /// input's; else the first open axis, as in states of recurrent layers.
-fn batch_axes(graph: &Graph) -> HashMap<ValueId, usize> {
+pub fn batch_axes(graph: &Graph) -> HashMap<ValueId, usize> {
     let inputs: Vec<&ValueInfo> =
         graph.required_inputs().filter(|i| i.shape.as_ref().is_some_and(|s| !s.is_empty())).collect();
     let dims = |i: &ValueInfo| i.shape.clone().unwrap_or_default();

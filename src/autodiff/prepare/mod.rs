@@ -1,9 +1,9 @@
 //! From any file's graph to the working graph that rules understand.
 //!
 //! [`upgrade`] inlines functions, hoists constants and brings old operators into the forms of opset 18;
-//! [`specialise`] folds what depends on no data, inlines decided branches and unrolls short loops; [`lift`] makes the
-//! batch dimension free. Each keeps the values of the model's outputs, and the sites of its weights. Nothing here
-//! knows about gradients.
+//! [`widen`] computes half-precision models in float32; [`specialise`] folds what depends on no data, inlines decided
+//! branches and unrolls short loops; [`lift`] makes the batch dimension free. Each keeps the values of the model's
+//! outputs, and the sites of its weights. Nothing here knows about gradients.
 
 mod forms;
 mod functions;
@@ -14,11 +14,14 @@ mod statics;
 mod trace;
 mod unroll;
 mod upgrade;
+mod widen;
 
-pub use lift::{Lifted, Lifting, lift};
+pub use lift::{Lifted, Lifting, OPEN_SIZES, batch_axes, lift};
 pub(super) use names::own_names;
+pub use names::rename;
 pub use specialise::{settle, specialise};
 pub use upgrade::upgrade;
+pub use widen::widen;
 
 #[cfg(test)]
 mod tests;

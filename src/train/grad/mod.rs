@@ -1,0 +1,471 @@
+//! The `grad` job: from a model file to a graph of standard operators that computes a loss and its gradients, or that
+//! takes a whole training step, for any ONNX runtime.
+//!
+//! [`build`] is the way in. [`sizes`] makes the working graph for fixed sizes, [`emit`] differentiates it,
+//! [`generalise`] opens the sizes again, and a run at other sizes proves it. Executors are used to probe and to prove.
+
+mod batch_norm;
+mod emit;
+mod generalise;
+pub mod names;
+pub mod optimizer;
+mod sizes;
+#[cfg(all(test, feature = "tract"))]
+mod tests;
+mod weights;
+
+use crate::autodiff::prepare::{self, OPEN_SIZES};
+use crate::error::{Error, Result};
+use crate::onnx::{Dim, Fact, Facts, Graph, Model, ModelFile, Tensor, ValueId};
+use crate::runtime::{Executor, Value};
+use emit::{Emitted, Plan, emit};
+use generalise::{Open, Sample, generalise};
+use names::Names;
+use optimizer::Optimizer;
+use sizes::{Symbol, Working, feeds, sized, symbols};
+use std::path::Path;
+
+/// What is differentiated.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LossKind {
+    /// Mean cross-entropy of int64 class labels, one a row.
+    CrossEntropy,
+    /// Mean squared error against values of the output's shape.
+    MeanSquaredError,
+    /// The sum of all elements of all float outputs; no labels.
+    Sum,
+}
+
+/// What the graph gives.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Form {
+    /// `loss` and `NAME.grad`, the weights kept as constants.
+    Gradients,
+    /// `loss` and the next state: weights, moments and counter are inputs.
+    Step(Optimizer),
+}
+
+/// What to build.
+pub struct Request {
+    /// Globs over weights' names; none means all that training changes.
+    pub wrt: Vec<String>,
+    pub loss: LossKind,
+    pub form: Form,
+    /// Rows; `None` for the batch that the file fixes, or an open one.
+    pub batch: Option<usize>,
+    /// Shapes of inputs, `None` where a dimension stays as the file has it.
+    pub shapes: Vec<(String, Vec<Option<usize>>)>,
+    /// The output that labels are compared with; `None` for the first of real values.
+    pub output: Option<String>,
+    /// Batch normalisation by the statistics of the batch.
+    pub train_bn: bool,
+}
+
+/// What was built.
+pub struct Built {
+    pub model: Model,
+    /// First values of the state inputs, by name; empty for [`Form::Gradients`].
+    pub state: Vec<(String, Tensor)>,
+    /// The weights that have a gradient or are moved.
+    pub weights: Vec<ValueId>,
+    /// Of the weights asked for, those that the loss doesn't depend on.
+    pub idle: Vec<ValueId>,
+    /// Names of dimensions that stayed open.
+    pub open: Vec<String>,
+    /// Dimensions that the file leaves open and that got a size, and why.
+    pub fixed: Vec<(String, usize)>,
+    pub why_fixed: Option<String>,
+    pub names: Names,
+}
+
+/// Builds the graph that `request` asks for.
+///
+/// # Errors
+/// [`Error::Usage`] for patterns and names that match nothing; [`Error::Node`] for an operator without a gradient
+/// between the weights and the loss, with its domain and version; what the executor says where it can't run the model.
+pub fn build(file: &ModelFile, request: &Request, executor: &dyn Executor) -> Result<Built> {
+    let mut model = prepare::widen(&prepare::upgrade(&file.model)?);
+    let names = Names::free_in(&model.graph);
+    let renamed = names.clear(&mut model.graph);
+    let output = request.output.as_ref().map(|name| {
+        let id = ValueId::new(name);
+        renamed.get(&id).cloned().unwrap_or(id)
+    });
+    set_shapes(&mut model.graph, &request.shapes)?;
+    let mut job = Job { file, model, request, executor, names, output, why: None };
+    job.run().map_err(|e| match with_version(e, file) {
+        named if names_file(&named) => named,
+        other => other.context(file.path.display().to_string()),
+    })
+}
+
+/// Whether an error is about the command line, or says itself which file it is about.
+fn names_file(error: &Error) -> bool {
+    match error {
+        Error::Usage { .. } | Error::Model { .. } => true,
+        Error::Hint { source, .. } => names_file(source),
+        _ => false,
+    }
+}
+
+struct Job<'a> {
+    file: &'a ModelFile,
+    /// Upgraded, in float32 or wider, with open dimensions.
+    model: Model,
+    request: &'a Request,
+    executor: &'a dyn Executor,
+    names: Names,
+    output: Option<ValueId>,
+    /// Why a dimension couldn't stay open.
+    why: Option<String>,
+}
+
+/// The seed of the inputs that working graphs are probed with.
+const PROBED: u64 = 7;
+
+/// Sizes for open dimensions, three a dimension: to build with, to see what differs, and to prove it with. Coprime ones
+/// first; then ones that networks with several halvings accept.
+const COPRIME: [[usize; 3]; 6] =
+    [[3, 4, 5], [11, 13, 17], [19, 23, 29], [31, 37, 41], [43, 47, 53], [59, 61, 67]];
+const EVEN: [[usize; 3]; 6] =
+    [[3, 4, 5], [64, 96, 160], [128, 192, 224], [256, 288, 320], [352, 384, 416], [448, 480, 544]];
+
+impl Job<'_> {
+    fn run(&mut self) -> Result<Built> {
+        if let Some(batch) = self.request.batch {
+            if fixed_rows(&self.model.graph).is_some_and(|own| own != batch) {
+                let path = self.file.path.display().to_string();
+                let working = Working::lifted(&self.model, batch, self.executor, &path)?;
+                return self.fixed(working, vec![]);
+            }
+            for symbol in symbols(&self.model.graph, true).iter().filter(|s| s.batch) {
+                self.model = sized(&self.model, &[(symbol, batch)]);
+            }
+        }
+        let all = symbols(&self.model.graph, false);
+        if all.is_empty() {
+            let working = Working::of(&self.model, self.executor)?;
+            return self.fixed(working, vec![]);
+        }
+        for symbols in [all.clone(), symbols(&self.model.graph, true)] {
+            if let Some(built) = self.open(&symbols, &[])? {
+                return Ok(built);
+            }
+        }
+        self.partly_open()
+    }
+
+    /// Only the batch stays open, or nothing does.
+    fn partly_open(&mut self) -> Result<Built> {
+        let unified = symbols(&self.model.graph, true);
+        let (batch, others): (Vec<Symbol>, Vec<Symbol>) = unified.into_iter().partition(|s| s.batch);
+        let sizes = if others.is_empty() { &OPEN_SIZES[..1] } else { &OPEN_SIZES[..] };
+        let mut first_error = None;
+        for &size in sizes {
+            let mut fixed: Vec<(&Symbol, usize)> = others.iter().map(|s| (s, size)).collect();
+            let whole = self.model.clone();
+            if !others.is_empty() && !batch.is_empty() {
+                self.model = sized(&whole, &fixed);
+                let why = self.why.clone();
+                let built = self.open(&batch, &fixed);
+                self.model = whole.clone();
+                match built? {
+                    Some(mut built) => {
+                        built.why_fixed = why;
+                        return Ok(built);
+                    }
+                    None => self.why = why.or(self.why.take()),
+                }
+            }
+            fixed.extend(batch.iter().map(|s| (s, 1)));
+            match Working::of(&sized(&whole, &fixed), self.executor) {
+                Ok(working) => {
+                    let fixed = fixed.iter().map(|(s, n)| (s.name.clone(), *n)).collect();
+                    return self.fixed(working, fixed);
+                }
+                Err(e) => first_error = first_error.or(Some(e)),
+            }
+        }
+        Err(first_error
+            .unwrap_or_else(|| Error::usage("the model has no inputs"))
+            .hint("say how large its inputs are: --shape NAME=1,3,224,224"))
+    }
+
+    /// One graph, for the sizes it was built with.
+    fn fixed(&mut self, working: Working, fixed: Vec<(String, usize)>) -> Result<Built> {
+        let plan = self.plan(&working)?;
+        let emitted = emit(&working, &plan)?;
+        let model = self.finished(emitted.graph.clone(), &working);
+        self.try_out(&model, &emitted)?;
+        Ok(self.built(model, &plan, emitted, vec![], fixed))
+    }
+
+    /// Refuses a graph that runs on the inputs that its shapes were seen with, and not on others: shapes inside it
+    /// depend on the data. One that the executor can't run at all is for another runtime to judge.
+    fn try_out(&self, model: &Model, emitted: &Emitted) -> Result<()> {
+        let Ok(mut program) = self.executor.compile(model, &emitted.facts) else { return Ok(()) };
+        let given: Vec<(ValueId, Tensor)> =
+            emitted.state.iter().map(|s| (ValueId::new(&s.name), s.initial.clone())).collect();
+        let mut run = |seed: u64| -> Result<()> {
+            let fed = feeds(&model.graph, &given, seed)?;
+            let values: Vec<Value> = fed.into_iter().map(|(_, t)| Value::host(t)).collect();
+            program.run(&values).map(drop)
+        };
+        if run(PROBED).is_err() {
+            return Ok(());
+        }
+        match [11, 12, 13].into_iter().find_map(|seed| run(seed).err()) {
+            Some(e) => {
+                let what = format!(
+                    "has values whose shape depends on the data, so that its gradient can't be laid out ({e})"
+                );
+                Err(Error::model(&self.file.path, what))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// One graph for any sizes of `open`; `None` where it can't be had, which [`Job::why`] then explains.
+    fn open(&mut self, open: &[Symbol], fixed: &[(&Symbol, usize)]) -> Result<Option<Built>> {
+        if open.len() > COPRIME.len() {
+            self.why = Some(format!("{} dimensions are open", open.len()));
+            return Ok(None);
+        }
+        for family in [COPRIME, EVEN] {
+            let base_sizes = sizes_of(open, &family, |_| 0);
+            let base = match self.working(open, &base_sizes) {
+                Ok(working) => working,
+                Err(e) => {
+                    self.why = self.why.take().or(Some(e.to_string()));
+                    continue;
+                }
+            };
+            let plan = self.plan(&base)?;
+            let first = emit(&base, &plan)?;
+            let mut others = vec![];
+            for i in 0..open.len() {
+                let sizes = sizes_of(open, &family, |k| usize::from(k == i));
+                match self.working(open, &sizes) {
+                    Ok(working) => others.push(Sample { sizes, graph: emit(&working, &plan)?.graph }),
+                    Err(e) => self.why = Some(e.to_string()),
+                }
+            }
+            if others.len() < open.len() {
+                continue;
+            }
+            let dims: Vec<Open> = open
+                .iter()
+                .map(|s| Open { name: s.name.clone(), input: s.places[0].0.clone(), axis: s.places[0].1 })
+                .collect();
+            let sample = Sample { sizes: base_sizes, graph: first.graph.clone() };
+            let proved = generalise(&dims, &sample, &others).and_then(|graph| {
+                let model = self.finished(graph, &base);
+                self.prove(&model, open, &sizes_of(open, &family, |_| 2), &plan, &first)?;
+                Ok(model)
+            });
+            match proved {
+                Ok(model) => {
+                    let names = open.iter().map(|s| s.name.clone()).collect();
+                    let fixed = fixed.iter().map(|(s, n)| (s.name.clone(), *n)).collect();
+                    return Ok(Some(self.built(model, &plan, first, names, fixed)));
+                }
+                Err(why) => {
+                    self.why = Some(why);
+                    return Ok(None);
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn working(&self, open: &[Symbol], sizes: &[usize]) -> Result<Working> {
+        let assigned: Vec<(&Symbol, usize)> = open.iter().zip(sizes.iter().copied()).collect();
+        Working::of(&sized(&self.model, &assigned), self.executor)
+    }
+
+    /// Runs the open graph at sizes it wasn't made from, beside one built for just these.
+    fn prove(
+        &self,
+        model: &Model,
+        open: &[Symbol],
+        sizes: &[usize],
+        plan: &Plan,
+        first: &Emitted,
+    ) -> Result<(), String> {
+        let text = |e: Error| e.to_string();
+        let working = self.working(open, sizes).map_err(text)?;
+        let emitted = emit(&working, plan).map_err(text)?;
+        let given: Vec<(ValueId, Tensor)> =
+            first.state.iter().map(|s| (ValueId::new(&s.name), s.initial.clone())).collect();
+        let fed = feeds(&emitted.graph, &given, 11).map_err(text)?;
+        let facts: Facts = fed.iter().map(|(id, t)| (id.clone(), Fact::of(t))).collect();
+        let run = |model: &Model, facts: &Facts| -> Result<Vec<Tensor>> {
+            let order: Vec<Value> = model
+                .graph
+                .required_inputs()
+                .filter_map(|i| fed.iter().find(|(id, _)| *id == i.id).map(|(_, t)| Value::host(t.clone())))
+                .collect();
+            self.executor.compile(model, facts)?.run(&order)?.iter().map(Value::to_host).collect()
+        };
+        let expected = run(&self.finished(emitted.graph.clone(), &working), &emitted.facts).map_err(text)?;
+        let found = run(model, &facts).map_err(text)?;
+        for ((a, b), output) in expected.iter().zip(&found).zip(&model.graph.outputs) {
+            let (a, b) = (a.to_f64(), b.to_f64());
+            let largest = a.iter().filter(|v| v.is_finite()).fold(0.0f64, |m, v| m.max(v.abs()));
+            let differs = |(x, y): (&f64, &f64)| {
+                let close = (x - y).abs() <= 1e-3 * largest + 1e-7;
+                x != y && !(x.is_nan() && y.is_nan()) && !close
+            };
+            if a.len() != b.len() || a.iter().zip(&b).any(differs) {
+                return Err(format!("at other sizes '{}' is no longer right", output.id));
+            }
+        }
+        Ok(())
+    }
+
+    fn plan(&self, working: &Working) -> Result<Plan> {
+        // Weights that no output depends on have been dropped, but may have been asked for.
+        let mut whole = working.model.clone();
+        for (id, tensor) in self.model.graph.initializers.iter().filter(|(_, t)| t.dtype().is_float()) {
+            whole.graph.initializers.entry(id.clone()).or_insert_with(|| tensor.clone());
+        }
+        let used = [&self.model.graph, &working.model.graph];
+        let weights = weights::select(&whole, &used, &working.facts, &self.request.wrt, &self.file.path)?;
+        Ok(Plan {
+            loss: self.request.loss,
+            form: self.request.form,
+            names: self.names.clone(),
+            output: self.output.clone(),
+            weights,
+            train_bn: self.request.train_bn,
+        })
+    }
+
+    fn finished(&self, graph: Graph, working: &Working) -> Model {
+        let producer = "onnx-merge".to_owned();
+        Model { graph, producer, ..Model { graph: Graph::default(), ..working.model.clone() } }
+    }
+
+    fn built(
+        &mut self,
+        model: Model,
+        plan: &Plan,
+        emitted: Emitted,
+        open: Vec<String>,
+        fixed: Vec<(String, usize)>,
+    ) -> Built {
+        let moved = |w: &ValueId| !emitted.idle.contains(w);
+        let why_fixed = if fixed.is_empty() { None } else { self.why.take() };
+        Built {
+            model,
+            state: emitted.state.into_iter().map(|s| (s.name, s.initial)).collect(),
+            weights: plan.weights.iter().map(|w| w.name.clone()).filter(moved).collect(),
+            idle: emitted.idle,
+            open,
+            fixed,
+            why_fixed,
+            names: plan.names.clone(),
+        }
+    }
+}
+
+/// A size of each dimension, the smallest ones for the batch: for the `i`th the one that `which(i)` says of its three.
+fn sizes_of(open: &[Symbol], family: &[[usize; 3]; 6], which: impl Fn(usize) -> usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..open.len()).collect();
+    order.sort_by_key(|&i| !open[i].batch);
+    let mut sizes = vec![1; open.len()];
+    for (row, &i) in order.iter().enumerate() {
+        sizes[i] = family[row][which(i)];
+    }
+    sizes
+}
+
+/// The batch that the file fixes.
+fn fixed_rows(graph: &Graph) -> Option<usize> {
+    let axes = prepare::batch_axes(graph);
+    graph.required_inputs().find_map(|i| match i.shape.as_ref()?.get(*axes.get(&i.id)?)? {
+        Dim::Known(n) => Some(*n),
+        _ => None,
+    })
+}
+
+fn set_shapes(graph: &mut Graph, shapes: &[(String, Vec<Option<usize>>)]) -> Result<()> {
+    let known: Vec<String> = graph.required_inputs().map(|i| i.id.to_string()).collect();
+    for (name, sizes) in shapes {
+        let refuse = |what: String| Err(Error::usage(format!("--shape {name}: {what}")));
+        let Some(input) = graph.inputs.iter_mut().find(|i| i.id.as_str() == name) else {
+            return refuse(format!("the model has no such input, only {}", known.join(", ")));
+        };
+        let dims = input.shape.get_or_insert_with(|| vec![Dim::Unknown; sizes.len()]);
+        if dims.len() != sizes.len() {
+            return refuse(format!("the input has {} dimensions, not {}", dims.len(), sizes.len()));
+        }
+        for (dim, size) in dims.iter_mut().zip(sizes) {
+            match (&*dim, size) {
+                (Dim::Known(own), Some(size)) if own != size => {
+                    return refuse(format!("the file fixes {own} where {size} is asked for"));
+                }
+                (_, Some(size)) => *dim = Dim::Known(*size),
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Names the version of an operator that stands in the way, and the options of this job.
+fn with_version(error: Error, file: &ModelFile) -> Error {
+    match error {
+        Error::Node { node, op, what } => {
+            let (domain, name) = op.split_once("::").unwrap_or(("", &op));
+            let version = file.model.opsets.get(domain).copied();
+            let domain = if domain.is_empty() { "ai.onnx" } else { domain };
+            let op = match version {
+                Some(version) => format!("{domain}::{name} of version {version}"),
+                None => format!("{domain}::{name}"),
+            };
+            Error::Node { node, op, what }
+        }
+        Error::In { context, source } => Error::In { context, source: Box::new(with_version(*source, file)) },
+        Error::Hint { source, hint } => {
+            let hint = hint.replace(
+                "freeze the weights before this node with --freeze GLOB",
+                "name weights behind this node with --wrt GLOB",
+            );
+            Error::Hint { source: Box::new(with_version(*source, file)), hint }
+        }
+        other => other,
+    }
+}
+
+/// Where a step graph's first state is written: beside it, as `.npz`.
+pub fn state_path(graph: &Path) -> std::path::PathBuf {
+    graph.with_extension("npz")
+}
+
+#[cfg(test)]
+mod messages {
+    use super::*;
+
+    #[test]
+    fn an_operator_without_a_gradient_is_named_with_domain_and_version() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/digits_mlp.onnx");
+        let file = crate::onnx::read(path).unwrap();
+        let node = |op: &str, domain: &str| {
+            let node = crate::onnx::Node {
+                domain: domain.into(),
+                ..crate::onnx::Node::new(op, &[], &[&"y".into()])
+            };
+            let error = Error::node(&node, "has no gradient").hint("use --freeze GLOB").context("m.onnx");
+            with_version(error, &file)
+        };
+        let version = file.model.opset();
+        let text = node("Unique", "").to_string();
+        assert_eq!(text, format!("m.onnx: node 'y' (ai.onnx::Unique of version {version}): has no gradient"));
+        assert_eq!(
+            node("Odd", "com.example").to_string(),
+            "m.onnx: node 'y' (com.example::Odd): has no gradient"
+        );
+        assert_eq!(node("Odd", "com.example").exit_code(), 3);
+    }
+}

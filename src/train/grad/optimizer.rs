@@ -1,0 +1,166 @@
+//! Optimisers as graph, one weight at a time, with state under names that users can tell.
+//!
+//! The formulas are those of the program's own training (`lpka::optimizer`), which keeps state in flat vectors
+//! instead: weight decay is decoupled, and none for biases and norms.
+
+use super::names::{FIRST_MOMENT, NEXT, Names, SECOND_MOMENT};
+use super::weights::Chosen;
+use crate::onnx::{Builder, DType, Fact, Tensor, ValueId, ValueInfo};
+
+/// How weights move.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Rule {
+    /// `w ← w − lr · g`.
+    Sgd,
+    /// `m ← μ · m + g`, `w ← w − lr · m`.
+    Momentum { momentum: f64 },
+    /// Adam with decoupled weight decay (Loshchilov and Hutter 2019).
+    Adamw { beta1: f64, beta2: f64, epsilon: f64 },
+}
+
+/// An optimiser with its settings.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Optimizer {
+    pub rule: Rule,
+    /// Decoupled: `w` shrinks by `lr · weight_decay` a step. Vectors don't.
+    pub weight_decay: f64,
+    /// Largest global norm of the gradient; 0 switches clipping off.
+    pub clip: f64,
+}
+
+/// An input with what it is at the start; its next value is the output `NAME.next`.
+pub struct Slot {
+    pub name: String,
+    pub initial: Tensor,
+}
+
+/// Emits the next values of `weights` from their gradients. Learning rate, weights, moments and counter become inputs here.
+/// Returns all that goes from step to step.
+pub fn emit(
+    b: &mut Builder,
+    optimizer: &Optimizer,
+    names: &Names,
+    weights: &[(Chosen, ValueId)],
+) -> Vec<Slot> {
+    let mut slots = vec![];
+    let rate = b.input(&names.rate, Fact::new(DType::F32, &[]));
+    for (weight, _) in weights {
+        b.graph_mut().inputs.push(ValueInfo::new(weight.name.clone(), &Fact::of(&weight.value)));
+    }
+    b.set_scope("update");
+    let gradients = clipped(b, weights.iter().map(|(_, g)| g.clone()).collect(), optimizer.clip);
+    let corrections = match optimizer.rule {
+        Rule::Adamw { beta1, beta2, .. } => Some(corrections(b, names, [beta1, beta2], &mut slots)),
+        _ => None,
+    };
+    for ((weight, _), gradient) in weights.iter().zip(gradients) {
+        let name = &weight.name;
+        let dtype = weight.value.dtype();
+        b.set_scope(&format!("update/{name}"));
+        let rate = b.cast(&rate, dtype);
+        let change = match (optimizer.rule, &corrections) {
+            (Rule::Adamw { beta1, beta2, epsilon }, Some([first, second])) => {
+                let m = moving(b, &gradient, name, FIRST_MOMENT, beta1, 1.0 - beta1, &mut slots);
+                let square = b.mul(&gradient, &gradient);
+                let v = moving(b, &square, name, SECOND_MOMENT, beta2, 1.0 - beta2, &mut slots);
+                let (first, second) = (b.cast(first, dtype), b.cast(second, dtype));
+                let root = b.op("Sqrt", &[&v]);
+                let root_correction = b.op("Sqrt", &[&second]);
+                let root = b.div(&root, &root_correction);
+                let root = b.add_scalar(&root, epsilon);
+                let direction = b.div(&m, &root);
+                let rate = b.div(&rate, &first);
+                b.mul(&direction, &rate)
+            }
+            (Rule::Momentum { momentum }, _) => {
+                let m = moving(b, &gradient, name, FIRST_MOMENT, momentum, 1.0, &mut slots);
+                b.mul(&m, &rate)
+            }
+            _ => b.mul(&gradient, &rate),
+        };
+        let kept = match weight.decays && optimizer.weight_decay != 0.0 {
+            true => {
+                let loss = b.mul_scalar(&rate, optimizer.weight_decay);
+                let share = b.scalar_sub(1.0, &loss);
+                b.mul(name, &share)
+            }
+            false => name.clone(),
+        };
+        let next = b.sub(&kept, &change);
+        next_value(b, name.as_str(), &next, weight.value.clone(), &mut slots);
+    }
+    b.set_scope("");
+    slots
+}
+
+/// Declares `next` as the next value of the input `name`.
+pub fn next_value(b: &mut Builder, name: &str, next: &ValueId, initial: Tensor, slots: &mut Vec<Slot>) {
+    b.output_as(&format!("{name}.{NEXT}"), next);
+    slots.push(Slot { name: name.to_owned(), initial });
+}
+
+/// 1 − βᵗ at this step t, counted from 1. As `2h / (1 + h)` with `h = tanh(−t·ln β / 2)`, which loses nothing to
+/// cancellation while βᵗ is near 1.
+fn corrections(b: &mut Builder, names: &Names, betas: [f64; 2], slots: &mut Vec<Slot>) -> [ValueId; 2] {
+    let before = b.input(&names.step, Fact::new(DType::I64, &[]));
+    let one = b.constant(Tensor::i64(&[], &[1]));
+    let count = b.add(&before, &one);
+    next_value(b, &names.step, &count, Tensor::i64(&[], &[0]), slots);
+    let count = b.cast(&count, DType::F32);
+    betas.map(|beta| {
+        let half = b.mul_scalar(&count, -0.5 * beta.ln());
+        let h = b.op("Tanh", &[&half]);
+        let twice = b.mul_scalar(&h, 2.0);
+        let shifted = b.add_scalar(&h, 1.0);
+        b.div(&twice, &shifted)
+    })
+}
+
+/// The state `NAME.ending` ← `keep` · state + `take` · `value`, from zero.
+fn moving(
+    b: &mut Builder,
+    value: &ValueId,
+    name: &ValueId,
+    ending: &str,
+    keep: f64,
+    take: f64,
+    slots: &mut Vec<Slot>,
+) -> ValueId {
+    let fact = b.fact(value).clone();
+    let name = format!("{name}.{ending}");
+    let old = b.input(&name, fact.clone());
+    let kept = b.mul_scalar(&old, keep);
+    let taken = if take == 1.0 { value.clone() } else { b.mul_scalar(value, take) };
+    let next = b.add(&kept, &taken);
+    next_value(b, &name, &next, Tensor::zeros(fact.dtype, &fact.shape), slots);
+    next
+}
+
+/// The gradients, scaled down together where their norm exceeds `limit` (0: never).
+fn clipped(b: &mut Builder, gradients: Vec<ValueId>, limit: f64) -> Vec<ValueId> {
+    if limit <= 0.0 {
+        return gradients;
+    }
+    let mut total: Option<ValueId> = None;
+    for gradient in &gradients {
+        let square = b.mul(gradient, gradient);
+        let sum = b.sum_all(&square);
+        let sum = b.cast(&sum, DType::F32);
+        total = Some(match total {
+            Some(total) => b.add(&total, &sum),
+            None => sum,
+        });
+    }
+    let Some(total) = total else { return gradients };
+    let norm = b.op("Sqrt", &[&total]);
+    let norm = b.add_scalar(&norm, 1e-6);
+    let limit = b.scalar_like(&norm, limit);
+    let ratio = b.div(&limit, &norm);
+    let one = b.scalar_like(&norm, 1.0);
+    let scale = b.op("Min", &[&ratio, &one]);
+    let scaled = |g: &ValueId, b: &mut Builder| {
+        let scale = b.cast(&scale, b.dtype(g));
+        b.mul(g, &scale)
+    };
+    gradients.iter().map(|g| scaled(g, b)).collect()
+}

@@ -1,0 +1,181 @@
+//! The step graphs against the program's own trainer and against the formulas in float64.
+
+use super::optimizer::{Optimizer, Rule};
+use super::*;
+use crate::lpka;
+use crate::params::Pairing;
+use crate::runtime::{Runner, State, StepProgram, TractExecutor};
+use crate::train::TrainConfig;
+use crate::train::model_step::{LABELS, Objective};
+use crate::train::network::Network;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+const ROWS: usize = 8;
+
+fn request(form: Form) -> Request {
+    Request {
+        wrt: vec![],
+        loss: LossKind::CrossEntropy,
+        form,
+        batch: Some(ROWS),
+        shapes: vec![],
+        output: None,
+        train_bn: false,
+    }
+}
+
+fn fixture() -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/digits_mlp.onnx")
+}
+
+/// The batch of a step: made up, but the same for everybody.
+fn batch(step: usize) -> (Tensor, Tensor) {
+    let x: Vec<f32> = (0..ROWS * 64).map(|i| ((i * 7 + step * 13) % 17) as f32 / 17.0).collect();
+    let y: Vec<i64> = (0..ROWS).map(|i| ((i + step) % 10) as i64).collect();
+    (Tensor::f32(&[ROWS, 1, 8, 8], &x), Tensor::i64(&[ROWS], &y))
+}
+
+/// The weights after some steps of the exported step graph.
+fn stepped(built: &Built, executor: Arc<dyn Executor>, steps: usize, rate: f64) -> HashMap<String, Vec<f64>> {
+    let facts = built.model.graph.required_inputs().filter_map(|i| Some((i.id.clone(), i.fact()?))).collect();
+    let state = built.state.iter().map(|(name, initial)| State {
+        input: ValueId::new(name),
+        output: ValueId::new(format!("{name}.next")),
+        initial: initial.clone(),
+    });
+    let program = StepProgram { model: built.model.clone(), facts, state: state.collect() };
+    let mut runner = Runner::new(executor, &program).unwrap();
+    for step in 0..steps {
+        let (x, y) = batch(step);
+        let rate = Value::host(Tensor::scalar(crate::onnx::DType::F32, rate));
+        let fed = [("image".into(), Value::host(x)), ("label".into(), Value::host(y)), ("lr".into(), rate)];
+        runner.step(&fed).unwrap();
+    }
+    let of = |id: &ValueId| (id.to_string(), runner.state(id).unwrap().to_f64());
+    built.weights.iter().map(of).collect()
+}
+
+#[test]
+fn the_exported_step_moves_weights_as_the_programs_own_trainer_does() {
+    let executor: Arc<dyn Executor> = Arc::new(TractExecutor::new(1).unwrap());
+    let (rate, steps) = (0.01, 5);
+    let config = TrainConfig { weight_decay: 0.1, ..TrainConfig::default() };
+    let network = Network::open(&fixture(), ROWS, None, &*executor).unwrap();
+    let weights = network.trainable(&[]).unwrap();
+    let names: Vec<ValueId> = weights.iter().map(|(id, _)| id.clone()).collect();
+    let model_step = network.step(&names, Objective::Classes).unwrap();
+    let side = lpka::Side { graph: &network.params, weights: weights.iter().cloned().collect() };
+    let update =
+        lpka::build(&side, None, &Pairing::default(), &model_step.weights, &config, 0.0, &*executor, 0)
+            .unwrap();
+    let mut update_runner = Runner::new(executor.clone(), &update.step_program()).unwrap();
+    let mut program = executor.compile(&model_step.model, &model_step.facts).unwrap();
+    let mut merged: HashMap<ValueId, Value> =
+        update.initial.iter().map(|(id, t)| (id.clone(), Value::host(t.clone()))).collect();
+    for step in 0..steps {
+        let (x, y) = batch(step);
+        let inputs = model_step.model.graph.required_inputs().map(|i| match i.id.as_str() {
+            "image" => Value::host(x.clone()),
+            LABELS => Value::host(y.clone()),
+            _ => merged[&i.id].clone(),
+        });
+        let outputs = program.run(&inputs.collect::<Vec<_>>()).unwrap();
+        let mut fed: Vec<(ValueId, Value)> =
+            vec![(update.learning_rate.clone(), Value::host(Tensor::scalar(crate::onnx::DType::F32, rate)))];
+        for (weight, gradient) in model_step.weights.iter().zip(&outputs[1..]) {
+            let input = update.gradients.iter().find(|(w, _)| w == weight).unwrap().1.clone();
+            fed.push((input, gradient.clone()));
+        }
+        let next = update_runner.step(&fed).unwrap();
+        for (weight, output) in &update.merged {
+            merged.insert(weight.clone(), next[output].clone());
+        }
+    }
+    let rule = Rule::Adamw { beta1: 0.9, beta2: 0.999, epsilon: 1e-8 };
+    let form = Form::Step(Optimizer { rule, weight_decay: 0.1, clip: 0.0 });
+    let file = crate::onnx::read(fixture()).unwrap();
+    let built = build(&file, &request(form), &*executor).unwrap();
+    let ours = stepped(&built, executor, steps, rate);
+    assert_eq!(ours.len(), merged.len());
+    for (id, value) in &merged {
+        let theirs = value.to_host().unwrap().to_f64();
+        let worst = ours[id.as_str()].iter().zip(&theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        // Where a gradient is as small as the rounding of its sum, Adam's direction is anybody's guess.
+        let off = ours[id.as_str()].iter().zip(&theirs).filter(|(a, b)| (*a - *b).abs() > 1e-5).count();
+        assert!(off * 200 <= theirs.len() && worst < rate, "{id}: {worst}, {off} of {}", theirs.len());
+    }
+}
+
+#[test]
+fn plain_descent_and_momentum_follow_their_formulas() {
+    let executor: Arc<dyn Executor> = Arc::new(TractExecutor::new(1).unwrap());
+    let file = crate::onnx::read(fixture()).unwrap();
+    let rate = 0.1;
+    let gradients = build(&file, &request(Form::Gradients), &*executor).unwrap();
+    let facts =
+        gradients.model.graph.required_inputs().filter_map(|i| Some((i.id.clone(), i.fact()?))).collect();
+    let (x, y) = batch(0);
+    let outputs = executor
+        .compile(&gradients.model, &facts)
+        .and_then(|mut program| program.run(&[Value::host(x), Value::host(y)]))
+        .unwrap();
+    for rule in [Rule::Sgd, Rule::Momentum { momentum: 0.9 }] {
+        let form = Form::Step(Optimizer { rule, weight_decay: 0.0, clip: 0.0 });
+        let built = build(&file, &request(form), &*executor).unwrap();
+        let after = stepped(&built, executor.clone(), 1, rate);
+        for (id, gradient) in gradients.weights.iter().zip(&outputs[1..]) {
+            let before = file.model.graph.initializers[id].to_f64();
+            let gradient = gradient.to_host().unwrap().to_f64();
+            for ((w, g), now) in before.iter().zip(&gradient).zip(&after[id.as_str()]) {
+                assert!((w - rate * g - now).abs() < 1e-6, "{id}: {w} - {rate}·{g} is not {now}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_step_with_batch_statistics_moves_the_running_ones() {
+    let executor = TractExecutor::new(1).unwrap();
+    let mut b = crate::onnx::Builder::new("norm");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("norm.onnx");
+    let x = b.input("x", Fact::new(crate::onnx::DType::F32, &[4, 3]));
+    let mut vector = |name: &str, v: f32| b.initializer(name, Tensor::f32(&[3], &[v, v + 0.5, v + 1.0]));
+    let [scale, shift, mean, variance] =
+        [("scale", 1.0), ("shift", 0.0), ("mean", 0.2), ("var", 1.0)].map(|(name, v)| vector(name, v));
+    let y = b.op_with("BatchNormalization", &[&x, &scale, &shift, &mean, &variance], &[]);
+    b.set_fact(&y, Fact::new(crate::onnx::DType::F32, &[4, 3]));
+    b.output(&y);
+    crate::onnx::save(&Model::new(b.finish().0, 18), &path).unwrap();
+    let file = crate::onnx::read(&path).unwrap();
+    let form = Form::Step(Optimizer { rule: Rule::Sgd, weight_decay: 0.0, clip: 0.0 });
+    let request = Request { loss: LossKind::MeanSquaredError, batch: None, train_bn: true, ..request(form) };
+    let built = build(&file, &request, &executor).unwrap();
+    let names: Vec<&str> = built.state.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["scale", "shift", "mean", "var"]);
+    let facts: Facts =
+        built.model.graph.required_inputs().filter_map(|i| Some((i.id.clone(), i.fact()?))).collect();
+    let x = Tensor::f32(&[4, 3], &[1., 2., 3., 3., 2., 1., 0., 4., 8., 4., 0., 4.]);
+    let fed: HashMap<&str, Tensor> = HashMap::from([
+        ("x", x),
+        ("label", Tensor::f32(&[4, 3], &[0.0; 12])),
+        ("lr", Tensor::scalar(crate::onnx::DType::F32, 0.0)),
+    ]);
+    let state: HashMap<&str, Tensor> = built.state.iter().map(|(n, t)| (n.as_str(), t.clone())).collect();
+    let feeds: Vec<Value> = built
+        .model
+        .graph
+        .required_inputs()
+        .map(|i| Value::host(fed.get(i.id.as_str()).unwrap_or_else(|| &state[i.id.as_str()]).clone()))
+        .collect();
+    let outputs = executor.compile(&built.model, &facts).unwrap().run(&feeds).unwrap();
+    let at = |name: &str| {
+        let position = built.model.graph.outputs.iter().position(|o| o.id.as_str() == name).unwrap();
+        outputs[position].to_host().unwrap().to_f64()
+    };
+    // Means 2, 2, 4 and biased variances 2.5, 2, 6.5, with ONNX's momentum of 0.9.
+    let close = |a: &[f64], b: [f64; 3]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-5);
+    assert!(close(&at("mean.next"), [0.38, 0.83, 1.48]), "{:?}", at("mean.next"));
+    assert!(close(&at("var.next"), [1.15, 1.55, 2.45]), "{:?}", at("var.next"));
+}
