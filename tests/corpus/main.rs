@@ -9,6 +9,7 @@ mod control;
 mod differences;
 mod gradients;
 mod models;
+mod random_graphs;
 mod torch_refs;
 #[cfg(feature = "wgpu")]
 mod wgpu;

@@ -16,6 +16,11 @@ pub struct Statics {
 /// them are concerned; longer ones are weights.
 const MOST_SCALES: usize = 8;
 
+/// Whether some value of the graph has a shape that depends on data or weights.
+pub fn has_varying_shapes(graph: &Graph) -> bool {
+    !Statics::of(graph).varying.is_empty()
+}
+
 impl Statics {
     pub fn of(graph: &Graph) -> Self {
         let mut statics = Self::default();

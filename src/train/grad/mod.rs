@@ -196,7 +196,9 @@ impl Job<'_> {
         let plan = self.plan(&working)?;
         let emitted = emit(&working, &plan)?;
         let model = self.finished(emitted.graph.clone(), &working);
-        self.try_out(&model, &emitted)?;
+        if prepare::has_varying_shapes(&working.model.graph) {
+            self.try_out(&model, &emitted)?;
+        }
         Ok(self.built(model, &plan, emitted, vec![], fixed))
     }
 
