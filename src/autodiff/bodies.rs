@@ -6,6 +6,7 @@ use crate::onnx::{DType, Fact, Graph, Model, Node, Tensor, ValueId, ValueInfo, o
 use crate::runtime::Executor;
 use rand::{RngExt, SeedableRng};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 /// Adds to `probe` what is known inside the bodies of `model`'s nodes, as far as they run. A branch that doesn't run on
 /// values of these shapes is never taken with them, and gets no facts.
@@ -28,10 +29,10 @@ fn probe_body(executor: &dyn Executor, model: &Model, node: &Node, body: &Graph,
     for id in outer_reads(body) {
         if let Some(tensor) = model.graph.initializers.get(&id) {
             graph.initializers.insert(id, tensor.clone());
-        } else if !given.contains_key(&id) {
-            let Some(value) = made_up(&id, probed) else { return };
-            graph.inputs.push(ValueInfo::new(id.clone(), &Fact::of(&value)));
-            given.insert(id, value);
+        } else if let Entry::Vacant(place) = given.entry(id) {
+            let Some(value) = made_up(place.key(), probed) else { return };
+            graph.inputs.push(ValueInfo::new(place.key().clone(), &Fact::of(&value)));
+            place.insert(value);
         }
     }
     graph.outputs.iter_mut().for_each(|o| (o.dtype, o.shape) = (None, None));

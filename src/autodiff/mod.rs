@@ -81,10 +81,10 @@ fn pull_back(
     if !node_reads(node).iter().any(|value| active.contains(value)) {
         return Ok(());
     }
-    let rule = match rules::kind(node) {
-        Some(Kind::Rule(rule)) => rule,
+    let kind = match rules::kind(node) {
         Some(Kind::Stop) => return Ok(()),
         None => return Err(no_gradient(node, wrt)),
+        Some(kind) => kind,
     };
     if let Some(unknown) =
         node.inputs.iter().chain(&node.outputs).flatten().find(|v| !b.facts().contains_key(*v))
@@ -98,7 +98,11 @@ fn pull_back(
         node.outputs.iter().map(|o| total(b, cotangents, o.as_ref()?)).collect();
     let mut context =
         Context { b: &mut *b, node, cotangents: &outputs, wanted: &wanted, active, captured: vec![] };
-    let inputs = rule(&mut context)?;
+    let inputs = match kind {
+        Kind::Rule(rule) => rule(&mut context)?,
+        Kind::Composed(forward) => rules::compose::compose(&mut context, forward)?,
+        Kind::Stop => vec![],
+    };
     for (value, cotangent) in context.captured {
         cotangents.entry(value).or_default().push(cotangent);
     }

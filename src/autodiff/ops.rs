@@ -18,6 +18,53 @@ pub struct Operator {
     pub kind: Handling,
     /// Names of the executors that run it.
     pub executors: Vec<&'static str>,
+    /// Of those, the ones that run its gradient too.
+    pub backward: Vec<&'static str>,
+    /// The tests that judge its gradient; see [`checks`].
+    pub checks: Vec<&'static str>,
+}
+
+/// Operators with a gradient that ONNX's own operator cases show no real values of.
+const NOT_IN_CORPUS: &str = "ConvInteger DequantizeLinear Dropout DynamicQuantizeLinear GlobalLpPool If \
+     MatMulInteger MaxRoiPool QLinearConv QLinearMatMul QuantizeLinear RoiAlign SimplifiedLayerNormalization Trilu";
+
+/// The tests of `tests/corpus` beside the operator cases, and the operators whose gradients they judge.
+const CHECKS: [(&str, &str); 5] = [
+    (
+        "torch",
+        "AveragePool BatchNormalization Conv ConvTranspose GRU GlobalAveragePool GlobalLpPool GlobalMaxPool \
+         GroupNormalization InstanceNormalization LRN LSTM LayerNormalization LogSoftmax LpNormalization LpPool \
+         MaxPool MeanVarianceNormalization NegativeLogLikelihoodLoss RMSNormalization RNN Resize Softmax \
+         SoftmaxCrossEntropyLoss",
+    ),
+    (
+        "kernels",
+        "DFT MaxRoiPool RoiAlign SimplifiedLayerNormalization com.microsoft::Attention com.microsoft::BiasGelu \
+         com.microsoft::EmbedLayerNormalization com.microsoft::FastGelu com.microsoft::FusedConv \
+         com.microsoft::FusedGemm com.microsoft::FusedMatMul com.microsoft::Gelu \
+         com.microsoft::GroupQueryAttention com.microsoft::MatMulNBits com.microsoft::MultiHeadAttention \
+         com.microsoft::QuickGelu com.microsoft::RotaryEmbedding com.microsoft::SkipLayerNormalization \
+         com.microsoft::SkipSimplifiedLayerNormalization",
+    ),
+    ("control", "If Loop Scan"),
+    (
+        "quantised",
+        "ConvInteger DequantizeLinear DynamicQuantizeLinear MatMulInteger QLinearConv QLinearMatMul QuantizeLinear",
+    ),
+    ("corners", "Trilu"),
+];
+
+/// Gradients that need more of an executor than the operator itself: what has been seen to run them.
+const BACKWARD: [(&str, &str); 3] = [("If", "ort"), ("Loop", "ort"), ("Scan", "ort")];
+
+/// The tests that judge an operator's gradient: `corpus` for ONNX's own cases and central differences, `torch` for
+/// PyTorch's autograd, `kernels` for central differences through ONNX Runtime's kernel, and three for special kinds.
+pub fn checks(name: &str) -> Vec<&'static str> {
+    let listed = |list: &str| list.split_whitespace().any(|op| op == name);
+    let differentiable = rules::table().any(|row| row.0 == name && !matches!(row.1, Kind::Stop));
+    let corpus = differentiable && !name.contains("::") && !listed(NOT_IN_CORPUS);
+    let others = CHECKS.iter().filter(|(_, list)| listed(list)).map(|(test, _)| *test);
+    corpus.then_some("corpus").into_iter().chain(others).collect()
 }
 
 /// How an operator behaves under differentiation.
@@ -26,6 +73,8 @@ pub struct Operator {
 pub enum Handling {
     /// A gradient rule.
     Rule,
+    /// The gradient of its definition in other operators.
+    Composed,
     /// Rewritten into other operators first.
     Lowered,
     /// No derivative, or zero almost everywhere: it ends a cotangent silently.
@@ -38,6 +87,7 @@ impl Handling {
     pub fn name(self) -> &'static str {
         match self {
             Handling::Rule => "rule",
+            Handling::Composed => "composed",
             Handling::Lowered => "lowered",
             Handling::Stop => "stop",
             Handling::None => "none",
@@ -49,7 +99,8 @@ impl Handling {
 const OPSETS: (i64, i64) = (7, 28);
 
 /// Standard operators that preparation replaces, with the last operator set that has them, if that is over.
-const LOWERED: [(&str, Option<i64>); 3] = [("Constant", None), ("Scatter", Some(10)), ("Upsample", Some(9))];
+const LOWERED: [(&str, Option<i64>); 5] =
+    [("Constant", None), ("Scatter", Some(10)), ("SwiGLU", None), ("Swish", None), ("Upsample", Some(9))];
 
 /// The standard operators by the operator set they came with (7 for all before it).
 const STANDARD: &[(i64, &str)] = &[
@@ -120,6 +171,7 @@ pub fn ops(executors: &[&dyn Executor]) -> Vec<Operator> {
             let kind = match (lowered, kinds.get(&(domain, op))) {
                 (Some(_), _) => Handling::Lowered,
                 (_, Some(Kind::Rule(_))) => Handling::Rule,
+                (_, Some(Kind::Composed(_))) => Handling::Composed,
                 (_, Some(Kind::Stop)) => Handling::Stop,
                 (_, None) => Handling::None,
             };
@@ -129,8 +181,25 @@ pub fn ops(executors: &[&dyn Executor]) -> Vec<Operator> {
                 _ => format!("{}-{last}", first.max(OPSETS.0)),
             };
             let able = executors.iter().filter(|executor| executor.misses(&alone(domain, op)).is_empty());
-            let executors = able.map(|executor| executor.name()).collect();
-            Operator { domain: domain.to_owned(), op: op.to_owned(), opsets, kind, executors }
+            let executors: Vec<&'static str> = able.map(|executor| executor.name()).collect();
+            let name = if domain.is_empty() { op.to_owned() } else { format!("{domain}::{op}") };
+            let mut backward = executors.clone();
+            if matches!(kind, Handling::Stop | Handling::None) {
+                backward.clear();
+            }
+            if let Some((_, only)) = BACKWARD.iter().find(|row| domain.is_empty() && row.0 == op) {
+                backward.retain(|executor| executor == only);
+            }
+            let checks = checks(&name);
+            Operator {
+                domain: domain.to_owned(),
+                op: op.to_owned(),
+                opsets,
+                kind,
+                executors,
+                backward,
+                checks,
+            }
         })
         .collect()
 }
@@ -163,6 +232,10 @@ mod tests {
         let of = |op: &str| all.iter().find(|o| o.op == op).map(|o| (o.kind, o.opsets.as_str()));
         assert_eq!(of("Gelu").map(|o| o.0), Some(Handling::Rule));
         assert_eq!(of("Trilu"), Some((Handling::Rule, "14-28")));
+        assert_eq!(of("DFT").map(|o| o.0), Some(Handling::Composed));
+        assert_eq!(checks("Softmax"), ["corpus", "torch"]);
+        assert_eq!(checks("If"), ["control"]);
+        assert!(checks("Shape").is_empty());
         assert_eq!(of("Upsample"), Some((Handling::Lowered, "7-9")));
         assert_eq!(of("Loop").map(|o| o.0), Some(Handling::Rule));
         assert_eq!(of("Shape").map(|o| o.0), Some(Handling::Stop));

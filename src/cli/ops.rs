@@ -10,8 +10,9 @@ use std::sync::Arc;
 
 /// Lists the operators that training understands, and how.
 ///
-/// rule: has a gradient. lowered: is rewritten into operators that have. stop: has none by nature (comparisons,
-/// indices, shapes). Every other operator stands in the way only between trained weights and the loss.
+/// rule: has a gradient. composed: has that of its definition in other operators. lowered: is rewritten into operators
+/// that have one. stop: has none by nature (comparisons, indices, shapes). Every other operator stands in the way only
+/// between trained weights and the loss. The last column names the tests that judge the gradient.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  onnx-merge ops | grep Conv\n  onnx-merge ops --json")]
 pub struct Args {
@@ -46,5 +47,6 @@ fn row(operator: &Operator) -> Vec<String> {
         "" => operator.op.clone(),
         domain => format!("{domain}::{}", operator.op),
     };
-    vec![name, operator.opsets.clone(), operator.executors.join(" "), operator.kind.name().into()]
+    let checks = operator.checks.join(" ");
+    vec![name, operator.opsets.clone(), operator.executors.join(" "), operator.kind.name().into(), checks]
 }

@@ -261,10 +261,14 @@ impl Builder {
         let attrs: &[(&str, Attr)] = if zero_sized { &[("allowzero", Attr::Int(1))] } else { &[] };
         self.op_with("Reshape", &[a, &dims], attrs)
     }
-    /// No node when the shape is right already.
+    /// No node when the shape is right already, nor where nothing is left: not every executor expands to that.
     pub fn expand(&mut self, a: &ValueId, shape: &[usize]) -> ValueId {
         if self.shape(a) == shape {
             return a.clone();
+        }
+        if shape.contains(&0) {
+            let dtype = self.dtype(a);
+            return self.constant(Tensor::from_f64(dtype, shape, &[]));
         }
         let dims: Vec<i64> = shape.iter().map(|&d| d as i64).collect();
         let dims = self.ints(&dims);

@@ -6,9 +6,13 @@
 
 mod cases;
 mod control;
+mod corners;
 mod differences;
 mod gradients;
+mod kernels;
 mod models;
+mod old_forms;
+mod quantised;
 mod random_graphs;
 mod torch_refs;
 #[cfg(feature = "wgpu")]

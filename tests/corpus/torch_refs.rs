@@ -2,6 +2,7 @@
 //!
 //! `torch_refs/make.py` made the references; its first lines say what they hold.
 
+use crate::gradients::{differentiable, said};
 use onnx_merge::autodiff::{backward, facts::probe, lower::lower};
 use onnx_merge::onnx::{Builder, DType, Fact, Facts, Graph, Model, Tensor, ValueId, read};
 use onnx_merge::runtime::{Executor, ExecutorChoice, ExecutorOptions, Value, open};
@@ -212,7 +213,11 @@ fn compare(cases: &[Case], facts: impl Fn(&Case, &dyn Executor) -> Result<Facts>
 
 #[test]
 fn operators_agree_with_pytorch() -> Result<()> {
-    compare(&operators()?, |case, _| Ok(declared(&case.model.graph)))
+    let cases = operators()?;
+    let here = |op: &str| cases.iter().any(|case| case.model.graph.nodes.iter().any(|node| node.is(op)));
+    let wrong: Vec<&str> = differentiable().filter(|op| said(op, "torch") != here(op)).collect();
+    assert!(wrong.is_empty(), "the table of checks is wrong about {}", wrong.join(" "));
+    compare(&cases, |case, _| Ok(declared(&case.model.graph)))
 }
 
 /// The exported networks, with the constants of `Constant` nodes as initializers.

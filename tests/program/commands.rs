@@ -86,7 +86,7 @@ fn operators_are_listed() {
     Sandbox::new().transcript(
         "$ onnx-merge ops
          ...
-         Conv  [..] rule
+         Conv  [..] rule [..]corpus torch
          ...",
     );
 }

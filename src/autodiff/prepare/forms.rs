@@ -4,7 +4,7 @@
 
 use super::upgrade::Upgrade;
 use crate::error::{Error, Result};
-use crate::onnx::{Attr, DType, Node, Tensor, ValueId};
+use crate::onnx::{Attr, DType, Dim, Graph, Node, Tensor, ValueId, ValueInfo};
 
 /// Emits the modern form of `node`, which is of operator set `version`.
 pub fn modernise(up: &mut Upgrade<'_>, node: Node, version: i64) -> Result<()> {
@@ -26,8 +26,14 @@ pub fn modernise(up: &mut Upgrade<'_>, node: Node, version: i64) -> Result<()> {
         "Dropout" => dropout(up, node),
         "BatchNormalization" if version < 14 => batch_normalization(up, node),
         "Softmax" | "LogSoftmax" | "Hardmax" if version < 13 => flattening(up, node),
-        "Split" if version < 18 => split(up, node, version),
-        "TopK" if version < 10 => top_k(up, node),
+        "Split" => split(up, node, version),
+        "TopK" => top_k(up, node),
+        "Swish" | "SwiGLU" => swish(up, node),
+        // 20: another default.
+        "DFT" if version < 20 && node.int("axis").is_none() => {
+            up.push(node.with("axis", 1i64));
+            Ok(())
+        }
         "Scatter" => {
             up.push(Node { op: "ScatterElements".into(), ..node });
             Ok(())
@@ -36,10 +42,7 @@ pub fn modernise(up: &mut Upgrade<'_>, node: Node, version: i64) -> Result<()> {
             up.push(node.with("coordinate_transformation_mode", "output_half_pixel"));
             Ok(())
         }
-        "Scan" if version < 9 => {
-            Err(Error::node(&node, "has the form of opset 8, which no later one can express")
-                .hint("export the model again with opset 9 or later"))
-        }
+        "Scan" if version < 9 => scan(up, node),
         _ => {
             up.push(node);
             Ok(())
@@ -197,18 +200,40 @@ fn dropout(up: &mut Upgrade<'_>, mut node: Node) -> Result<()> {
 }
 
 fn batch_normalization(up: &mut Upgrade<'_>, mut node: Node) -> Result<()> {
-    if node.attrs.shift_remove("spatial").is_some_and(|s| s == Attr::Int(0)) {
-        return Err(Error::node(
-            &node,
-            "normalises each position by itself (spatial = 0), which opset 9 abolished",
-        ));
-    }
+    let each_position = node.attrs.shift_remove("spatial").is_some_and(|s| s == Attr::Int(0));
     if node.outputs.iter().skip(1).any(Option::is_some) {
         return Err(Error::node(&node, "is in the training form of an opset before 14")
             .hint("export the model in evaluation mode"));
     }
     node.outputs.truncate(1);
-    up.push(node);
+    match each_position {
+        true => normalise_positions(up, node),
+        false => {
+            up.push(node);
+            Ok(())
+        }
+    }
+}
+
+/// 7, with `spatial = 0`: every position has its own statistics, in tensors of the shape of a row.
+fn normalise_positions(up: &mut Upgrade<'_>, node: Node) -> Result<()> {
+    let input =
+        |i: usize| node.input(i).cloned().ok_or_else(|| Error::node(&node, format!("input {i} is missing")));
+    let (x, scale, bias, mean, variance) = (input(0)?, input(1)?, input(2)?, input(3)?, input(4)?);
+    let output = node.output(0).cloned().ok_or_else(|| Error::node(&node, "has no output"))?;
+    let epsilon = Tensor::scalar(up.dtype(Some(&x)), f64::from(node.float_or("epsilon", 1e-5)));
+    let epsilon = up.constant(&node, "epsilon", epsilon);
+    let mut emit = |op: &str, inputs: &[&ValueId]| {
+        let made = up.fresh(&format!("{output}/{op}"));
+        up.push(Node::new(op, inputs, &[&made]));
+        made
+    };
+    let centred = emit("Sub", &[&x, &mean]);
+    let shifted = emit("Add", &[&variance, &epsilon]);
+    let deviation = emit("Sqrt", &[&shifted]);
+    let normal = emit("Div", &[&centred, &deviation]);
+    let scaled = emit("Mul", &[&normal, &scale]);
+    up.push(Node::new("Add", &[&scaled, &bias], &[&output]));
     Ok(())
 }
 
@@ -242,11 +267,80 @@ fn split(up: &mut Upgrade<'_>, mut node: Node, version: i64) -> Result<()> {
         let id = up.ints(&node, "split", &parts);
         set_input(&mut node, 1, id);
     }
-    if node.input(1).is_none() {
+    if node.input(1).is_none() && version < 18 {
         let parts = node.outputs.len() as i64;
         node = node.with("num_outputs", parts);
     }
+    // The gradient puts all parts together again.
+    for i in 0..node.outputs.len() {
+        if node.output(i).is_none() {
+            node.outputs[i] = Some(up.fresh(&format!("{}/part{i}", node.label())));
+        }
+    }
     up.push(node);
+    Ok(())
+}
+
+/// 8: a `Scan` for each row of a batch, which becomes a `Scan` over the rows around one over the sequence.
+fn scan(up: &mut Upgrade<'_>, node: Node) -> Result<()> {
+    if node.input(0).is_some() {
+        return Err(Error::node(&node, "has sequences of different lengths, which opset 9 abolished")
+            .hint("export the model again with opset 9 or later"));
+    }
+    let scanned = node.int_or("num_scan_inputs", 0);
+    let given: Vec<ValueId> = node.inputs.iter().skip(1).flatten().cloned().collect();
+    let body = node.graph("body").cloned().ok_or_else(|| Error::node(&node, "has no body"))?;
+    let mut rows = Graph { name: format!("{}/row", node.label()), ..Graph::default() };
+    for id in &given {
+        let shape = up.rank(Some(id)).map(|rank| vec![Dim::Unknown; rank.saturating_sub(1)]);
+        let row = up.fresh(&format!("{id}/row"));
+        rows.inputs.push(ValueInfo { id: row, dtype: Some(up.dtype(Some(id))), shape });
+    }
+    let made: Vec<ValueId> = body.outputs.iter().map(|o| up.fresh(&format!("{}/row", o.id))).collect();
+    for (id, output) in made.iter().zip(&body.outputs) {
+        rows.outputs.push(ValueInfo { id: id.clone(), dtype: output.dtype, shape: None });
+    }
+    let inputs: Vec<&ValueId> = rows.inputs.iter().map(|i| &i.id).collect();
+    let mut inner = Node::new("Scan", &inputs, &made.iter().collect::<Vec<_>>())
+        .with("body", Attr::Graph(Box::new(body)))
+        .with("num_scan_inputs", scanned);
+    if let Some(directions) = node.ints("directions") {
+        inner = inner.with("scan_input_directions", directions);
+    }
+    rows.nodes.push(inner);
+    let mut outer = Node::new("Scan", &given.iter().collect::<Vec<_>>(), &[])
+        .with("body", Attr::Graph(Box::new(rows)))
+        .with("num_scan_inputs", given.len() as i64);
+    outer.outputs = node.outputs;
+    outer.name = node.name;
+    up.push(outer);
+    Ok(())
+}
+
+/// 24: `x · σ(αx)`; 28: that times a second input. Few executors have kernels for them.
+fn swish(up: &mut Upgrade<'_>, node: Node) -> Result<()> {
+    let input =
+        |i: usize| node.input(i).cloned().ok_or_else(|| Error::node(&node, format!("input {i} is missing")));
+    let (x, value) = (input(0)?, if node.op == "SwiGLU" { Some(input(1)?) } else { None });
+    let output = node.output(0).cloned().ok_or_else(|| Error::node(&node, "has no output"))?;
+    let fresh = |up: &mut Upgrade<'_>, what: &str| up.fresh(&format!("{output}/{what}"));
+    let mut inner = x.clone();
+    let alpha = node.float_or("alpha", 1.0);
+    if alpha != 1.0 {
+        let factor = up.constant(&node, "alpha", Tensor::scalar(up.dtype(Some(&x)), f64::from(alpha)));
+        inner = fresh(up, "scaled");
+        up.push(Node::new("Mul", &[&x, &factor], &[&inner]));
+    }
+    let gate = fresh(up, "gate");
+    up.push(Node::new("Sigmoid", &[&inner], &[&gate]));
+    match value {
+        None => up.push(Node::new("Mul", &[&x, &gate], &[&output])),
+        Some(value) => {
+            let gated = fresh(up, "gated");
+            up.push(Node::new("Mul", &[&x, &gate], &[&gated]));
+            up.push(Node::new("Mul", &[&gated, &value], &[&output]));
+        }
+    }
     Ok(())
 }
 
@@ -254,6 +348,12 @@ fn top_k(up: &mut Upgrade<'_>, mut node: Node) -> Result<()> {
     if let Some(Attr::Int(k)) = node.attrs.shift_remove("k") {
         let id = up.ints(&node, "k", &[k]);
         set_input(&mut node, 1, id);
+    }
+    // The gradient needs to know where the values came from.
+    if node.output(1).is_none() {
+        let places = up.fresh(&format!("{}/places", node.label()));
+        node.outputs.resize(2, None);
+        node.outputs[1] = Some(places);
     }
     up.push(node);
     Ok(())

@@ -119,12 +119,21 @@ fn inline_branches(graph: &mut Graph) {
 fn resolve_padding(node: &mut Node, facts: &Facts) -> Result<()> {
     let windowed = matches!(
         node.op.as_str(),
-        "Conv" | "ConvTranspose" | "MaxPool" | "AveragePool" | "LpPool" | "ConvInteger"
-    );
+        "Conv"
+            | "ConvTranspose"
+            | "MaxPool"
+            | "AveragePool"
+            | "LpPool"
+            | "ConvInteger"
+            | "QLinearConv"
+            | "FusedConv"
+    ) && (node.domain.is_empty() || node.op == "FusedConv");
     let mode = node.str("auto_pad").unwrap_or("NOTSET").to_owned();
     let shaped = node.is("ConvTranspose") && node.ints("output_shape").is_some();
-    if !windowed || !node.domain.is_empty() || (mode == "NOTSET" && !shaped) {
-        node.attrs.shift_remove("auto_pad").filter(|_| windowed && node.domain.is_empty());
+    if !windowed || (mode == "NOTSET" && !shaped) {
+        if windowed {
+            node.attrs.shift_remove("auto_pad");
+        }
         return Ok(());
     }
     let shape = |i: usize| node.input(i).and_then(|id| facts.get(id)).map(|f| f.shape.clone());
@@ -132,7 +141,7 @@ fn resolve_padding(node: &mut Node, facts: &Facts) -> Result<()> {
     let spatial = input.len() - 2;
     let kernel: Vec<usize> = match node.ints("kernel_shape") {
         Some(kernel) => kernel.iter().map(|&k| k as usize).collect(),
-        None => match shape(1) {
+        None => match shape(if node.is("QLinearConv") { 3 } else { 1 }) {
             Some(weight) if weight.len() == input.len() => weight[2..].to_vec(),
             _ => return Ok(()),
         },

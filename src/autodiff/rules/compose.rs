@@ -3,16 +3,13 @@
 //! For operators that are seldom on the hot path, or whose textbook gradient is longer than their definition.
 //! The emitted forward part is computed again by the gradient graph. See [`compose`].
 
-use super::{Context, Cotangents};
-use crate::error::{Result, ResultExt};
+use super::{Context, Cotangents, Outputs};
+use crate::error::ResultExt;
 use crate::onnx::{Builder, Node, ValueId};
 
 /// The cotangents of a node's inputs by way of `forward`, which emits primitives that compute the node's outputs
 /// (in their order; `None` for outputs without a derivative).
-pub fn compose(
-    c: &mut Context<'_>,
-    forward: impl FnOnce(&mut Builder, &Node) -> Result<Vec<Option<ValueId>>>,
-) -> Cotangents {
+pub fn compose(c: &mut Context<'_>, forward: impl FnOnce(&mut Builder, &Node) -> Outputs) -> Cotangents {
     let mut wrt: Vec<ValueId> = vec![];
     for (i, input) in c.node.inputs.iter().enumerate() {
         if let Some(input) = input.as_ref().filter(|input| c.wants(i) && !wrt.contains(input)) {

@@ -3,28 +3,31 @@
 //! All are fusions, so all are taken apart again (see [`super::compose`]). Definitions: ONNX Runtime's
 //! `docs/ContribOperators.md`.
 
-use super::compose::compose;
-use super::{Context, Cotangents, Row, norm, quant, rule};
+use super::{Outputs, Row, composed, norm, quant, rule};
 use crate::error::{Error, Result};
+use crate::onnx::infer::normalise_axis;
 use crate::onnx::{Attr, Builder, Node, Tensor, ValueId};
 
 pub const TABLE: &[Row] = &[
     // In the default domain, though no ONNX operator.
     rule("SimplifiedLayerNormalization", norm::root_mean_square),
-    rule("com.microsoft::BiasGelu", |c| compose(c, gelu)),
+    composed("com.microsoft::BiasGelu", gelu),
+    composed("com.microsoft::BiasSoftmax", bias_softmax),
     rule("com.microsoft::DequantizeLinear", quant::dequantize),
-    rule("com.microsoft::FastGelu", |c| compose(c, fast_gelu)),
-    rule("com.microsoft::FusedConv", |c| compose(c, fused_conv)),
-    rule("com.microsoft::FusedGemm", |c| compose(c, fused_gemm)),
-    rule("com.microsoft::FusedMatMul", |c| compose(c, fused_matmul)),
-    rule("com.microsoft::Gelu", |c| compose(c, gelu)),
+    composed("com.microsoft::EmbedLayerNormalization", embedding_normalisation),
+    composed("com.microsoft::FastGelu", fast_gelu),
+    composed("com.microsoft::FusedConv", fused_conv),
+    composed("com.microsoft::FusedGemm", fused_gemm),
+    composed("com.microsoft::FusedMatMul", fused_matmul),
+    composed("com.microsoft::Gelu", gelu),
+    composed("com.microsoft::MatMulNBits", matmul_few_bits),
+    composed("com.microsoft::NhwcConv", channels_last_conv),
+    composed("com.microsoft::NhwcFusedConv", channels_last_conv),
     rule("com.microsoft::QuantizeLinear", quant::quantize),
-    rule("com.microsoft::QuickGelu", |c| compose(c, quick_gelu)),
-    rule("com.microsoft::SkipLayerNormalization", |c| skip_normalisation(c, true)),
-    rule("com.microsoft::SkipSimplifiedLayerNormalization", |c| skip_normalisation(c, false)),
+    composed("com.microsoft::QuickGelu", quick_gelu),
+    composed("com.microsoft::SkipLayerNormalization", |b, node| skip_normalisation(b, node, true)),
+    composed("com.microsoft::SkipSimplifiedLayerNormalization", |b, node| skip_normalisation(b, node, false)),
 ];
-
-type Outputs = Result<Vec<Option<ValueId>>>;
 
 fn input(node: &Node, i: usize) -> Result<&ValueId> {
     node.input(i).ok_or_else(|| Error::node(node, format!("input {i} is missing")))
@@ -112,22 +115,145 @@ fn activation(b: &mut Builder, node: &Node, v: ValueId, parameters: &[f32]) -> R
     })
 }
 
-/// `activation(Conv(X, W, B) + Z)`.
-fn fused_conv(b: &mut Builder, node: &Node) -> Outputs {
-    let inputs = [Some(input(node, 0)?), Some(input(node, 1)?), node.input(2)];
-    let named = |name: &&str| node.attrs.contains_key(*name);
+/// A convolution with the attributes of `node`.
+fn plain_conv(b: &mut Builder, node: &Node, x: &ValueId, w: &ValueId) -> ValueId {
     let kept = ["auto_pad", "dilations", "group", "kernel_shape", "pads", "strides"];
     let attrs: Vec<(&str, Attr)> =
-        kept.iter().filter(|n| named(n)).map(|&n| (n, node.attrs[n].clone())).collect();
-    let mut y = b.op_full("", "Conv", &inputs, &attrs, 1).remove(0);
+        kept.iter().filter_map(|&n| Some((n, node.attrs.get(n)?.clone()))).collect();
+    b.op_full("", "Conv", &[Some(x), Some(w), node.input(2)], &attrs, 1).remove(0)
+}
+
+fn activation_params(node: &Node) -> Vec<f32> {
+    match node.attrs.get("activation_params") {
+        Some(Attr::Floats(values)) => values.clone(),
+        _ => vec![],
+    }
+}
+
+/// `activation(Conv(X, W, B) + Z)`.
+fn fused_conv(b: &mut Builder, node: &Node) -> Outputs {
+    let (x, w) = (input(node, 0)?, input(node, 1)?);
+    let mut y = plain_conv(b, node, x, w);
     if let Some(z) = node.input(3) {
         y = b.add(&y, z);
     }
-    let parameters = match node.attrs.get("activation_params") {
-        Some(Attr::Floats(values)) => values.clone(),
-        _ => vec![],
+    Ok(vec![Some(activation(b, node, y, &activation_params(node))?)])
+}
+
+/// The same with channels last, those of the weights perhaps too (`NhwcConv`).
+fn channels_last_conv(b: &mut Builder, node: &Node) -> Outputs {
+    let (x, w) = (input(node, 0)?, input(node, 1)?);
+    let rank = b.rank(x);
+    let forth: Vec<usize> = [0, rank - 1].into_iter().chain(1..rank - 1).collect();
+    let back: Vec<usize> = [0].into_iter().chain(2..rank).chain([1]).collect();
+    let group = node.int_or("group", 1).max(1) as usize;
+    let inputs = b.shape(x)[rank - 1] / group;
+    let shape = b.shape(w);
+    let kernel: Vec<usize> = node.ints("kernel_shape").unwrap_or(&[]).iter().map(|&k| k as usize).collect();
+    let last = shape[rank - 1] == inputs && (shape[1] != inputs || shape[1..rank - 1] == kernel[..]);
+    let w = if node.op == "NhwcConv" && last { b.transpose(w, &forth) } else { w.clone() };
+    let x = b.transpose(x, &forth);
+    let mut y = plain_conv(b, node, &x, &w);
+    if let Some(z) = node.input(3) {
+        let z = b.transpose(z, &forth);
+        y = b.add(&y, &z);
+    }
+    let y = activation(b, node, y, &activation_params(node))?;
+    Ok(vec![Some(b.transpose(&y, &back))])
+}
+
+/// `softmax(x + bias)` over all axes from `axis` on.
+fn bias_softmax(b: &mut Builder, node: &Node) -> Outputs {
+    let sum = b.add(input(node, 0)?, input(node, 1)?);
+    let shape = b.shape(&sum);
+    let axis = normalise_axis(node.int_or("axis", 1), shape.len())
+        .ok_or_else(|| Error::node(node, "its axis doesn't fit its input"))?;
+    let inner: usize = shape[axis..].iter().product();
+    let flat = b.reshape(&sum, &[shape[..axis].iter().product(), inner]);
+    let soft = b.softmax(&flat, -1);
+    Ok(vec![Some(b.reshape(&soft, &shape))])
+}
+
+/// Embeddings of words, positions and segments, added and normalised.
+fn embedding_normalisation(b: &mut Builder, node: &Node) -> Outputs {
+    let (words, word_table, position_table) = (input(node, 0)?, input(node, 2)?, input(node, 3)?);
+    let rows = [("axis", Attr::Int(0))];
+    let length = b.shape(words)[1] as i64;
+    let mut sum = b.op_with("Gather", &[word_table, words], &rows);
+    let positions = match node.input(8) {
+        Some(positions) => positions.clone(),
+        None => b.constant(Tensor::i64(&[1, length as usize], &(0..length).collect::<Vec<_>>())),
     };
-    Ok(vec![Some(activation(b, node, y, &parameters)?)])
+    let positions = b.op_with("Gather", &[position_table, &positions], &rows);
+    sum = b.add(&sum, &positions);
+    if let (Some(segments), Some(table)) = (node.input(1), node.input(4)) {
+        let segments = b.op_with("Gather", &[table, segments], &rows);
+        sum = b.add(&sum, &segments);
+    }
+    let epsilon = Attr::Float(node.float_or("epsilon", 1e-12));
+    let y = norm::normalised(b, &sum, input(node, 5)?, node.input(6), epsilon, true);
+    Ok(vec![Some(y), None, Some(sum)])
+}
+
+/// `A · Wᵀ + bias`, where W is a constant of few bits a number: frozen, taken apart into real numbers here.
+fn matmul_few_bits(b: &mut Builder, node: &Node) -> Outputs {
+    let a = input(node, 0)?;
+    let size = |name: &str| node.int(name).and_then(|n| usize::try_from(n).ok()).filter(|&n| n > 0);
+    let fixed = |b: &Builder, i: usize| node.input(i).and_then(|id| b.constant_value(id)).cloned();
+    let unfit = || {
+        Error::node(
+            node,
+            "has a gradient only where its packed weights are constants that fit its attributes",
+        )
+    };
+    let (Some(k), Some(n), Some(bits), Some(block)) =
+        (size("K"), size("N"), size("bits"), size("block_size"))
+    else {
+        return Err(unfit());
+    };
+    let (packed, scales) = (fixed(b, 1).ok_or_else(unfit)?, fixed(b, 2).ok_or_else(unfit)?);
+    let blocks = k.div_ceil(block);
+    let stride = (block * bits).div_ceil(8);
+    let scales = scales.to_f64();
+    if packed.bytes().len() != n * blocks * stride || scales.len() != n * blocks || bits > 8 {
+        return Err(unfit());
+    }
+    let zeros = fixed(b, 3);
+    let zero_stride = (blocks * bits).div_ceil(8);
+    let zero = |row: usize, block: usize| match &zeros {
+        None => Some((1u32 << (bits - 1)) as f64),
+        Some(t) if t.dtype().is_float() => t.to_f64().get(row * blocks + block).copied(),
+        Some(t) => bits_at(t.bytes().get(row * zero_stride..(row + 1) * zero_stride)?, block * bits, bits),
+    };
+    let mut values = Vec::with_capacity(n * k);
+    for row in 0..n {
+        for column in 0..k {
+            let (at, within) = (row * blocks + column / block, column % block);
+            let level = bits_at(&packed.bytes()[at * stride..(at + 1) * stride], within * bits, bits);
+            let (level, zero) = level.zip(zero(row, column / block)).ok_or_else(unfit)?;
+            values.push((level - zero) * scales[at]);
+        }
+    }
+    let dtype = b.dtype(a);
+    let mut transposed = vec![0.0; n * k];
+    for row in 0..n {
+        for column in 0..k {
+            transposed[column * n + row] = values[row * k + column];
+        }
+    }
+    let w = b.constant(Tensor::from_f64(dtype, &[k, n], &transposed));
+    let mut y = b.matmul(a, &w);
+    if let Some(bias) = node.input(5) {
+        y = b.add(&y, bias);
+    }
+    Ok(vec![Some(y)])
+}
+
+/// `count` bits from bit `at` on, lowest first.
+fn bits_at(bytes: &[u8], at: usize, count: usize) -> Option<f64> {
+    let low = u32::from(*bytes.get(at / 8)?);
+    let high = u32::from(bytes.get(at / 8 + 1).copied().unwrap_or(0));
+    Some(f64::from((high << 8 | low) >> (at % 8) & ((1 << count) - 1)))
 }
 
 fn fused_gemm(b: &mut Builder, node: &Node) -> Outputs {
@@ -143,16 +269,14 @@ fn fused_gemm(b: &mut Builder, node: &Node) -> Outputs {
 
 /// `normalise(input + skip + bias) · gamma + beta`; the fourth output is the sum itself. Without a mean, the inputs
 /// lack beta.
-fn skip_normalisation(c: &mut Context<'_>, centre: bool) -> Cotangents {
-    compose(c, |b, node| {
-        let (x, skip, gamma) = (input(node, 0)?, input(node, 1)?, input(node, 2)?);
-        let (beta, bias) = if centre { (node.input(3), node.input(4)) } else { (None, node.input(3)) };
-        let mut sum = b.add(x, skip);
-        if let Some(bias) = bias {
-            sum = b.add(&sum, bias);
-        }
-        let epsilon = Attr::Float(node.float_or("epsilon", 1e-12));
-        let y = norm::normalised(b, &sum, gamma, beta, epsilon, centre);
-        Ok(vec![Some(y), None, None, Some(sum)])
-    })
+fn skip_normalisation(b: &mut Builder, node: &Node, centre: bool) -> Outputs {
+    let (x, skip, gamma) = (input(node, 0)?, input(node, 1)?, input(node, 2)?);
+    let (beta, bias) = if centre { (node.input(3), node.input(4)) } else { (None, node.input(3)) };
+    let mut sum = b.add(x, skip);
+    if let Some(bias) = bias {
+        sum = b.add(&sum, bias);
+    }
+    let epsilon = Attr::Float(node.float_or("epsilon", 1e-12));
+    let y = norm::normalised(b, &sum, gamma, beta, epsilon, centre);
+    Ok(vec![Some(y), None, None, Some(sum)])
 }

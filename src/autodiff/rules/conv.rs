@@ -9,7 +9,8 @@ use super::{Context, Cotangents, Row, rule};
 use crate::error::Result;
 use crate::onnx::{Attr, Builder, Tensor, ValueId};
 
-pub const TABLE: &[Row] = &[rule("Conv", conv), rule("ConvTranspose", conv_transpose)];
+pub const TABLE: &[Row] =
+    &[rule("Col2Im", columns_to_image), rule("Conv", conv), rule("ConvTranspose", conv_transpose)];
 
 fn conv(c: &mut Context<'_>) -> Cotangents {
     let (x, w, dy) = (c.input(0)?, c.input(1)?, c.cotangent()?);
@@ -268,4 +269,32 @@ fn diagonals(b: &mut Builder, like: &ValueId, g: &Geometry, axis: usize) -> Valu
     }
     let dtype = b.dtype(like);
     b.constant(Tensor::from_f64(dtype, &[wide * narrow, kernel], &sums))
+}
+
+/// Blocks were added up to an image: each gets back what it sees of the image's cotangent.
+fn columns_to_image(c: &mut Context<'_>) -> Cotangents {
+    let (shape, g) = (c.shape(0)?, c.cotangent()?);
+    let whole = |list: Option<Vec<i64>>| -> Vec<usize> {
+        list.unwrap_or_default().iter().filter_map(|&d| usize::try_from(d).ok()).collect()
+    };
+    let (image, block) = (whole(c.constant_ints(1)?), whole(c.constant_ints(2)?));
+    let unfit = || c.refuse("its blocks don't fit its image");
+    let window = crate::onnx::infer::Window::of(c.node, &block, image.len()).ok_or_else(unfit)?;
+    let coarse: Option<Vec<usize>> = (0..image.len()).map(|i| window.output(i, image[i])).collect();
+    let geometry = Geometry::of(c, &block, &image, &coarse.ok_or_else(unfit)?)?;
+    let channels = c.b.shape(&g)[1];
+    let n = geometry.rank();
+    let cropped = geometry.crop(c.b, &g, 2);
+    let padded = geometry.pad(c.b, &cropped, 2, n);
+    let places: usize = geometry.coarse.iter().product();
+    let seen: Vec<ValueId> = geometry
+        .taps(0..n)
+        .iter()
+        .map(|offsets| {
+            let tap = geometry.tap(c.b, &padded, 2, offsets);
+            c.b.reshape(&tap, &[shape[0], channels, 1, places])
+        })
+        .collect();
+    let columns = c.b.concat(&seen.iter().collect::<Vec<_>>(), 2);
+    Ok(vec![Some(c.b.reshape(&columns, &shape))])
 }

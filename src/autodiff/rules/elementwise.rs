@@ -3,7 +3,7 @@
 //! In formulas x is the input, y the output, g the cotangent of y; `[c]` is 1 where c holds and else 0. At a kink
 //! the derivative is that of the side which PyTorch takes.
 
-use super::{Context, Cotangents, Row, rule, stop};
+use super::{Context, Cotangents, Outputs, Row, composed, rule, stop};
 use crate::onnx::{Builder, DType, Tensor, ValueId};
 use std::f64::consts::{FRAC_1_SQRT_2, PI};
 
@@ -156,6 +156,7 @@ pub const TABLE: &[Row] = &[
             unless_zero(b, y, &ratio)
         })
     }),
+    composed("SwiGLU", swiglu),
     rule("Swish", swish),
     // 1 + y²
     rule("Tan", |c| {
@@ -234,13 +235,25 @@ fn clip(c: &mut Context<'_>) -> Cotangents {
     Ok(parts)
 }
 
-/// Back to the input's type; integers and booleans stop the cotangent.
+/// Back to the input's type; integers and booleans stop the cotangent, but for integers that stand for real numbers.
 fn cast(c: &mut Context<'_>) -> Cotangents {
     let (from, to) = (c.b.dtype(&c.input(0)?), c.b.dtype(&c.output(0)?));
-    match from.is_float() && to.is_float() {
-        true => c.pull(|b, g, _, _| b.cast(g, from)),
-        false => Ok(vec![]),
+    match (from.is_float(), to.is_float()) {
+        (true, true) => c.pull(|b, g, _, _| b.cast(g, from)),
+        (false, true) if super::quant::is_quantised(c) => c.pull(|_, g, _, _| g.clone()),
+        _ => Ok(vec![]),
     }
+}
+
+/// `a · σ(αa) · b`.
+fn swiglu(b: &mut Builder, node: &crate::onnx::Node) -> Outputs {
+    let input =
+        |i: usize| node.input(i).ok_or_else(|| crate::Error::node(node, format!("input {i} is missing")));
+    let (gate, value) = (input(0)?, input(1)?);
+    let scaled = b.mul_scalar(gate, f64::from(node.float_or("alpha", 1.0)));
+    let open = b.op("Sigmoid", &[&scaled]);
+    let gated = b.mul(gate, &open);
+    Ok(vec![Some(b.mul(&gated, value))])
 }
 
 /// The identity at inference; in training form g · mask / (1 − ratio), with the mask that the node puts out.

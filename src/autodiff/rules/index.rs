@@ -45,6 +45,7 @@ pub const TABLE: &[Row] = &[
         scatter(c, Indexing::Elements { axis })
     }),
     rule("ScatterND", |c| scatter(c, Indexing::Tuples)),
+    rule("TensorScatter", tensor_scatter),
     stop("Unique"),
 ];
 
@@ -246,4 +247,30 @@ fn one_hot(c: &mut Context<'_>) -> Cotangents {
         })
         .collect();
     Ok(vec![None, None, Some(c.b.concat(&[&sums[0], &sums[1]], 0))])
+}
+
+/// An update written into a cache at each row's own place: it gets what the cache has lost.
+fn tensor_scatter(c: &mut Context<'_>) -> Cotangents {
+    let (update, g) = (c.input(1)?, c.cotangent()?);
+    let (whole, shape) = (c.b.shape(&g), c.b.shape(&update));
+    let axis = c.axis(c.node.int_or("axis", -2), whole.len())?;
+    let mut along = vec![1; shape.len()];
+    along[axis] = shape[axis];
+    let mut places = c.b.constant(Tensor::i64(&along, &(0..shape[axis] as i64).collect::<Vec<_>>()));
+    if let Some(starts) = c.optional(2) {
+        let mut column = vec![1; shape.len()];
+        column[0] = shape[0];
+        let starts = c.b.cast(&starts, DType::I64);
+        let starts = c.b.reshape(&starts, &column);
+        places = c.b.add(&places, &starts);
+    }
+    if c.node.str("mode") == Some("circular") {
+        let size = c.b.constant(Tensor::i64(&[], &[whole[axis] as i64]));
+        places = c.b.op("Mod", &[&places, &size]);
+    }
+    let places = c.b.expand(&places, &shape);
+    let by = Indexing::Elements { axis: axis as i64 };
+    let zeros = c.b.zeros_like(&update);
+    let d_past = by.scatter(c.b, &g, &places, &zeros, "none");
+    Ok(vec![Some(d_past), Some(by.gather(c.b, &g, &places))])
 }

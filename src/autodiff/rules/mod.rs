@@ -5,7 +5,8 @@
 //! generated tests find it there.
 
 mod arithmetic;
-mod compose;
+mod attention;
+pub(super) mod compose;
 mod contrib;
 mod control;
 mod conv;
@@ -19,8 +20,11 @@ mod quant;
 mod recurrent;
 mod reduce;
 mod resize;
+mod sampling;
 mod separable;
+mod sequence;
 mod shape;
+mod signal;
 mod softmax;
 mod window;
 
@@ -130,6 +134,8 @@ pub type Rule = fn(&mut Context<'_>) -> Cotangents;
 #[derive(Clone, Copy)]
 pub enum Kind {
     Rule(Rule),
+    /// Is defined by other operators, and differentiated through them.
+    Composed(Lowering),
     /// Has no derivative, or zero almost everywhere: comparisons, indices, shapes, integers.
     Stop,
 }
@@ -139,6 +145,9 @@ pub type Row = (&'static str, Kind);
 
 const fn rule(op: &'static str, rule: Rule) -> Row {
     (op, Kind::Rule(rule))
+}
+const fn composed(op: &'static str, forward: Lowering) -> Row {
+    (op, Kind::Composed(forward))
 }
 const fn stop(op: &'static str) -> Row {
     (op, Kind::Stop)
@@ -155,8 +164,11 @@ pub fn kind(node: &Node) -> Option<Kind> {
     }
 }
 
+/// The values of a node's outputs; `None` for those that aren't made.
+pub type Outputs = Result<Vec<Option<ValueId>>>;
+
 /// Emits what a node computes in primitives; gives its outputs.
-pub(super) type Lowering = fn(&mut Builder, &Node) -> Result<Vec<Option<ValueId>>>;
+pub type Lowering = fn(&mut Builder, &Node) -> Outputs;
 
 /// How to write out a layer that some executors only run with constant parameters.
 pub(super) fn lowering(node: &Node) -> Option<Lowering> {
@@ -171,6 +183,7 @@ pub(super) fn lowering(node: &Node) -> Option<Lowering> {
 pub fn table() -> impl Iterator<Item = &'static Row> {
     let families = [
         arithmetic::TABLE,
+        attention::TABLE,
         contrib::TABLE,
         control::TABLE,
         conv::TABLE,
@@ -184,7 +197,10 @@ pub fn table() -> impl Iterator<Item = &'static Row> {
         recurrent::TABLE,
         reduce::TABLE,
         resize::TABLE,
+        sampling::TABLE,
+        sequence::TABLE,
         shape::TABLE,
+        signal::TABLE,
         softmax::TABLE,
     ];
     families.into_iter().flatten()

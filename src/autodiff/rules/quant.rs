@@ -6,12 +6,15 @@
 use super::{Context, Cotangents, Row, rule};
 use crate::error::Result;
 use crate::onnx::infer::normalise_axis;
-use crate::onnx::{Builder, DType, ValueId};
+use crate::onnx::{Attr, Builder, DType, Node, ValueId};
 
 pub const TABLE: &[Row] = &[
+    rule("ConvInteger", conv_integer),
     rule("DequantizeLinear", dequantize),
     rule("DynamicQuantizeLinear", dynamic_quantize),
     rule("MatMulInteger", matmul_integer),
+    rule("QLinearConv", quantised_conv),
+    rule("QLinearMatMul", quantised_matmul),
     rule("QuantizeLinear", quantize),
 ];
 
@@ -134,4 +137,135 @@ fn shifted(c: &mut Context<'_>, v: &ValueId, zero: usize, dtype: DType, rows: bo
         _ => zero,
     };
     b.sub(&real, &zero)
+}
+
+/// Whether the node's integer input stands for real numbers: an accumulator of quantised operands.
+pub fn is_quantised(c: &Context<'_>) -> bool {
+    let made = |node: &&Node| node.output(0).is_some() && node.output(0) == c.node.input(0);
+    let maker = c.b.graph().nodes.iter().find(made);
+    maker.is_some_and(|node| node.is("MatMulInteger") || node.is("ConvInteger"))
+}
+
+/// A quantised operand as real numbers, in units of its steps: `q − zero`, with the zero points in a shape that
+/// broadcasts.
+fn steps(c: &mut Context<'_>, i: usize, zero: usize, shape: impl Fn(usize) -> Vec<usize>) -> Result<ValueId> {
+    let q = c.input(i)?;
+    let real = c.b.cast(&q, DType::F32);
+    let Some(zero) = c.optional(zero) else { return Ok(real) };
+    let zero = c.b.cast(&zero, DType::F32);
+    let zero = placed(c.b, &zero, shape);
+    Ok(c.b.sub(&real, &zero))
+}
+
+/// A scale or zero point, which is one number, or one an element of some axis.
+fn placed(b: &mut Builder, v: &ValueId, shape: impl Fn(usize) -> Vec<usize>) -> ValueId {
+    let own = b.shape(v);
+    match own.len() {
+        _ if own.iter().product::<usize>() == 1 => b.reshape(v, &[]),
+        1 => b.reshape(v, &shape(own[0])),
+        _ => v.clone(),
+    }
+}
+
+/// The cotangents of two operands of `forward`, of which `real` are the real numbers of inputs `operands`.
+fn through(
+    c: &mut Context<'_>,
+    operands: [usize; 2],
+    real: [ValueId; 2],
+    g: &ValueId,
+    forward: impl FnOnce(&mut Builder, &Node, &[ValueId; 2]) -> ValueId,
+) -> Cotangents {
+    let start = c.b.graph().nodes.len();
+    let y = forward(c.b, c.node, &real);
+    let emitted = c.b.graph().nodes[start..].to_vec();
+    let wrt: Vec<ValueId> = (0..2).filter(|&k| c.wants(operands[k])).map(|k| real[k].clone()).collect();
+    let mut found = crate::autodiff::backward_through(c.b, &emitted, &[(y, g.clone())], &wrt)?;
+    let mut cotangents = vec![None; c.node.inputs.len()];
+    for (place, real) in operands.into_iter().zip(&real) {
+        cotangents[place] = found.remove(real);
+    }
+    Ok(cotangents)
+}
+
+/// A convolution with the node's attributes.
+fn conv(b: &mut Builder, node: &Node, [x, w]: &[ValueId; 2]) -> ValueId {
+    let attrs: Vec<(&str, Attr)> = node.attrs.iter().map(|(k, v)| (k.as_str(), v.clone())).collect();
+    b.op_with("Conv", &[x, w], &attrs)
+}
+
+/// Weights have a zero point for each output channel: `[M, 1, …]`.
+fn first_axis(rank: usize) -> impl Fn(usize) -> Vec<usize> {
+    move |n| [&[n], &vec![1; rank - 1][..]].concat()
+}
+
+/// `Y = Conv(X − x₀, W − w₀)` in integers.
+fn conv_integer(c: &mut Context<'_>) -> Cotangents {
+    let rank = c.shape(0)?.len();
+    let g = c.cotangent()?;
+    let g = if c.b.dtype(&g).is_float() { g } else { c.b.cast(&g, DType::F32) };
+    let real = [steps(c, 0, 2, first_axis(rank))?, steps(c, 1, 3, first_axis(rank))?];
+    through(c, [0, 1], real, &g, conv)
+}
+
+/// The cotangent of the accumulator behind a quantised result: `g · factor` where nothing saturates.
+fn requantised(c: &mut Context<'_>, accumulator: &ValueId, factor: &ValueId, zero: usize) -> Result<ValueId> {
+    let (g, y) = (c.cotangent()?, c.output(0)?);
+    let g = if c.b.dtype(&g).is_float() { g } else { c.b.cast(&g, DType::F32) };
+    let pulled = c.b.mul(&g, factor);
+    let Some((low, high)) = range(c.b.dtype(&y)) else { return Ok(pulled) };
+    let mut level = c.b.mul(accumulator, factor);
+    if let Some(zero) = c.optional(zero) {
+        let zero = c.b.cast(&zero, DType::F32);
+        let zero = c.b.reshape(&zero, &[]);
+        level = c.b.add(&level, &zero);
+    }
+    let b = &mut *c.b;
+    let (low, high) = (b.scalar_like(&level, low - 0.5), b.scalar_like(&level, high + 0.5));
+    let (above, below) = (b.op("Greater", &[&level, &low]), b.op("Less", &[&level, &high]));
+    let inside = b.op("And", &[&above, &below]);
+    let nothing = b.scalar_like(&pulled, 0.0);
+    Ok(b.where_(&inside, &pulled, &nothing))
+}
+
+/// `scale(first) · scale(second) / scale(result)`.
+fn factor(
+    c: &mut Context<'_>,
+    [first, second, result]: [usize; 3],
+    shapes: [&dyn Fn(usize) -> Vec<usize>; 2],
+) -> Result<ValueId> {
+    let mut scales = vec![];
+    for i in [first, second, result] {
+        let scale = c.input(i)?;
+        scales.push(c.b.cast(&scale, DType::F32));
+    }
+    let (a, b) = (placed(c.b, &scales[0], shapes[0]), placed(c.b, &scales[1], shapes[1]));
+    let result = c.b.reshape(&scales[2], &[]);
+    let product = c.b.mul(&a, &b);
+    Ok(c.b.div(&product, &result))
+}
+
+/// Inputs x, its scale and zero point, w with its own, those of the result, and a bias in steps of the accumulator.
+fn quantised_conv(c: &mut Context<'_>) -> Cotangents {
+    let rank = c.shape(0)?.len();
+    let real = [steps(c, 0, 2, first_axis(rank))?, steps(c, 3, 5, first_axis(rank))?];
+    let channels = first_axis(rank - 1);
+    let factor = factor(c, [1, 4, 6], [&channels, &channels])?;
+    let mut accumulator = conv(c.b, c.node, &real);
+    if let Some(bias) = c.optional(8) {
+        let bias = c.b.cast(&bias, DType::F32);
+        let bias = placed(c.b, &bias, &channels);
+        accumulator = c.b.add(&accumulator, &bias);
+    }
+    let g = requantised(c, &accumulator, &factor, 7)?;
+    through(c, [0, 3], real, &g, conv)
+}
+
+/// Inputs a, its scale and zero point (for each row), b with its own (for each column), those of the result.
+fn quantised_matmul(c: &mut Context<'_>) -> Cotangents {
+    let (rows, columns) = (|n: usize| vec![n, 1], |n: usize| vec![n]);
+    let real = [steps(c, 0, 2, rows)?, steps(c, 3, 5, columns)?];
+    let factor = factor(c, [1, 4, 6], [&rows, &columns])?;
+    let accumulator = c.b.matmul(&real[0], &real[1]);
+    let g = requantised(c, &accumulator, &factor, 7)?;
+    through(c, [0, 3], real, &g, |b, _, [x, w]| b.matmul(x, w))
 }

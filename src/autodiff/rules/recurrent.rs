@@ -3,12 +3,11 @@
 //! The products of all inputs with the input weights are one matrix product for the whole sequence; each step then
 //! costs one product with the recurrent weights. See [`Cell`].
 
-use super::compose::compose;
-use super::{Context, Cotangents, Row, rule};
+use super::{Row, composed};
 use crate::error::{Error, Result};
 use crate::onnx::{Attr, Builder, DType, Node, Tensor, ValueId};
 
-pub const TABLE: &[Row] = &[rule("GRU", recurrent), rule("LSTM", recurrent), rule("RNN", recurrent)];
+pub const TABLE: &[Row] = &[composed("GRU", forward), composed("LSTM", forward), composed("RNN", forward)];
 
 /// The kind of a recurrent layer.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -104,10 +103,6 @@ struct Direction {
     activations: Vec<Activation>,
     h: ValueId,
     c: Option<ValueId>,
-}
-
-fn recurrent(c: &mut Context<'_>) -> Cotangents {
-    compose(c, forward)
 }
 
 /// Emits the layer; returns Y, Y_h and, for LSTM, Y_c.

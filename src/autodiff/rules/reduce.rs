@@ -3,13 +3,15 @@
 //! In formulas y is the reduction of x, g its cotangent, both seen with the reduced axes kept at length 1.
 
 use super::elementwise::{keep, unless_zero};
-use super::{Context, Cotangents, Row, rule, stop};
-use crate::error::Result;
-use crate::onnx::{Attr, Builder, Tensor, ValueId};
+use super::{Context, Cotangents, Outputs, Row, composed, rule, stop};
+use crate::error::{Error, Result};
+use crate::onnx::infer::normalise_axis;
+use crate::onnx::{Attr, Builder, Node, Tensor, ValueId};
 
 pub const TABLE: &[Row] = &[
     stop("ArgMax"),
     stop("ArgMin"),
+    composed("CumProd", running_product),
     rule("CumSum", running_sum),
     rule("Det", determinant),
     // g sign x
@@ -159,6 +161,38 @@ fn running_sum(c: &mut Context<'_>) -> Cotangents {
         ("reverse", Attr::Int(1 - c.node.int_or("reverse", 0))),
     ];
     c.pull(|b, g, _, _| b.op_with("CumSum", &[g, &axis], &attrs))
+}
+
+/// By products over twice as many elements each time, which stay right where elements are 0 (Hillis and Steele 1986).
+fn running_product(b: &mut Builder, node: &Node) -> Outputs {
+    let x = node.input(0).ok_or_else(|| Error::node(node, "input 0 is missing"))?;
+    let shape = b.shape(x);
+    let axis = node.input(1).and_then(|id| b.constant_value(id)).and_then(|t| t.to_i64().first().copied());
+    let axis = axis.and_then(|axis| normalise_axis(axis, shape.len()));
+    let axis = axis.ok_or_else(|| Error::node(node, "has a gradient only where its axis is a constant"))?;
+    let (exclusive, reverse) = (node.int_or("exclusive", 0) != 0, node.int_or("reverse", 0) != 0);
+    let size = shape[axis];
+    // Moves elements on by `count` places, ones behind them.
+    let moved = |b: &mut Builder, v: &ValueId, count: usize| {
+        let mut rim = shape.clone();
+        rim[axis] = count;
+        let one = b.scalar_like(v, 1.0);
+        let ones = b.expand(&one, &rim);
+        let (from, to) = if reverse { (count, size) } else { (0, size - count) };
+        let rest = b.slice(v, &[from as i64], &[to as i64], &[axis as i64]);
+        match reverse {
+            true => b.concat(&[&rest, &ones], axis as i64),
+            false => b.concat(&[&ones, &rest], axis as i64),
+        }
+    };
+    let mut product = if exclusive && size > 0 { moved(b, x, 1) } else { x.clone() };
+    let mut reach = 1;
+    while reach < size {
+        let other = moved(b, &product, reach);
+        product = b.mul(&product, &other);
+        reach *= 2;
+    }
+    Ok(vec![Some(product)])
 }
 
 /// g to the places the values came from.
