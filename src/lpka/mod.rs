@@ -9,6 +9,7 @@
 
 mod controls;
 mod interface;
+mod lens;
 mod optimizer;
 mod paper;
 mod parameters;
@@ -20,10 +21,11 @@ mod tokens;
 mod update;
 
 pub use controls::{shuffled, untrained};
+pub use lens::{Lens, Seen};
 
 use crate::error::{Error, Result};
 use crate::onnx::{Fact, Facts, Model, Tensor, ValueId};
-use crate::params::{Pairing, ParamGraph};
+use crate::params::{InterfaceId, Pairing, ParamGraph};
 use crate::runtime::{Executor, State, StepProgram};
 use crate::train::{Preset, TrainConfig};
 use parameters::Plan;
@@ -35,6 +37,21 @@ pub struct Side<'a> {
     pub graph: &'a ParamGraph,
     /// Initializers by name; of the target all that are trainable, of the source all there are.
     pub weights: HashMap<ValueId, Tensor>,
+}
+
+impl Side<'_> {
+    /// An interface by the weights that write it, for people.
+    fn name_of(&self, interface: InterfaceId) -> String {
+        let interface = self.graph.interface(interface);
+        let names: Vec<&str> =
+            interface.producers.iter().map(|&id| self.graph.weight(id).name.as_str()).collect();
+        match names.as_slice() {
+            [] => "input".to_owned(),
+            [one] => (*one).to_owned(),
+            [one, other] => format!("{one} + {other}"),
+            [first, .., last] => format!("{first} … {last}"),
+        }
+    }
 }
 
 /// The update step: gradients and state in, new state and merged weights out.
@@ -60,6 +77,8 @@ pub struct UpdateProgram {
     pub adapter_parameters: usize,
     /// For each adapted weight of the target, in words, where its knowledge comes from.
     pub transfers: Vec<Transfer>,
+    /// Shows what the adapter attends to.
+    pub lens: Lens,
 }
 
 /// How one target weight gets knowledge.

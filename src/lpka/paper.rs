@@ -12,6 +12,7 @@
 //! Attention weights are averaged over heads, value projections are products of two factors, and the feed-forward parts of
 //! the reference are left out.
 
+use super::lens::{Attended, Columns, Lens};
 use super::optimizer::{self, Flats};
 use super::parameters::{Base, ParamId, Parameters, Plan};
 use super::structured::weight_of;
@@ -29,6 +30,8 @@ use crate::train::{AdapterConfig, TrainConfig};
 struct Replacement {
     base: usize,
     view: MatrixView,
+    /// Of the source weight.
+    name: ValueId,
     /// Rows of the source matrix, and its columns, over its standard deviation.
     source: [Matrix; 2],
     stages: Vec<[Stage; 4]>,
@@ -152,6 +155,14 @@ pub(super) fn assemble(
         initial: names().zip(initial.0).collect(),
         adapter_parameters: plan.parameters.count() - plan.own,
         transfers: plan.transfers,
+        lens: Lens::new(|b| {
+            let (weights, thetas) = (ours.inputs(b, "flat"), theta.inputs(b, "theta"));
+            let (weights_views, thetas_views) = (ours.views(b, &weights), theta.views(b, &thetas));
+            let seen =
+                |adapter: &Replacement| adapter.attended(b, &weights_views, &thetas_views, own, &plan.bases);
+            let seen = adapters.iter().filter_map(seen).collect();
+            ([weights, thetas].concat(), seen)
+        }),
     })
 }
 
@@ -242,7 +253,7 @@ fn replacements(
             base,
             view,
             size,
-            matrix,
+            (name.clone(), matrix),
             config,
             gate,
         ));
@@ -254,11 +265,11 @@ fn replacements(
 #[allow(clippy::too_many_arguments)]
 fn replacement(
     parameters: &mut Parameters,
-    named: &Base,
+    of: &Base,
     base: usize,
     view: &MatrixView,
     (out, cols): (usize, usize),
-    source: Matrix,
+    (name, source): (ValueId, Matrix),
     config: &AdapterConfig,
     gate: f64,
 ) -> Replacement {
@@ -270,29 +281,29 @@ fn replacement(
     let heads = (1..=config.heads.clamp(1, width)).rev().find(|h| width.is_multiple_of(*h)).unwrap_or(1);
     let mut stage = |l: usize, which: usize| {
         let (own, other) = ([cols, out][which / 2], [source.cols, source.rows][which % 2]);
-        let name = |part: &str| format!("{}/{l}/{which}/{part}", named.weight);
+        let named = |part: &str| format!("{}/{l}/{which}/{part}", of.weight);
         let k = width.div_ceil(2);
         Stage {
-            query: parameters.uniform(name("query"), &[own, width], own),
-            key: parameters.uniform(name("key"), &[other, width], other),
+            query: parameters.uniform(named("query"), &[own, width], own),
+            key: parameters.uniform(named("key"), &[other, width], other),
             value: (
-                parameters.uniform(name("value_in"), &[other, k], other),
-                parameters.uniform(name("value_out"), &[k, own], k),
+                parameters.uniform(named("value_in"), &[other, k], other),
+                parameters.uniform(named("value_out"), &[k, own], k),
             ),
         }
     };
     let stages = (0..config.depth.max(1)).map(|l| std::array::from_fn(|which| stage(l, which))).collect();
     let std = Matrix::new(
         1,
-        named.shape.iter().product(),
-        parameters.list[named.parameter.0].initial.to_f32().into_owned(),
+        of.shape.iter().product(),
+        parameters.list[of.parameter.0].initial.to_f32().into_owned(),
     )
     .std();
     let columns = (0..source.cols).flat_map(|j| (0..source.rows).map(move |i| (i, j)));
     let columns = Matrix::new(source.cols, source.rows, columns.map(|(i, j)| source.at(i, j)).collect());
     // The gate is in units of the weight's own spread.
-    let gate = parameters.filled(format!("{}/gate", named.weight), &[], gate as f32 * std);
-    Replacement { base, view: view.clone(), source: [source, columns], stages, gate, width, heads }
+    let gate = parameters.filled(format!("{}/gate", of.weight), &[], gate as f32 * std);
+    Replacement { base, view: view.clone(), name, source: [source, columns], stages, gate, width, heads }
 }
 
 impl Replacement {
@@ -300,10 +311,7 @@ impl Replacement {
     /// parameter `own`.
     fn emit(&self, b: &mut Builder, weights: &[ValueId], theta: &[ValueId], own: usize) -> ValueId {
         let at = |id: ParamId| &theta[id.0 - own];
-        // Bases are the first parameters, in their order.
-        let x = b.reshape(&weights[self.base], &self.view.split);
-        let x = b.transpose(&x, &self.view.perm);
-        let mut x = b.reshape(&x, &self.view.matrix_shape());
+        let mut x = self.matrix(b, weights);
         for stages in &self.stages {
             let rows = normalised(b, &x);
             let columns = b.transpose(&x, &[1, 0]);
@@ -312,9 +320,7 @@ impl Replacement {
             for (which, stage) in stages.iter().enumerate() {
                 let tokens = if which < 2 { &rows } else { &columns };
                 let source = b.constant(self.source[which % 2].to_tensor());
-                let query = b.matmul(tokens, at(stage.query));
-                let key = b.matmul(&source, at(stage.key));
-                let share = attention(b, &query, &key, self.width, self.heads);
+                let share = self.attention(b, tokens, &source, [at(stage.query), at(stage.key)]);
                 let value = b.matmul(&source, at(stage.value.0));
                 let value = b.matmul(&value, at(stage.value.1));
                 let taken = b.matmul(&share, &value);
@@ -329,5 +335,45 @@ impl Replacement {
             x = b.add(&x, &gated);
         }
         weight_of(b, &x, &self.view)
+    }
+
+    /// The weight as `out × in`. Bases are the first parameters, in their order.
+    fn matrix(&self, b: &mut Builder, weights: &[ValueId]) -> ValueId {
+        let x = b.reshape(&weights[self.base], &self.view.split);
+        let x = b.transpose(&x, &self.view.perm);
+        b.reshape(&x, &self.view.matrix_shape())
+    }
+
+    fn attention(
+        &self,
+        b: &mut Builder,
+        tokens: &ValueId,
+        source: &ValueId,
+        [query, key]: [&ValueId; 2],
+    ) -> ValueId {
+        let query = b.matmul(tokens, query);
+        let key = b.matmul(source, key);
+        attention(b, &query, &key, self.width, self.heads)
+    }
+
+    /// The first attention of rows over rows: output features of the target over those of the source.
+    fn attended(
+        &self,
+        b: &mut Builder,
+        weights: &[ValueId],
+        theta: &[ValueId],
+        own: usize,
+        bases: &[Base],
+    ) -> Option<Attended> {
+        let stage = &self.stages.first()?[0];
+        let at = |id: ParamId| &theta[id.0 - own];
+        let x = self.matrix(b, weights);
+        let rows = normalised(b, &x);
+        let source = b.constant(self.source[0].to_tensor());
+        Some(Attended {
+            target: bases[self.base].weight.to_string(),
+            source: Columns::Channels(self.name.to_string()),
+            value: self.attention(b, &rows, &source, [at(stage.query), at(stage.key)]),
+        })
     }
 }

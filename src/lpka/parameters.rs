@@ -3,6 +3,7 @@
 //! A [`Plan`] lists the trained tensors ([`Parameters`]) and, for each target weight, how W′ is computed from them.
 //! [`Plan::emit`] writes that formula into a graph, for any values of the parameters.
 
+use super::lens::Attended;
 use super::{Side, Transfer, tensor_of};
 use crate::error::Result;
 use crate::onnx::{Builder, DType, Fact, Tensor, ValueId};
@@ -138,6 +139,8 @@ pub(super) struct Plan {
 pub(super) trait Layer {
     /// Emits the additions, in the shape of the weights: (index into [`Plan::bases`], value).
     fn emit(&self, b: &mut Builder, values: &[ValueId], noise: &mut Noise<'_>) -> Vec<(usize, ValueId)>;
+    /// Emits what this piece attends to, without dropout.
+    fn attended(&self, b: &mut Builder, values: &[ValueId], bases: &[Base]) -> Vec<Attended>;
     /// Whether anything is dropped in training.
     fn drops(&self) -> bool {
         false

@@ -4,7 +4,8 @@
 //! resampled first; the layer adds `g · ρ · T` to the target's own W, which starts at `(1 − g₀) · W`.
 
 use super::interface::{InterfaceMap, codes, selection};
-use super::parameters::{Layer, Noise, ParamId, Parameters, Plan};
+use super::lens::{Attended, Columns};
+use super::parameters::{Base, Layer, Noise, ParamId, Parameters, Plan};
 use super::resample::{resample_positions, resampling};
 use super::update::run_once;
 use super::{Means, Side, Transfer};
@@ -19,6 +20,8 @@ use crate::train::AdapterConfig;
 /// All weights that interface maps carry, and the maps they share.
 struct Mapped {
     maps: Vec<InterfaceMap>,
+    /// For each map what its sides are called.
+    names: Vec<(String, String)>,
     weights: Vec<MappedWeight>,
 }
 
@@ -58,6 +61,14 @@ impl Layer for Mapped {
             (weight.base, weight.emit(b, rows, &maps))
         };
         self.weights.iter().map(addition).collect()
+    }
+    fn attended(&self, b: &mut Builder, values: &[ValueId], _: &[Base]) -> Vec<Attended> {
+        let seen = |(map, (target, source)): (&InterfaceMap, &(String, String))| Attended {
+            target: target.clone(),
+            source: Columns::Channels(source.clone()),
+            value: map.emit(b, values),
+        };
+        self.maps.iter().zip(&self.names).map(seen).collect()
     }
 }
 
@@ -132,7 +143,8 @@ pub(super) fn add(
         }
     }
     let (ids, layer): (Vec<_>, Vec<_>) = weights.into_iter().map(|(t, s, w)| ((t, s), w)).unzip();
-    let mut mapped = Mapped { maps: planner.maps(&mut plan.parameters), weights: layer };
+    let mut mapped =
+        Mapped { maps: planner.maps(&mut plan.parameters), names: planner.names(), weights: layer };
     let live = mapped.measure(plan, executor)?;
     let mut keep = live.iter();
     mapped.weights.retain(|_| keep.next().copied().unwrap_or(false));
@@ -216,6 +228,13 @@ impl Planner<'_> {
             InterfaceMap::new(&format!("map{}", to.0), sizes, codes, self.config, parameters)
         };
         self.wanted.iter().map(&mut make).collect()
+    }
+
+    /// What the sides of each map are called.
+    fn names(&self) -> Vec<(String, String)> {
+        let of =
+            |&(to, from): &(InterfaceId, InterfaceId)| (self.target.name_of(to), self.source.name_of(from));
+        self.wanted.iter().map(of).collect()
     }
 
     /// How target weight `to` is carried from source weight `from`; `None` where their layouts don't correspond.

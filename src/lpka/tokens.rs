@@ -14,7 +14,8 @@
 //! Value projections are products of two factors; kernels of the source are resampled to the target's, and W_va mixes input
 //! features, tap by tap.
 
-use super::parameters::{Layer, Noise, ParamId, Parameters, Plan};
+use super::lens::{Attended, Columns};
+use super::parameters::{Base, Layer, Noise, ParamId, Parameters, Plan};
 use super::structured::{weight_of, with_taps};
 use super::{Means, Side, Transfer};
 use crate::onnx::{Builder, Tensor, ValueId};
@@ -43,6 +44,8 @@ struct TokenTransfer {
     view: MatrixView,
     target: Tokens,
     sources: Vec<Tokens>,
+    /// Of the sources.
+    names: Vec<ValueId>,
     steps: Vec<Step>,
     /// `r × 1`.
     gate: ParamId,
@@ -146,6 +149,17 @@ impl Layer for TokenTransfer {
         let matrix = b.matmul(&rows, &right);
         vec![(self.base, weight_of(b, &matrix, &self.view))]
     }
+    fn attended(&self, b: &mut Builder, values: &[ValueId], bases: &[Base]) -> Vec<Attended> {
+        let Some(first) = self.steps.first() else { return vec![] };
+        let left = b.constant(self.target.left.to_tensor());
+        let right = b.constant(self.target.right.to_tensor());
+        let sizes = self.names.iter().map(ValueId::to_string).zip(self.sources.iter().map(Tokens::rank));
+        vec![Attended {
+            target: bases[self.base].weight.to_string(),
+            source: Columns::Weights(sizes.collect()),
+            value: self.attention(b, first, values, &left, &right),
+        }]
+    }
     fn drops(&self) -> bool {
         self.dropout > 0.0
     }
@@ -161,16 +175,7 @@ impl TokenTransfer {
         right: ValueId,
         noise: &mut Noise<'_>,
     ) -> (ValueId, ValueId) {
-        let level = self.target.level(b);
-        let features = b.concat(&[&left, &right, &level], 1);
-        let query = step.query.emit(b, &features, values);
-        let mut keys = vec![];
-        for (source, key) in self.sources.iter().zip(&step.keys) {
-            let table = b.constant(source.table());
-            keys.push(key.emit(b, &table, values));
-        }
-        let key = b.concat(&keys.iter().collect::<Vec<_>>(), 0);
-        let attention = attention(b, &query, &key, self.width, self.heads);
+        let attention = self.attention(b, step, values, &left, &right);
         let attention = noise.dropout(b, &attention, self.dropout);
         let (left_values, right_values) = self.values(b, step, values);
         let mut mix = |own: &ValueId, other: &ValueId| {
@@ -188,6 +193,27 @@ impl TokenTransfer {
         let both = b.add(&both, &change);
         let (out, all) = (self.target.left.cols as i64, both_width(&self.target) as i64);
         (b.slice(&both, &[0], &[out], &[1]), b.slice(&both, &[out], &[all], &[1]))
+    }
+
+    /// How the target's tokens attend to all source tokens: `r × Σ r_s`.
+    fn attention(
+        &self,
+        b: &mut Builder,
+        step: &Step,
+        values: &[ValueId],
+        left: &ValueId,
+        right: &ValueId,
+    ) -> ValueId {
+        let level = self.target.level(b);
+        let features = b.concat(&[left, right, &level], 1);
+        let query = step.query.emit(b, &features, values);
+        let mut keys = vec![];
+        for (source, key) in self.sources.iter().zip(&step.keys) {
+            let table = b.constant(source.table());
+            keys.push(key.emit(b, &table, values));
+        }
+        let key = b.concat(&keys.iter().collect::<Vec<_>>(), 0);
+        attention(b, &query, &key, self.width, self.heads)
     }
 
     /// What all source tokens offer: `Σ r_s × out` and `Σ r_s × (in · taps)`.
@@ -302,7 +328,7 @@ pub(super) fn add(
             continue;
         }
         let scale = view.matrix_of(tensor).std() as f64 / (tokens.rank() as f64).sqrt();
-        let layer = layer(plan, base, view, tokens, sources, config, gate, scale);
+        let layer = layer(plan, base, view, tokens, (sources, names.clone()), config, gate, scale);
         plan.layers.push(Box::new(layer));
         plan.transfers.push(Transfer { target: weight.name.clone(), sources: names, by: Means::Tokens });
     }
@@ -314,7 +340,7 @@ fn layer(
     base: usize,
     view: &MatrixView,
     target: Tokens,
-    sources: Vec<Tokens>,
+    (sources, names): (Vec<Tokens>, Vec<ValueId>),
     config: &AdapterConfig,
     gate: f64,
     scale: f64,
@@ -353,6 +379,7 @@ fn layer(
         view: view.clone(),
         target,
         sources,
+        names,
         steps,
         gate,
         scale,

@@ -5,8 +5,9 @@
 //! state, so that each step computes the formula once.
 
 use super::UpdateProgram;
+use super::lens::Lens;
 use super::optimizer::{self, Flats};
-use super::parameters::{Noise, Plan};
+use super::parameters::{Layer, Noise, Plan};
 use crate::autodiff;
 use crate::error::{Error, Result};
 use crate::onnx::{
@@ -117,6 +118,12 @@ fn emit(
         initial: names().zip(start.merged).collect(),
         adapter_parameters: plan.parameters.count() - plan.own,
         transfers: plan.transfers.clone(),
+        lens: Lens::new(|b| {
+            let inputs = flats.inputs(b, "flat");
+            let values = flats.views(b, &inputs);
+            let seen = |layer: &Box<dyn Layer>| layer.attended(b, &values, &plan.bases);
+            (inputs, plan.layers.iter().flat_map(seen).collect())
+        }),
     })
 }
 

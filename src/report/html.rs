@@ -201,6 +201,14 @@ fn attention(body: &mut String, report: &Report) {
         return;
     }
     body.push_str("<h2>What the target attends to</h2>\n");
+    if let Some(arm) = maps.iter().map(|a| &a.arm).find(|arm| !arm.is_empty()) {
+        let _ = writeln!(
+            body,
+            "<p class=\"soft\">In the arm <em>{}</em>, at the end of its training. Rows belong to the target, columns to \
+             the source; the darker, the more is taken.</p>",
+            escape(arm)
+        );
+    }
     for map in maps {
         let _ = writeln!(
             body,

@@ -286,6 +286,9 @@ pub struct Curve {
 /// A matrix of attention, rows summing to about one.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Attention {
+    /// The arm whose adapter this is.
+    #[serde(default)]
+    pub arm: String,
     /// What the rows are: the target's layers, or the channels of one interface.
     pub target: String,
     /// What the columns are.

@@ -128,19 +128,32 @@ pub fn heat(map: &Attention) -> String {
     let values: Vec<f32> =
         (0..rows).flat_map(|r| (0..columns).map(move |c| (r, c))).map(|(r, c)| cell(r, c)).collect();
     let highest = values.iter().copied().filter(|v| v.is_finite()).fold(f32::MIN_POSITIVE, f32::max);
-    let label = if map.row_names.len() == map.rows && map.rows <= LARGEST { 180.0 } else { 0.0 };
-    let size = ((WIDTH - label) / columns as f64).min(22.0);
+    let named = |names: &[String], count: usize| names.len() == count && count <= LARGEST;
+    let label = if named(&map.row_names, map.rows) { 180.0 } else { 0.0 };
+    let head = if named(&map.column_names, map.columns) { 110.0 } else { 0.0 };
+    let size = ((WIDTH - label - head / 2.0) / columns as f64).min(22.0);
     let mut svg = format!(
         "<svg viewBox=\"0 0 {WIDTH} {:.1}\" role=\"img\" aria-label=\"attention\" shape-rendering=\"crispEdges\">\n",
-        size * rows as f64 + 4.0
+        head + size * rows as f64 + 4.0
     );
+    if head > 0.0 {
+        for (column, name) in map.column_names.iter().enumerate() {
+            let x = label + (column as f64 + 0.6) * size;
+            let y = head - 6.0;
+            let _ = writeln!(
+                svg,
+                "<text x=\"{x:.1}\" y=\"{y:.1}\" transform=\"rotate(-50 {x:.1} {y:.1})\">{}</text>",
+                escape(name)
+            );
+        }
+    }
     for row in 0..rows {
         if label > 0.0 {
             let _ = writeln!(
                 svg,
                 "<text x=\"{:.0}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
                 label - 6.0,
-                (row as f64 + 0.5) * size + 4.0,
+                head + (row as f64 + 0.5) * size + 4.0,
                 escape(&map.row_names[row])
             );
         }
@@ -154,13 +167,13 @@ pub fn heat(map: &Attention) -> String {
                 svg,
                 "<rect x=\"{:.1}\" y=\"{:.1}\" width=\"{size:.1}\" height=\"{size:.1}\" fill=\"rgba(var(--heat),{share:.2})\"><title>{value:.3}</title></rect>",
                 label + column as f64 * size,
-                row as f64 * size
+                head + row as f64 * size
             );
         }
     }
     let _ = writeln!(
         svg,
-        "<rect x=\"{label:.1}\" y=\"0\" width=\"{:.1}\" height=\"{:.1}\" fill=\"none\" stroke=\"var(--line)\"/>",
+        "<rect x=\"{label:.1}\" y=\"{head:.1}\" width=\"{:.1}\" height=\"{:.1}\" fill=\"none\" stroke=\"var(--line)\"/>",
         size * columns as f64,
         size * rows as f64
     );

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 /// Validations an arm gets over its whole training.
 const VALIDATIONS: usize = 12;
-/// How often an arm in training is checkpointed.
+/// How often an arm in training is checkpointed, besides at the end of each round.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(30);
 
 /// An arm in training.
@@ -137,7 +137,7 @@ impl Contest<'_> {
         let (label, seed) = (contender.arm.label(), contender.fit.seed);
         observer.event(&Event::ArmStart { arm: &label, seed, steps: until });
         let every = (steps / VALIDATIONS).max(1);
-        let mut saved = Instant::now();
+        let mut saved = (contender.fit.step, Instant::now());
         while contender.fit.step < until && !self.stopped {
             let next = ((contender.fit.step / every + 1) * every).min(until);
             let arrived =
@@ -148,10 +148,13 @@ impl Contest<'_> {
             if patience > 0 && contender.idle() >= patience {
                 break;
             }
-            if saved.elapsed() > CHECKPOINT_EVERY || self.stopped {
+            if saved.1.elapsed() > CHECKPOINT_EVERY {
                 self.save(contender)?;
-                saved = Instant::now();
+                saved = (contender.fit.step, Instant::now());
             }
+        }
+        if contender.fit.step > saved.0 {
+            self.save(contender)?;
         }
         observer.event(&Event::ArmEnd { arm: &label, seed, metric: contender.metric() });
         Ok(())

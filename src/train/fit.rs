@@ -7,7 +7,7 @@ use super::batches::Batches;
 use super::schedule::{generator, learning_rate, stream};
 use super::{Event, Observer, TrainConfig};
 use crate::error::{Error, Result};
-use crate::lpka::UpdateProgram;
+use crate::lpka::{Lens, Seen, UpdateProgram};
 use crate::onnx::{DType, Fact, Tensor, ValueId};
 use crate::runtime::{Compiled, Executor, Feed, Fetch, Runner, StepProgram, Value};
 use rand::RngExt;
@@ -74,6 +74,7 @@ pub struct Fit {
     merged: Vec<Value>,
     /// The same without dropout, for validation and shipping.
     clean: Vec<Value>,
+    lens: Lens,
     /// Mean loss since the last report, and the curve of all reports: (step, loss).
     pub curve: Vec<(usize, f64)>,
     pub seconds: f64,
@@ -114,6 +115,7 @@ impl Fit {
             learning_rate,
             noise,
             initial,
+            lens,
             ..
         } = update;
         let names: Vec<ValueId> = state.iter().map(|s| s.input.clone()).collect();
@@ -140,7 +142,18 @@ impl Fit {
         };
         let merged: Vec<Value> = weights.iter().map(first).collect::<Result<_>>()?;
         let clean = merged.clone();
-        Ok(Self { seed, steps, step: 0, update: runner, plan, merged, clean, curve: vec![], seconds: 0.0 })
+        Ok(Self {
+            seed,
+            steps,
+            step: 0,
+            update: runner,
+            plan,
+            merged,
+            clean,
+            lens,
+            curve: vec![],
+            seconds: 0.0,
+        })
     }
 
     /// The merged weights as they are now, without dropout, in the model step's order.
@@ -202,6 +215,11 @@ impl Fit {
         self.merged = self.plan.merged.iter().map(|fetch| outputs.get(*fetch).clone()).collect();
         self.clean = self.plan.clean.iter().map(|fetch| outputs.get(*fetch).clone()).collect();
         Ok(())
+    }
+
+    /// What the adapter attends to by now.
+    pub fn attention(&self) -> Result<Vec<Seen>> {
+        self.lens.read(&**self.update.executor(), |id| self.update.state(id))
     }
 
     /// Everything needed to go on later: the update's state and W′, by name.

@@ -107,7 +107,7 @@ pub fn merge(request: MergeRequest, observer: &mut dyn Observer) -> Result<Repor
 
     observer.event(&Event::Phase("writing"));
     let writing = Instant::now();
-    let Results { chosen, arms, curves } = results;
+    let Results { chosen, arms, curves, attention } = results;
     let gain = match (untouched.val, &chosen.weights) {
         (Some(before), Some(_)) => session.metric.gain(before, chosen.val),
         _ => f64::NEG_INFINITY,
@@ -162,7 +162,7 @@ pub fn merge(request: MergeRequest, observer: &mut dyn Observer) -> Result<Repor
         rows: session.examples().row_counts(),
         notes: session.examples().notes(),
         curves,
-        attention: vec![],
+        attention,
     })
 }
 
@@ -215,6 +215,8 @@ struct Results {
     chosen: Chosen,
     arms: Vec<report::Arm>,
     curves: Vec<report::Curve>,
+    /// Of the best arm with an adapter.
+    attention: Vec<report::Attention>,
 }
 
 struct Chosen {
@@ -245,6 +247,8 @@ fn run_arms(
         }
         repeats.extend(arms::controls(&reference, contest.session.means, contest.session.supervised()));
     }
+    let adapted = field.iter().find(|c| c.arm.source == SourceKind::Real);
+    let attention = adapted.map(attention_in).transpose()?.unwrap_or_default();
     drop(field);
     for seed in (0..config.seeds.max(1) as u64).map(|i| config.seed + i) {
         for arm in &repeats {
@@ -259,7 +263,24 @@ fn run_arms(
     let best = results.best(&chosen, &contest.session.metric);
     let chosen =
         Chosen { arm: chosen, val: best.as_ref().map_or(f64::NAN, |b| b.0), weights: best.map(|b| b.1) };
-    Ok(Results { chosen, arms: results.rows(&repeats), curves: results.curves })
+    Ok(Results { chosen, arms: results.rows(&repeats), curves: results.curves, attention })
+}
+
+/// What an arm's adapter attends to at the end of its training.
+fn attention_in(contender: &Contender) -> Result<Vec<report::Attention>> {
+    let arm = contender.arm.label();
+    let seen = contender.fit.attention()?;
+    let shown = seen.into_iter().map(|s| report::Attention {
+        arm: arm.clone(),
+        target: s.target,
+        source: s.source,
+        row_names: s.row_names,
+        column_names: s.column_names,
+        rows: s.rows,
+        columns: s.columns,
+        values: s.values,
+    });
+    Ok(shown.collect())
 }
 
 /// Results by arm and seed.

@@ -1,6 +1,8 @@
-//! A kill at any moment leaves either the old or the complete new output.
+//! A kill at any moment leaves either the old or the complete new output; Ctrl-C keeps the best so far.
 
 use crate::transcript::Sandbox;
+use onnx_merge::report::Report;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 #[test]
@@ -28,4 +30,52 @@ fn a_kill_leaves_the_old_or_the_new_file() {
         let now = std::fs::read(sandbox.path("out.onnx")).unwrap();
         assert!(now == b"old" || now == new, "round {round}: {} bytes", now.len());
     }
+}
+
+/// Interrupted in its second arm, then resumed: the same bytes as without an interruption.
+#[cfg(unix)]
+#[test]
+fn an_interrupted_run_goes_on_where_it_stopped() {
+    let sandbox = Sandbox::digits();
+    let arguments = |output: &str, more: &str| -> Vec<String> {
+        let all = format!(
+            "digits_cnn.onnx digits_mlp.onnx -o {output} --data digits_train100.npz --val digits_val.npz \
+             --steps 240 --method lpka+kd --executor tract --threads 1 {more}"
+        );
+        all.split_whitespace().map(str::to_owned).collect()
+    };
+    let whole = sandbox.program(&arguments("whole.onnx", "")).output().unwrap();
+    assert!(whole.status.success(), "{}", String::from_utf8_lossy(&whole.stderr));
+
+    let mut child = sandbox
+        .program(&arguments("out.onnx", "--json"))
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    // The first arm's checkpoint is written when its round ends.
+    let run = sandbox.path("out.onnx.checkpoint").join("run.json");
+    while !run.exists() {
+        assert!(child.try_wait().unwrap().is_none(), "the run ended without a checkpoint");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let interrupted = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(interrupted.success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130));
+    let report: Report = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(report.shipped.val >= report.untouched.val);
+    assert!(sandbox.path("out.onnx").exists(), "the best so far is kept");
+    let state: serde_json::Value = serde_json::from_slice(&std::fs::read(&run).unwrap()).unwrap();
+    let steps: Vec<u64> =
+        state["arms"].as_array().unwrap().iter().map(|a| a["step"].as_u64().unwrap()).collect();
+    assert!(steps.iter().sum::<u64>() < 240, "stopped early: {steps:?}");
+
+    let other = sandbox.program(&arguments("out.onnx", "--resume --lr 0.5")).output().unwrap();
+    assert_eq!(other.status.code(), Some(3), "a checkpoint of other options is refused");
+    let resumed = sandbox.program(&arguments("out.onnx", "--resume")).output().unwrap();
+    assert!(resumed.status.success(), "{}", String::from_utf8_lossy(&resumed.stderr));
+    let bytes = |name: &str| std::fs::read(sandbox.path(name)).unwrap();
+    assert!(bytes("out.onnx") == bytes("whole.onnx"), "the resumed run differs");
+    assert!(!run.exists(), "a complete run leaves no checkpoint");
 }

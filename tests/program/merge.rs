@@ -121,28 +121,3 @@ fn control_arms_say_what_the_source_was_worth() {
     }
     assert_eq!(report.source_worth.map(|w| w.n), Some(2));
 }
-
-#[cfg(unix)]
-#[test]
-fn an_interrupted_run_saves_its_best_and_goes_on() {
-    let sandbox = Sandbox::digits();
-    let arguments: Vec<String> =
-        format!("digits_cnn.onnx digits_mlp.onnx -o out.onnx {DATA} --steps 100000 --method finetune --json")
-            .split_whitespace()
-            .map(str::to_owned)
-            .collect();
-    let child = sandbox
-        .program(&arguments)
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::null())
-        .spawn()
-        .unwrap();
-    std::thread::sleep(std::time::Duration::from_secs(4));
-    let pid = child.id().to_string();
-    assert!(std::process::Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
-    let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(130));
-    let report: Report = serde_json::from_slice(&output.stdout).unwrap();
-    assert!(report.shipped.val >= report.untouched.val);
-    sandbox.transcript("$ exists out.onnx\n$ exists out.onnx.checkpoint");
-}
