@@ -347,7 +347,8 @@ impl Table {
                     SourceKind::Shuffled => report::ArmSource::Shuffled,
                     SourceKind::Untrained => report::ArmSource::Untrained,
                 },
-                val: mine.iter().map(|e| e.val).collect(),
+                // An arm that an interruption kept from its first validation has no value; JSON knows no NaN.
+                val: mine.iter().map(|e| e.val).filter(|v| !v.is_nan()).collect(),
                 test: mine.iter().filter_map(|e| e.test).collect(),
             });
         }
