@@ -3,7 +3,7 @@
 use super::arms::{Arm, rounds};
 use super::checkpoint::{ArmState, Checkpoint, RunState};
 use super::fit::Fit;
-use super::metric::better;
+use super::metric::{better, slack};
 use super::session::{Session, Split};
 use super::{Event, Observer};
 use crate::error::Result;
@@ -27,7 +27,7 @@ pub struct Contender {
     file: String,
 }
 
-/// The best weights of an arm so far, by validation.
+/// The weights of an arm to keep so far, by validation.
 pub struct Best {
     pub metric: f64,
     pub step: usize,
@@ -160,12 +160,18 @@ impl Contest<'_> {
         Ok(())
     }
 
+    /// Validates, and keeps the weights unless earlier ones were clearly better: picking the luckiest of a dozen
+    /// noisy validations ships worse weights than the latest of the good ones (docs/transfer.md).
     fn validate(&mut self, contender: &mut Contender, observer: &mut dyn Observer) -> Result<()> {
         let weights = contender.fit.weights().to_vec();
         let value = self.session.evaluate(&weights, Split::Val)?;
         let step = contender.fit.step;
         contender.validations.push((step, value));
-        if contender.best.as_ref().is_none_or(|b| better(&self.session.metric, value, b.metric)) {
+        let metric = &self.session.metric;
+        let values = contender.validations.iter().map(|v| v.1);
+        let highest = values.fold(f64::NAN, |a, b| if better(metric, b, a) { b } else { a });
+        let allowed = slack(metric, highest, self.session.examples().rows(Split::Val));
+        if contender.best.is_none() || metric.gain(highest, value) >= -allowed {
             contender.best = Some(Best { metric: value, step, weights });
         }
         observer.event(&Event::Validation { step, metric: value, best: contender.metric() });

@@ -27,6 +27,15 @@ pub fn better(metric: &Metric, new: f64, old: f64) -> bool {
     !new.is_nan() && (old.is_nan() || metric.gain(old, new) > 0.0)
 }
 
+/// How far below the best a validation may lie and still count as equal to it: half the standard error of an
+/// accuracy over `rows` rows; nothing for other metrics.
+pub fn slack(metric: &Metric, best: f64, rows: usize) -> f64 {
+    match metric.name.as_str() {
+        "accuracy" if rows > 0 => 0.5 * (best * (1.0 - best) / rows as f64).max(0.0).sqrt(),
+        _ => 0.0,
+    }
+}
+
 /// Collects a measure batch by batch.
 #[derive(Default)]
 pub struct Tally {
@@ -81,6 +90,12 @@ pub fn argmax(row: &[f32]) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn accuracies_of_few_rows_have_some_slack() {
+        assert!((slack(&Metric::accuracy(), 0.9, 100) - 0.015).abs() < 1e-12);
+        assert_eq!((slack(&Metric::accuracy(), 1.0, 100), slack(&Metric::mse(), 0.5, 100)), (0.0, 0.0));
+    }
 
     #[test]
     fn accuracy_counts_only_real_rows_and_no_nan() {
