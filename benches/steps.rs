@@ -7,7 +7,7 @@
 //! sides, since a machine's speed drifts. `ONNX_MERGE_BENCH_THREADS`, `…_BATCH`, `…_STEPS` and `…_ROUNDS` change the
 //! size. Figures and what they mean: docs/benchmarks.md.
 
-use onnx_merge::lpka::{self, Side};
+use onnx_merge::lpka::{self, Origin, Side};
 use onnx_merge::onnx::{DType, Tensor, ValueId};
 use onnx_merge::params::Pairing;
 use onnx_merge::runtime::{self, Executor, ExecutorChoice, ExecutorOptions, Runner, Value};
@@ -184,8 +184,7 @@ fn model_step(executor: &Arc<dyn Executor>, network: &str, batch: usize) -> Resu
     let mut program = executor.compile(&step.model, &step.facts)?;
     let target = Side { graph: &network.params, weights: weights.into_iter().collect() };
     let config = TrainConfig::default();
-    let update =
-        lpka::build(&target, None, &Pairing::default(), &step.weights, &config, 0.0, &**executor, 0)?;
+    let update = lpka::build(&target, &[], &step.weights, &config, 0.0, &**executor, 0)?;
     let mut runner = Runner::new(executor.clone(), &update.step_program())?;
     let mut feeds: Vec<Value> = vec![];
     for (_, fact) in &network.inputs {
@@ -227,7 +226,7 @@ fn adapter_step(executor: &Arc<dyn Executor>, network: &str, batch: usize) -> Re
     let from = Side { graph: &source.params, weights: known(&source).into_iter().collect() };
     let to = Side { graph: &target.params, weights: weights.into_iter().collect() };
     let config = TrainConfig::default();
-    let update = lpka::build(&to, Some(&from), &pairing, &names, &config, 0.5, &**executor, 0)?;
+    let update = lpka::build(&to, &[Origin::new(from, &pairing)], &names, &config, 0.5, &**executor, 0)?;
     let mut runner = Runner::new(executor.clone(), &update.step_program())?;
     let links = Links::new(&runner, &update, &names)?;
     for (feed, value) in links.gradients.iter().zip(&links.first) {

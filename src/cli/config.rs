@@ -12,6 +12,9 @@ use std::path::{Path, PathBuf};
 pub struct Config {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<PathBuf>,
+    /// Sources beside the first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub more_sources: Vec<PathBuf>,
     pub target: PathBuf,
     pub output: PathBuf,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -30,6 +33,8 @@ pub struct DataConfig {
     pub val: Option<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub test: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unlabelled: Option<PathBuf>,
     pub options: DataOptions,
     /// How the source wants the same data, where it differs.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -68,13 +73,20 @@ impl Config {
         Ok(path)
     }
 
+    /// All sources.
+    pub fn sources(&self) -> impl Iterator<Item = &PathBuf> {
+        self.source.iter().chain(&self.more_sources)
+    }
+
     fn each_path(&mut self, mut f: impl FnMut(&mut PathBuf)) {
         f(&mut self.target);
         f(&mut self.output);
         let data = &mut self.data;
-        for path in [&mut self.source, &mut self.report, &mut data.train, &mut data.val, &mut data.test] {
+        let data = [&mut data.train, &mut data.val, &mut data.test, &mut data.unlabelled];
+        for path in [&mut self.source, &mut self.report].into_iter().chain(data) {
             path.iter_mut().for_each(&mut f);
         }
+        self.more_sources.iter_mut().for_each(&mut f);
         self.train.ort_lib.iter_mut().for_each(f);
     }
 }

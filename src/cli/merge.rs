@@ -139,6 +139,15 @@ struct Transfer {
     /// Steps between replacements of the weights (preset paper)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     cycle: Option<u32>,
+    /// A further source
+    #[arg(long, value_name = "FILE")]
+    src: Vec<PathBuf>,
+    /// More data, without labels, for what needs none: alignment of activations, distillation
+    #[arg(long, value_name = "PATH")]
+    unlabelled: Option<PathBuf>,
+    /// Weight of the alignment of the target's activations with the source's [default: 1; 0 for none]
+    #[arg(long, value_name = "X", value_parser = positive)]
+    align: Option<f64>,
     /// Share of the source's answers in the loss of distillation
     #[arg(long, value_name = "X", value_parser = positive)]
     alpha: Option<f64>,
@@ -215,7 +224,7 @@ pub fn run(args: Args) -> Result<u8> {
 
 pub fn tune(args: TuneArgs) -> Result<u8> {
     let mut config = read_config(&args.common)?;
-    config.source = None;
+    (config.source, config.more_sources) = (None, vec![]);
     args.common.apply(&mut config);
     set(&mut config.target, args.target);
     config.train.method = Method::Finetune;
@@ -285,10 +294,13 @@ impl Transfer {
         set(&mut train.adapter.width, count(self.width));
         set(&mut train.adapter.dropout, self.dropout);
         set(&mut train.adapter.cycle, count(self.cycle));
+        set(&mut train.align, self.align);
         set(&mut train.alpha, self.alpha);
         set(&mut train.temperature, self.temperature);
         set_some(&mut train.adapter_executor, self.adapter_executor);
         train.ablate |= self.ablate;
+        set(&mut config.more_sources, (!self.src.is_empty()).then(|| self.src.clone()));
+        set_some(&mut config.data.unlabelled, self.unlabelled.clone());
         if self.src_scale.is_some() || self.src_mean.is_some() || self.src_std.is_some() {
             // What isn't said of the source's data is as it is for the target's.
             let target = config.data.options.clone();
@@ -364,7 +376,7 @@ fn train(config: &Config, manner: &Manner, watcher: &mut Watcher) -> Result<Repo
         Error::usage("training data is missing").hint("say what to train on: --data train.npz")
     })?;
     // The models are looked at before the executors are opened: a wrong path deserves the quickest answer.
-    for model in config.source.iter().chain([&config.target]) {
+    for model in config.sources().chain([&config.target]) {
         crate::onnx::read(model)?;
     }
     let open = |options: &DataOptions| -> Result<DataSets> {
@@ -374,6 +386,7 @@ fn train(config: &Config, manner: &Manner, watcher: &mut Watcher) -> Result<Repo
             train: crate::data::open(path, options)?,
             val: part(&data.val)?,
             test: part(&data.test)?,
+            unlabelled: part(&data.unlabelled)?,
         })
     };
     let profile = manner.profile.as_ref().map(|path| (Profile::default(), path));
@@ -385,7 +398,7 @@ fn train(config: &Config, manner: &Manner, watcher: &mut Watcher) -> Result<Repo
         _ => model_executor.clone(),
     };
     let request = MergeRequest {
-        source: config.source.clone(),
+        sources: config.sources().cloned().collect(),
         target: config.target.clone(),
         output: config.output.clone(),
         data: open(&config.data.options)?,
@@ -405,7 +418,7 @@ fn train(config: &Config, manner: &Manner, watcher: &mut Watcher) -> Result<Repo
 /// An output that can't be written is found out before the work, not after it.
 fn refuse_output(config: &Config) -> Result<()> {
     let mut inputs: Vec<&Path> = vec![&config.target];
-    inputs.extend(config.source.as_deref());
+    inputs.extend(config.sources().map(PathBuf::as_path));
     crate::onnx::surgery::refuse_overwriting(&config.output, &inputs)?;
     for path in [Some(&config.output), config.report.as_ref()].into_iter().flatten() {
         if path.is_dir() {

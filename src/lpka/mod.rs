@@ -13,7 +13,7 @@ mod lens;
 mod optimizer;
 mod paper;
 mod parameters;
-mod resample;
+pub(crate) mod resample;
 mod structured;
 #[cfg(all(test, feature = "tract"))]
 mod tests;
@@ -54,6 +54,21 @@ impl Side<'_> {
     }
 }
 
+/// A source as the adapter sees it.
+#[derive(Clone)]
+pub struct Origin<'a> {
+    pub side: Side<'a>,
+    pub pairing: &'a Pairing,
+    /// (target, source) interfaces whose maps the model step wants too, to hold activations against each other.
+    pub aligned: Vec<(InterfaceId, InterfaceId)>,
+}
+
+impl<'a> Origin<'a> {
+    pub fn new(side: Side<'a>, pairing: &'a Pairing) -> Self {
+        Self { side, pairing, aligned: vec![] }
+    }
+}
+
 /// The update step: gradients and state in, new state and merged weights out.
 #[derive(Clone)]
 pub struct UpdateProgram {
@@ -75,6 +90,9 @@ pub struct UpdateProgram {
     pub initial: Vec<(ValueId, Tensor)>,
     /// Trained numbers besides the target's own weights.
     pub adapter_parameters: usize,
+    /// For each of [`Origin::aligned`], origin by origin, the name under which `gradients`, `merged`, `clean` and `initial`
+    /// hold its map (target × source channels). Empty for presets without maps.
+    pub maps: Vec<ValueId>,
     /// For each adapted weight of the target, in words, where its knowledge comes from.
     pub transfers: Vec<Transfer>,
     /// Shows what the adapter attends to.
@@ -117,8 +135,7 @@ impl UpdateProgram {
 #[allow(clippy::too_many_arguments)]
 pub fn build(
     target: &Side<'_>,
-    source: Option<&Side<'_>>,
-    pairing: &Pairing,
+    origins: &[Origin<'_>],
     trainable: &[ValueId],
     config: &TrainConfig,
     gate: f64,
@@ -126,11 +143,11 @@ pub fn build(
     seed: u64,
 ) -> Result<UpdateProgram> {
     let paper = config.adapter.preset == Preset::Paper;
-    if let Some(source) = source.filter(|_| paper) {
+    if let Some(origin) = origins.first().filter(|_| paper) {
         let plan = Plan::direct(target, trainable, config, seed)?;
-        return paper::assemble(plan, (target, source), pairing, config, gate, executor);
+        return paper::assemble(plan, (target, &origin.side), origin.pairing, config, gate, executor);
     }
-    let plan = plan(target, source, pairing, trainable, config, gate, executor, seed)?;
+    let plan = plan(target, origins, trainable, config, gate, executor, seed)?;
     update::assemble(&plan, config, executor, seed)
 }
 
@@ -138,8 +155,7 @@ pub fn build(
 #[allow(clippy::too_many_arguments)]
 fn plan(
     target: &Side<'_>,
-    source: Option<&Side<'_>>,
-    pairing: &Pairing,
+    origins: &[Origin<'_>],
     trainable: &[ValueId],
     config: &TrainConfig,
     gate: f64,
@@ -147,11 +163,13 @@ fn plan(
     seed: u64,
 ) -> Result<Plan> {
     let mut plan = Plan::direct(target, trainable, config, seed)?;
-    if let Some(source) = source {
-        let adapter = &config.adapter;
+    let adapter = &config.adapter;
+    for origin in origins {
+        let (source, pairing) = (&origin.side, origin.pairing);
         match adapter.preset {
             Preset::Structured => {
-                let done = structured::add(&mut plan, target, source, pairing, adapter, gate, executor)?;
+                let share = gate / origins.len() as f64;
+                let done = structured::add(&mut plan, target, origin, adapter, share, executor)?;
                 tokens::add(&mut plan, target, source, pairing, adapter, 0.0, &done, tokens::Fit::Required);
             }
             Preset::Residual | Preset::Paper => {

@@ -154,6 +154,7 @@ pub(super) fn assemble(
         noise: vec![],
         initial: names().zip(initial.0).collect(),
         adapter_parameters: plan.parameters.count() - plan.own,
+        maps: vec![],
         transfers: plan.transfers,
         lens: Lens::new(|b| {
             let (weights, thetas) = (ours.inputs(b, "flat"), theta.inputs(b, "theta"));

@@ -35,8 +35,13 @@ impl Parameters {
     pub fn new(seed: u64) -> Self {
         Self { list: vec![], random: ChaCha8Rng::seed_from_u64(seed ^ 0x6c70_6b61_7468_6574) }
     }
+    /// A new parameter. What several sources add under the same name is told apart by a number.
     pub fn add(&mut self, name: impl Into<String>, initial: Tensor, decay: f64) -> ParamId {
-        self.list.push(Parameter { name: name.into(), initial, decay });
+        let name = name.into();
+        let taken = |name: &str| self.list.iter().any(|p| p.name == name);
+        let free =
+            (1..).map(|i| if i == 1 { name.clone() } else { format!("{name}@{i}") }).find(|n| !taken(n));
+        self.list.push(Parameter { name: free.unwrap_or(name), initial, decay });
         ParamId(self.list.len() - 1)
     }
     pub fn zeros(&mut self, name: impl Into<String>, shape: &[usize]) -> ParamId {
@@ -59,18 +64,14 @@ impl Parameters {
             (0..count).map(|_| (bound * (2.0 * self.random.random::<f64>() - 1.0)) as f32).collect();
         self.add(name, Tensor::f32(shape, &values), 0.0)
     }
-    /// Multiplies the first value of a parameter.
-    pub fn scale(&mut self, id: ParamId, by: f64) {
+    /// Replaces a share of a parameter's first value: takes away as much of `own`, the target's, and adds as much of `other`.
+    pub fn replace(&mut self, id: ParamId, share: f64, own: &Tensor, other: &[f32]) {
         let initial = &mut self.list[id.0].initial;
-        let values: Vec<f32> = initial.to_f32().iter().map(|v| (*v as f64 * by) as f32).collect();
-        *initial = Tensor::f32(initial.shape(), &values);
-    }
-    /// Moves the first value of a parameter towards `other` by the share `share`.
-    pub fn blend(&mut self, id: ParamId, share: f64, other: &[f32]) {
-        let initial = &mut self.list[id.0].initial;
-        let blended =
-            |(own, other): (&f32, &f32)| (*own as f64 * (1.0 - share) + *other as f64 * share) as f32;
-        let values: Vec<f32> = initial.to_f32().iter().zip(other).map(blended).collect();
+        let moved = |((value, own), other): ((&f32, &f32), &f32)| {
+            (*value as f64 + share * (*other as f64 - *own as f64)) as f32
+        };
+        let (values, own) = (initial.to_f32(), own.to_f32());
+        let values: Vec<f32> = values.iter().zip(own.iter()).zip(other).map(moved).collect();
         *initial = Tensor::f32(initial.shape(), &values);
     }
     /// Number of trained numbers.
@@ -131,14 +132,31 @@ pub(super) struct Plan {
     pub transfers: Vec<Transfer>,
     /// Added to W for some of the weights.
     pub layers: Vec<Box<dyn Layer>>,
+    /// Maps between channel spaces that the model step wants beside the weights, in the order in which layers emit them.
+    pub maps: Vec<Linked>,
     /// Numbers in `parameters` that are the target's own.
     pub own: usize,
 }
 
+/// A value that the update step leaves to the model step, and takes the gradient of.
+#[derive(Clone)]
+pub(super) struct Linked {
+    pub name: ValueId,
+    pub fact: Fact,
+}
+
+/// What a layer gives to the model step.
+#[derive(Default)]
+pub(super) struct Emitted {
+    /// What is added to weights: (index into [`Plan::bases`], value in the weight's shape).
+    pub additions: Vec<(usize, ValueId)>,
+    /// Those of [`Plan::maps`] that the layer declared, in that order.
+    pub maps: Vec<ValueId>,
+}
+
 /// A piece of the adapter: what it adds to the target's own values of one or more weights.
 pub(super) trait Layer {
-    /// Emits the additions, in the shape of the weights: (index into [`Plan::bases`], value).
-    fn emit(&self, b: &mut Builder, values: &[ValueId], noise: &mut Noise<'_>) -> Vec<(usize, ValueId)>;
+    fn emit(&self, b: &mut Builder, values: &[ValueId], noise: &mut Noise<'_>) -> Emitted;
     /// Emits what this piece attends to, without dropout.
     fn attended(&self, b: &mut Builder, values: &[ValueId], bases: &[Base]) -> Vec<Attended>;
     /// Whether anything is dropped in training.
@@ -164,18 +182,29 @@ impl Plan {
             });
         }
         let own = parameters.count();
-        Ok(Self { parameters, bases, transfers: vec![], layers: vec![], own })
+        Ok(Self { parameters, bases, transfers: vec![], layers: vec![], maps: vec![], own })
     }
 
-    /// Emits W′ of every base, in float32, from the parameters' `values`.
+    /// All that the model step reads: the bases' W′, then the maps.
+    pub fn linked(&self) -> Vec<Linked> {
+        let of = |base: &Base| Linked { name: base.weight.clone(), fact: Fact::new(base.dtype, &base.shape) };
+        self.bases.iter().map(of).chain(self.maps.iter().cloned()).collect()
+    }
+
+    /// Emits the values of [`Plan::linked`], in float32, from the parameters' `values`.
     pub fn emit(&self, b: &mut Builder, values: &[ValueId], noise: &mut Noise<'_>) -> Vec<ValueId> {
         let mut merged: Vec<ValueId> =
             self.bases.iter().map(|base| values[base.parameter.0].clone()).collect();
+        let mut maps = vec![];
         for layer in &self.layers {
-            for (base, addition) in layer.emit(b, values, noise) {
+            let emitted = layer.emit(b, values, noise);
+            for (base, addition) in emitted.additions {
                 merged[base] = b.add(&merged[base], &addition);
             }
+            maps.extend(emitted.maps);
         }
+        debug_assert_eq!(maps.len(), self.maps.len());
+        merged.extend(maps);
         merged
     }
     pub fn drops(&self) -> bool {

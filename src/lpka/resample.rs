@@ -7,7 +7,7 @@ use crate::params::Matrix;
 ///
 /// Between a grid and none (`[]`, a single value): a grid's values are summed up, a single value goes to the middle, which is
 /// what makes a 1×1 convolution and a linear layer the same. Grids of different rank are seen as one-dimensional.
-pub(super) fn resampling(from: &[usize], to: &[usize]) -> Matrix {
+pub(crate) fn resampling(from: &[usize], to: &[usize]) -> Matrix {
     let (rows, cols) = (to.iter().product::<usize>(), from.iter().product::<usize>());
     match (from, to) {
         _ if from == to => identity(rows),

@@ -5,12 +5,12 @@
 
 use super::interface::{InterfaceMap, codes, selection};
 use super::lens::{Attended, Columns};
-use super::parameters::{Base, Layer, Noise, ParamId, Parameters, Plan};
+use super::parameters::{Base, Emitted, Layer, Linked, Noise, ParamId, Parameters, Plan};
 use super::resample::{resample_positions, resampling};
 use super::update::run_once;
-use super::{Means, Side, Transfer};
+use super::{Means, Origin, Side, Transfer, tensor_of};
 use crate::error::Result;
-use crate::onnx::{Builder, Tensor, ValueId};
+use crate::onnx::{Builder, DType, Fact, Tensor, ValueId};
 use crate::params::{
     InterfaceId, InterfaceKind, InterfaceUse, Matrix, MatrixView, Pairing, Role, Weight, WeightId, low_rank,
 };
@@ -23,6 +23,8 @@ struct Mapped {
     /// For each map what its sides are called.
     names: Vec<(String, String)>,
     weights: Vec<MappedWeight>,
+    /// Places of the maps that the model step wants.
+    shown: Vec<usize>,
 }
 
 struct MappedWeight {
@@ -52,7 +54,7 @@ struct Block {
 }
 
 impl Layer for Mapped {
-    fn emit(&self, b: &mut Builder, values: &[ValueId], _: &mut Noise<'_>) -> Vec<(usize, ValueId)> {
+    fn emit(&self, b: &mut Builder, values: &[ValueId], _: &mut Noise<'_>) -> Emitted {
         let maps: Vec<ValueId> = self.maps.iter().map(|map| map.emit(b, values)).collect();
         let addition = |weight: &MappedWeight| {
             let rows = weight.rows(b, &maps);
@@ -60,7 +62,8 @@ impl Layer for Mapped {
             let rows = b.mul(&rows, &gate);
             (weight.base, weight.emit(b, rows, &maps))
         };
-        self.weights.iter().map(addition).collect()
+        let additions = self.weights.iter().map(addition).collect();
+        Emitted { additions, maps: self.shown.iter().map(|&i| maps[i].clone()).collect() }
     }
     fn attended(&self, b: &mut Builder, values: &[ValueId], _: &[Base]) -> Vec<Attended> {
         let seen = |(map, (target, source)): (&InterfaceMap, &(String, String))| Attended {
@@ -120,15 +123,16 @@ impl Block {
 }
 
 /// Adds interface maps to a plan wherever the pairing says they fit. Returns the target matrices that got one.
+/// `gate` is this source's share of g₀, where there are several.
 pub(super) fn add(
     plan: &mut Plan,
     target: &Side<'_>,
-    source: &Side<'_>,
-    pairing: &Pairing,
+    origin: &Origin<'_>,
     config: &AdapterConfig,
     gate: f64,
     executor: &dyn Executor,
 ) -> Result<Vec<WeightId>> {
+    let (source, pairing) = (&origin.side, origin.pairing);
     let mut planner = Planner { target, source, pairing, config, wanted: vec![] };
     let mut weights = vec![];
     for pair in &pairing.weights {
@@ -143,15 +147,22 @@ pub(super) fn add(
         }
     }
     let (ids, layer): (Vec<_>, Vec<_>) = weights.into_iter().map(|(t, s, w)| ((t, s), w)).unzip();
+    let shown: Vec<usize> = origin.aligned.iter().map(|&(to, from)| planner.place(to, from)).collect();
+    for &place in &shown {
+        let (channels, others) = planner.sizes(place);
+        let name = ValueId::new(format!("map/{}", plan.maps.len()));
+        plan.maps.push(Linked { name, fact: Fact::new(DType::F32, &[channels, others]) });
+    }
     let mut mapped =
-        Mapped { maps: planner.maps(&mut plan.parameters), names: planner.names(), weights: layer };
+        Mapped { maps: planner.maps(&mut plan.parameters), names: planner.names(), weights: layer, shown };
     let live = mapped.measure(plan, executor)?;
     let mut keep = live.iter();
     mapped.weights.retain(|_| keep.next().copied().unwrap_or(false));
     let ids: Vec<_> = ids.into_iter().zip(&live).filter(|(_, live)| **live).map(|(ids, _)| ids).collect();
     for (weight, (_, from)) in mapped.weights.iter().zip(&ids) {
         let base = &plan.bases[weight.base];
-        plan.parameters.scale(base.parameter, 1.0 - gate);
+        let own = tensor_of(target, &base.weight)?;
+        plan.parameters.replace(base.parameter, gate, own, &vec![0.0; own.len()]);
         plan.transfers.push(Transfer {
             target: base.weight.clone(),
             sources: vec![source.graph.weight(*from).name.clone()],
@@ -160,7 +171,7 @@ pub(super) fn add(
     }
     let targets: Vec<WeightId> = ids.into_iter().map(|(t, _)| t).collect();
     start_vectors(plan, target, source, pairing, &targets, gate);
-    if !mapped.weights.is_empty() {
+    if !mapped.weights.is_empty() || !mapped.shown.is_empty() {
         plan.layers.push(Box::new(mapped));
     }
     Ok(targets)
@@ -350,11 +361,19 @@ impl Planner<'_> {
         if target.kind == InterfaceKind::Output || source.channels == 0 || target.channels == 0 {
             return None;
         }
-        let place = self.wanted.iter().position(|pair| *pair == (to, from)).unwrap_or_else(|| {
+        Some(Some(self.place(to, from)))
+    }
+    /// The place of the map between two interfaces, which is wanted from now on.
+    fn place(&mut self, to: InterfaceId, from: InterfaceId) -> usize {
+        self.wanted.iter().position(|pair| *pair == (to, from)).unwrap_or_else(|| {
             self.wanted.push((to, from));
             self.wanted.len() - 1
-        });
-        Some(Some(place))
+        })
+    }
+    /// Target and source channels of the map at a place.
+    fn sizes(&self, place: usize) -> (usize, usize) {
+        let (to, from) = self.wanted[place];
+        (self.target.graph.interface(to).channels, self.source.graph.interface(from).channels)
     }
 }
 
@@ -408,14 +427,15 @@ fn start_vectors(
             let ours = of(target, &interface.vectors, interface.channels);
             let theirs = of(source, &other.vectors, other.channels);
             for (ours, theirs) in ours.iter().zip(&theirs) {
-                let (Some(base), Some(tensor)) = (plan.base_of(&ours.name), source.weights.get(&theirs.name))
+                let (Some(base), Some(own)) = (plan.base_of(&ours.name), target.weights.get(&ours.name))
                 else {
                     continue;
                 };
+                let Some(tensor) = source.weights.get(&theirs.name) else { continue };
                 let values = tensor.to_f32();
                 let picked: Vec<f32> =
                     selection(interface.channels, other.channels).into_iter().map(|i| values[i]).collect();
-                plan.parameters.blend(plan.bases[base].parameter, gate, &picked);
+                plan.parameters.replace(plan.bases[base].parameter, gate, own, &picked);
                 plan.transfers.push(Transfer {
                     target: ours.name.clone(),
                     sources: vec![theirs.name.clone()],

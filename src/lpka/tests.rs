@@ -122,8 +122,9 @@ fn names(graph: &ParamGraph) -> Vec<ValueId> {
 fn program(config: &TrainConfig, gate: f64, with_source: bool) -> Result<UpdateProgram> {
     let (t, s) = (target(), source());
     let (target, source) = (random_side(&t, 1), random_side(&s, 2));
-    let source = with_source.then_some(&source);
-    build(&target, source, &pairing(), &names(&t), config, gate, &*executor(), 3)
+    let pairing = pairing();
+    let origins = if with_source { vec![Origin::new(source, &pairing)] } else { vec![] };
+    build(&target, &origins, &names(&t), config, gate, &*executor(), 3)
 }
 
 /// Steps with fixed gradients at a constant rate; all W′ after each step.
@@ -211,7 +212,16 @@ fn the_step_follows_the_gradient_of_the_merged_weights() -> Result<()> {
         let (t, s) = (target(), source());
         let (ours, theirs) = (random_side(&t, 1), random_side(&s, 2));
         let config = config(preset);
-        let plan = plan(&ours, Some(&theirs), &pairing(), &names(&t), &config, gate, &*executor(), 3)?;
+        let pairing = pairing();
+        let plan = plan(
+            &ours,
+            &[Origin::new(theirs.clone(), &pairing)],
+            &names(&t),
+            &config,
+            gate,
+            &*executor(),
+            3,
+        )?;
         let flats = Flats::new(&plan.parameters);
         let theta = flats.initial(&plan.parameters);
         let program = update::assemble(&plan, &config, &*executor(), 3)?;
@@ -305,7 +315,9 @@ fn carrying_activations_changes_nothing() -> Result<()> {
 fn recomputing(config: &TrainConfig) -> Result<UpdateProgram> {
     let (t, s) = (target(), source());
     let (ours, theirs) = (random_side(&t, 1), random_side(&s, 2));
-    let plan = plan(&ours, Some(&theirs), &pairing(), &names(&t), config, 0.5, &*executor(), 3)?;
+    let pairing = pairing();
+    let plan =
+        plan(&ours, &[Origin::new(theirs.clone(), &pairing)], &names(&t), config, 0.5, &*executor(), 3)?;
     update::assemble_recomputing(&plan, config, &*executor(), 3)
 }
 

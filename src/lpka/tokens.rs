@@ -15,7 +15,7 @@
 //! features, tap by tap.
 
 use super::lens::{Attended, Columns};
-use super::parameters::{Base, Layer, Noise, ParamId, Parameters, Plan};
+use super::parameters::{Base, Emitted, Layer, Noise, ParamId, Parameters, Plan};
 use super::structured::{weight_of, with_taps};
 use super::{Means, Side, Transfer};
 use crate::onnx::{Builder, Tensor, ValueId};
@@ -137,7 +137,7 @@ impl Tokens {
 }
 
 impl Layer for TokenTransfer {
-    fn emit(&self, b: &mut Builder, values: &[ValueId], noise: &mut Noise<'_>) -> Vec<(usize, ValueId)> {
+    fn emit(&self, b: &mut Builder, values: &[ValueId], noise: &mut Noise<'_>) -> Emitted {
         let mut left = b.constant(self.target.left.to_tensor());
         let mut right = b.constant(self.target.right.to_tensor());
         for step in &self.steps {
@@ -147,7 +147,7 @@ impl Layer for TokenTransfer {
         let gated = b.mul_scalar(&gated, self.scale);
         let rows = b.transpose(&gated, &[1, 0]);
         let matrix = b.matmul(&rows, &right);
-        vec![(self.base, weight_of(b, &matrix, &self.view))]
+        Emitted { additions: vec![(self.base, weight_of(b, &matrix, &self.view))], maps: vec![] }
     }
     fn attended(&self, b: &mut Builder, values: &[ValueId], bases: &[Base]) -> Vec<Attended> {
         let Some(first) = self.steps.first() else { return vec![] };

@@ -50,9 +50,9 @@ fn emit(
 ) -> Result<UpdateProgram> {
     let flats = Flats::new(&plan.parameters);
     let mut b = Builder::new("update");
-    let gradients: Vec<ValueId> = (plan.bases.iter())
-        .map(|base| b.input(&format!("grad/{}", base.weight), Fact::new(base.dtype, &base.shape)))
-        .collect();
+    let linked = plan.linked();
+    let gradients: Vec<ValueId> =
+        linked.iter().map(|link| b.input(&format!("grad/{}", link.name), link.fact.clone())).collect();
     let rate = b.input("learning_rate", Fact::new(DType::F32, &[]));
     let old = flats.inputs(&mut b, "flat");
     let mut noise = vec![];
@@ -105,7 +105,7 @@ fn emit(
     graph.prune();
     drop_unread(&mut graph, &noise);
     noise.retain(|(id, _)| graph.inputs.iter().any(|i| i.id == *id));
-    let names = || plan.bases.iter().map(|base| base.weight.clone());
+    let names = || linked.iter().map(|link| link.name.clone());
     Ok(UpdateProgram {
         facts: facts_of(&graph, facts),
         model: Model::new(graph, WORKING_OPSET),
@@ -117,6 +117,7 @@ fn emit(
         noise,
         initial: names().zip(start.merged).collect(),
         adapter_parameters: plan.parameters.count() - plan.own,
+        maps: plan.maps.iter().map(|map| map.name.clone()).collect(),
         transfers: plan.transfers.clone(),
         lens: Lens::new(|b| {
             let inputs = flats.inputs(b, "flat");
@@ -131,13 +132,13 @@ fn noise_inputs(inputs: &mut Vec<(ValueId, Fact)>) -> Noise<'_> {
     Noise::Inputs { taken: 0, inputs }
 }
 
-/// Declares W′ as outputs, in the weights' own element types.
+/// Declares W′, and the maps behind it, as outputs, in the weights' own element types.
 pub(super) fn outputs(b: &mut Builder, plan: &Plan, prefix: &str, merged: Vec<ValueId>) -> Vec<ValueId> {
-    let declare = |(value, base): (ValueId, &super::parameters::Base)| {
-        let value = b.cast(&value, base.dtype);
-        b.output_as(&format!("{prefix}/{}", base.weight), &value)
+    let declare = |(value, link): (ValueId, super::parameters::Linked)| {
+        let value = b.cast(&value, link.fact.dtype);
+        b.output_as(&format!("{prefix}/{}", link.name), &value)
     };
-    merged.into_iter().zip(&plan.bases).map(declare).collect()
+    merged.into_iter().zip(plan.linked()).map(declare).collect()
 }
 
 /// Declares an output, once.

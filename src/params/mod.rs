@@ -8,10 +8,13 @@ mod draw;
 mod extract;
 mod matrix;
 mod pair;
+mod reading;
 pub mod spectrum;
+mod within;
 
 pub use matrix::{Matrix, MatrixView};
 pub use pair::{Pairing, WeightPair};
+pub use reading::Reading;
 pub use spectrum::{Factors, low_rank};
 
 use crate::onnx::{DType, SiteId, ValueId};

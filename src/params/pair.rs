@@ -254,7 +254,12 @@ pub fn compatible(target: &Weight, source: &Weight) -> bool {
     }
 }
 
-fn weights(target: &ParamGraph, source: &ParamGraph, pairing: &Pairing, rules: &[Rule]) -> Vec<WeightPair> {
+pub(super) fn weights(
+    target: &ParamGraph,
+    source: &ParamGraph,
+    pairing: &Pairing,
+    rules: &[Rule],
+) -> Vec<WeightPair> {
     let spaces = |w: &Weight| {
         let ids = |uses: &[super::InterfaceUse]| uses.iter().map(|u| u.interface).collect::<Vec<_>>();
         (ids(&w.input), ids(&w.output))
@@ -327,7 +332,7 @@ fn in_proportion(index: usize, here: usize, there: usize) -> usize {
 }
 
 /// One `--map`.
-struct Rule {
+pub(super) struct Rule {
     targets: Vec<WeightId>,
     sources: Vec<WeightId>,
 }

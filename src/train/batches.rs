@@ -1,7 +1,8 @@
-//! Examples as the programs want them: bound to the models' inputs, cut into parts, batched, augmented, and
-//! answered by the teacher.
+//! Examples as the programs want them: bound to the target's inputs, cut into parts, batched, augmented, and
+//! accompanied by what the sources say to them.
 
 use super::TrainConfig;
+use super::guide::Guide;
 use super::metric::{Tally, Truth};
 use super::model_step::Objective;
 use super::network::Network;
@@ -9,16 +10,16 @@ use super::schedule::{Sampler, generator, stream};
 use super::session::Split;
 use crate::data::{Bound, Dataset, Fill, Labels, Shift, split};
 use crate::error::{Error, Result};
-use crate::onnx::{DType, Tensor, ValueInfo};
+use crate::onnx::{Tensor, ValueInfo};
 use crate::report::Rows;
-use crate::runtime::{Compiled, Executor, Value};
+use crate::runtime::Value;
 
 /// All data of a run, bound to the target's inputs.
 pub struct Examples {
     train: Part,
     val: Part,
     test: Part,
-    /// The same training data, bound to the source's inputs, where it fits them.
+    unlabelled: Part,
     notes: Vec<String>,
 }
 
@@ -50,13 +51,8 @@ const VALIDATION_SHARE: f64 = 0.2;
 impl Examples {
     /// Binds data to `inputs`, the target's as its file declares them. Without `val`, a fifth of the training
     /// rows is set aside for it.
-    pub fn new(
-        train: &Dataset,
-        val: Option<&Dataset>,
-        test: Option<&Dataset>,
-        inputs: &[ValueInfo],
-        seed: u64,
-    ) -> Result<Self> {
+    pub fn new(data: Data<'_>, inputs: &[ValueInfo], seed: u64) -> Result<Self> {
+        let Data { train, val, test, unlabelled } = data;
         let mut notes = vec![];
         let (train_rows, val_rows) = match val {
             Some(_) => (None, None),
@@ -79,10 +75,11 @@ impl Examples {
             ));
         }
         let test_part = Part::new(test, inputs, None)?;
+        let unlabelled = Part::new(unlabelled, inputs, None)?;
         if let Some(bound) = &train_part.bound {
             notes.extend(bound.notes.iter().cloned());
         }
-        Ok(Self { train: train_part, val: val_part, test: test_part, notes })
+        Ok(Self { train: train_part, val: val_part, test: test_part, unlabelled, notes })
     }
 
     fn part(&self, split: Split) -> &Part {
@@ -90,6 +87,7 @@ impl Examples {
             Split::Train => &self.train,
             Split::Val => &self.val,
             Split::Test => &self.test,
+            Split::Unlabelled => &self.unlabelled,
         }
     }
     fn parts(&mut self) -> [&mut Part; 3] {
@@ -97,6 +95,10 @@ impl Examples {
     }
     pub fn rows(&self, split: Split) -> usize {
         self.part(split).rows.len()
+    }
+    /// The rows of a part, as numbers within its data set.
+    pub fn places(&self, split: Split, picked: &[usize]) -> Vec<usize> {
+        picked.iter().map(|&i| self.part(split).rows[i]).collect()
     }
     pub fn row_counts(&self) -> Rows {
         Rows { train: self.rows(Split::Train), val: self.rows(Split::Val), test: self.rows(Split::Test) }
@@ -166,20 +168,9 @@ impl Examples {
                 let values = Labels::pick(&self.train.vectors, width, rows, batch);
                 Some(Tensor::f32(&[batch, width], &values))
             }
-            Objective::Teacher { .. } => None,
+            Objective::Teacher { .. } | Objective::AlignmentAlone => None,
         }
     }
-}
-
-/// The source, answering for the target's data.
-pub struct Teacher {
-    train: Bound,
-    val: Option<Bound>,
-    test: Option<Bound>,
-    program: Box<dyn Compiled>,
-    inputs: Vec<(crate::onnx::ValueId, crate::onnx::Fact)>,
-    batch: usize,
-    width: usize,
 }
 
 /// The data sets of a run.
@@ -188,63 +179,17 @@ pub struct Data<'a> {
     pub train: &'a Dataset,
     pub val: Option<&'a Dataset>,
     pub test: Option<&'a Dataset>,
+    pub unlabelled: Option<&'a Dataset>,
 }
 
-impl Teacher {
-    /// # Errors
-    /// Why this source can't teach this target on this data: inputs that don't fit, answers of another width.
-    pub fn open(source: &Network, data: Data<'_>, target: &Network, executor: &dyn Executor) -> Result<Self> {
-        if source.head.width != target.head.width {
-            return Err(Error::model(
-                &source.file.path,
-                format!(
-                    "answers with {} numbers a row, the target with {}",
-                    source.head.width, target.head.width
-                ),
-            ));
-        }
-        let declared: Vec<ValueInfo> = source.file.model.graph.required_inputs().cloned().collect();
-        let bind = |d: Option<&Dataset>| d.map(|d| d.bind(&declared)).transpose();
-        let (model, facts) = source.forward(&[])?;
-        Ok(Self {
-            train: data.train.bind(&declared)?,
-            val: bind(data.val)?,
-            test: bind(data.test)?,
-            program: executor.compile(&model, &facts)?,
-            inputs: source.inputs.clone(),
-            batch: source.batch,
-            width: source.head.width,
-        })
-    }
-
-    /// The source's answers to rows of a data set: a tensor of `rows.len()` × width. `shift` moves images first.
-    fn answer(&mut self, split: Split, rows: &[usize], shift: Option<Shift>) -> Result<Tensor> {
-        let bound = match split {
-            Split::Train => &self.train,
-            Split::Val => self.val.as_ref().unwrap_or(&self.train),
-            Split::Test => self.test.as_ref().unwrap_or(&self.train),
-        };
-        let mut values: Vec<f32> = Vec::with_capacity(rows.len() * self.width);
-        for chunk in rows.chunks(self.batch.max(1)) {
-            let batch = bound.batch_as(chunk, self.batch, &self.inputs)?;
-            let batch = match shift {
-                Some(shift) => bound.shifted(batch, &[shift], Fill::Roll)?,
-                None => batch,
-            };
-            let feeds: Vec<Value> = batch.into_iter().map(Value::host).collect();
-            let outputs = self.program.run(&feeds)?;
-            let answer = outputs.first().map(Value::to_host).transpose()?;
-            let answer = answer.ok_or_else(|| Error::data(bound.path(), "the source gave no answer"))?;
-            values.extend(answer.to_f32().iter().take(chunk.len() * self.width));
-        }
-        Ok(Tensor::f32(&[rows.len(), self.width], &values))
-    }
-
-    /// The source's answers to a part's rows, as truth for `match-outputs`.
-    pub fn truth(&mut self, examples: &Examples, split: Split, picked: &[usize]) -> Result<Tensor> {
-        let rows: Vec<usize> = picked.iter().map(|&i| examples.part(split).rows[i]).collect();
-        self.answer(split, &rows, None)
-    }
+/// What a source gives to each step of an arm.
+pub struct Help<'a> {
+    pub guide: &'a mut Guide,
+    pub teaches: bool,
+    /// Its activations' factors, one an alignment of this source; empty where nothing is aligned.
+    pub scales: &'a [f64],
+    /// Its weights in this arm, where they aren't as they came.
+    pub weights: Option<&'a [Value]>,
 }
 
 /// Feeds of the model step, step by step.
@@ -252,8 +197,9 @@ pub struct Batches<'a> {
     examples: &'a Examples,
     target: &'a Network,
     objective: Objective,
-    teacher: Option<&'a mut Teacher>,
+    helpers: Vec<Help<'a>>,
     sampler: Sampler,
+    unlabelled: Sampler,
     batch: usize,
     shift: usize,
     seed: u64,
@@ -264,7 +210,7 @@ impl<'a> Batches<'a> {
         examples: &'a Examples,
         target: &'a Network,
         objective: Objective,
-        teacher: Option<&'a mut Teacher>,
+        helpers: Vec<Help<'a>>,
         config: &TrainConfig,
         seed: u64,
     ) -> Self {
@@ -275,13 +221,14 @@ impl<'a> Batches<'a> {
             None => 0,
         };
         let batch = config.batch.max(1);
-        let sampler = Sampler::new(examples.rows(Split::Train), batch, seed);
+        let sampler = |split| Sampler::new(examples.rows(split), batch, seed);
         Self {
+            sampler: sampler(Split::Train),
+            unlabelled: sampler(Split::Unlabelled),
             examples,
             target,
             objective,
-            teacher,
-            sampler,
+            helpers,
             batch,
             shift: if images { shift } else { 0 },
             seed,
@@ -291,11 +238,28 @@ impl<'a> Batches<'a> {
         self.batch
     }
 
-    /// The runs of step `step`: each the model's inputs, then labels, then the teacher's answers. One run, or as
-    /// many as rows where the model takes single rows.
+    /// The runs of step `step`: each the model's inputs, then labels, the teachers' answers, the sources' activations. One
+    /// run, or as many as rows where the model takes single rows.
     pub fn step(&mut self, step: usize) -> Result<Vec<Vec<Value>>> {
-        let part = &self.examples.train;
-        let rows: Vec<usize> = self.sampler.rows_of(step).into_iter().map(|i| part.rows[i]).collect();
+        let rows = self.sampler.rows_of(step);
+        self.runs(Split::Train, rows, self.objective, step)
+    }
+
+    /// The same for rows without labels, under `objective`.
+    pub fn unlabelled_step(&mut self, step: usize, objective: Objective) -> Result<Vec<Vec<Value>>> {
+        let rows = self.unlabelled.rows_of(step);
+        self.runs(Split::Unlabelled, rows, objective, step)
+    }
+
+    fn runs(
+        &mut self,
+        split: Split,
+        picked: Vec<usize>,
+        objective: Objective,
+        step: usize,
+    ) -> Result<Vec<Vec<Value>>> {
+        let part = self.examples.part(split);
+        let rows: Vec<usize> = picked.into_iter().map(|i| part.rows[i]).collect();
         let Some(bound) = &part.bound else { return Ok(vec![]) };
         let shift = (self.shift > 0).then(|| {
             let mut random = generator(self.seed, stream::AUGMENT, step as u64);
@@ -309,19 +273,66 @@ impl<'a> Batches<'a> {
                 None => batch,
             };
             let mut feeds: Vec<Value> = batch.into_iter().map(Value::host).collect();
-            let labels = self.examples.label_tensor(self.objective, chunk, self.target.batch);
+            let labels = self.examples.label_tensor(objective, chunk, self.target.batch);
             feeds.extend(labels.map(Value::host));
-            if let Some(teacher) = &mut self.teacher {
-                let mut padded = chunk.to_vec();
-                padded.resize(self.target.batch, chunk[chunk.len() - 1]);
-                let answer = teacher.answer(Split::Train, &padded, shift)?;
-                debug_assert_eq!(answer.dtype(), DType::F32);
-                feeds.push(Value::host(answer));
-            }
+            let mut padded = chunk.to_vec();
+            padded.resize(self.target.batch, chunk[chunk.len() - 1]);
+            let (answers, activations) =
+                helped(&mut self.helpers, split, &padded, shift, objective.wants_teacher())?;
+            feeds.extend(mean_of(&answers).map(Value::host));
+            feeds.extend(activations.into_iter().map(Value::host));
             runs.push(feeds);
         }
         Ok(runs)
     }
+}
+
+/// What the sources say to some rows: the answers of those that teach, and all scaled activations.
+fn helped(
+    helpers: &mut [Help<'_>],
+    split: Split,
+    rows: &[usize],
+    shift: Option<Shift>,
+    taught: bool,
+) -> Result<(Vec<Tensor>, Vec<Tensor>)> {
+    let (mut answers, mut activations) = (vec![], vec![]);
+    for help in helpers {
+        let mut own = None;
+        if taught && help.teaches {
+            let mut views = help.guide.observe(split, rows, shift, None)?.into_iter();
+            if let Some(answer) = views.next() {
+                answers.push(answer.reshaped(&[rows.len(), answer.len() / rows.len().max(1)]));
+            }
+            own = Some(views.collect::<Vec<_>>()).filter(|_| help.weights.is_none());
+        }
+        if help.scales.is_empty() {
+            continue;
+        }
+        let views = match own {
+            Some(views) => views,
+            None => help.guide.observe(split, rows, shift, help.weights)?.split_off(1),
+        };
+        activations.extend(views.iter().zip(help.scales).map(|(view, scale)| scaled(view, *scale)));
+    }
+    Ok((answers, activations))
+}
+
+fn scaled(tensor: &Tensor, by: f64) -> Tensor {
+    let values: Vec<f32> = tensor.to_f32().iter().map(|v| v * by as f32).collect();
+    Tensor::f32(tensor.shape(), &values)
+}
+
+/// The mean of tensors of one shape; `None` for none.
+pub fn mean_of(tensors: &[Tensor]) -> Option<Tensor> {
+    let first = tensors.first()?;
+    if tensors.len() == 1 {
+        return Some(first.clone());
+    }
+    let mut sum = vec![0.0f32; first.len()];
+    for tensor in tensors {
+        sum.iter_mut().zip(tensor.to_f32().iter()).for_each(|(s, v)| *s += v / tensors.len() as f32);
+    }
+    Some(Tensor::f32(first.shape(), &sum))
 }
 
 /// Below so many training rows, images are shifted unless the user says otherwise.

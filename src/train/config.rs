@@ -127,6 +127,8 @@ pub struct TrainConfig {
     /// Distillation: temperature, and the share α of the teacher in the loss.
     pub temperature: f64,
     pub alpha: f64,
+    /// Weight of the alignment of activations in the loss of the adapter's arms; 0 switches it off.
+    pub align: f64,
     /// Images are shifted by up to so many pixels in each direction; `None` decides by the input's shape.
     pub shift: Option<usize>,
     /// Stop after so many validations without a better one; 0 never.
@@ -168,6 +170,7 @@ impl Default for TrainConfig {
             clip: 0.0,
             temperature: 4.0,
             alpha: 0.7,
+            align: 1.0,
             shift: None,
             patience: 0,
             seed: 0,

@@ -4,7 +4,9 @@
 //! random in it is a function of its seed and of the step.
 
 use super::batches::Batches;
+use super::model_step::Objective;
 use super::schedule::{generator, learning_rate, stream};
+use super::session::Part;
 use super::{Event, Observer, TrainConfig};
 use crate::error::{Error, Result};
 use crate::lpka::{Lens, Seen, UpdateProgram};
@@ -17,8 +19,17 @@ use std::time::Instant;
 /// A compiled model step with what is needed to feed it.
 pub struct LossProgram {
     pub program: Box<dyn Compiled>,
-    /// Whether it sees single rows, whose gradients are to be averaged.
+    /// For programs of which a step runs several, whose gradients are to be summed up.
     pub accumulate: Option<Accumulator>,
+    /// Places of the weights and maps it takes and gives gradients for, among all.
+    pub linked: Vec<usize>,
+}
+
+/// The programs of one step.
+pub struct Losses {
+    pub labelled: LossProgram,
+    /// For rows without labels, beside those with.
+    pub unlabelled: Option<(Objective, LossProgram)>,
 }
 
 /// Averages gradients over single-row runs, on the executor.
@@ -68,6 +79,8 @@ pub struct Fit {
     /// Steps the schedule is laid out for.
     pub steps: usize,
     pub step: usize,
+    /// The sources as this arm has them.
+    pub parts: Vec<Part>,
     update: Runner,
     plan: Plan,
     /// W′ in the model step's order, for the next step.
@@ -75,6 +88,8 @@ pub struct Fit {
     /// The same without dropout, for validation and shipping.
     clean: Vec<Value>,
     lens: Lens,
+    /// How many of these are weights; the others are maps.
+    weights: usize,
     /// Mean loss since the last report, and the curve of all reports: (step, loss).
     pub curve: Vec<(usize, f64)>,
     pub seconds: f64,
@@ -116,8 +131,11 @@ impl Fit {
             noise,
             initial,
             lens,
+            maps,
             ..
         } = update;
+        let own = weights.len();
+        let weights = &[weights, &maps].concat();
         let names: Vec<ValueId> = state.iter().map(|s| s.input.clone()).collect();
         let runner = Runner::new(executor, &StepProgram { model, facts, state })?;
         let of = |pairs: &[(ValueId, ValueId)], weight: &ValueId| {
@@ -146,11 +164,13 @@ impl Fit {
             seed,
             steps,
             step: 0,
+            parts: vec![],
             update: runner,
             plan,
             merged,
             clean,
             lens,
+            weights: own,
             curve: vec![],
             seconds: 0.0,
         })
@@ -158,14 +178,14 @@ impl Fit {
 
     /// The merged weights as they are now, without dropout, in the model step's order.
     pub fn weights(&self) -> &[Value] {
-        &self.clean
+        &self.clean[..self.weights]
     }
 
     /// Takes steps until `until`, or until the observer or `deadline` says stop; returns whether it got there.
     pub fn advance(
         &mut self,
         until: usize,
-        loss: &mut LossProgram,
+        losses: &mut Losses,
         batches: &mut Batches<'_>,
         config: &TrainConfig,
         deadline: Option<Instant>,
@@ -179,7 +199,7 @@ impl Fit {
             }
             let begun = Instant::now();
             let rate = learning_rate(config.schedule, config.lr, config.warmup, self.step, self.steps);
-            let (value, gradients) = run_model(loss, batches, &self.merged, self.step)?;
+            let (value, gradients) = run_model(losses, batches, &self.merged, self.step)?;
             if !value.is_finite() {
                 return Err(Error::Diverged { step: self.step, what: format!("the loss is {value}") }
                     .hint("lower the learning rate with --lr, or look at the data for extreme values"));
@@ -259,31 +279,54 @@ impl Fit {
 const MERGED: &str = "merged:";
 const CLEAN: &str = "clean:";
 
-/// One model step over the rows of `step`: the mean loss and the mean gradients.
+/// One model step over the rows of `step`: the mean loss and the mean gradients. Rows without labels, where there are any,
+/// add theirs.
 fn run_model(
-    loss: &mut LossProgram,
+    losses: &mut Losses,
     batches: &mut Batches<'_>,
     merged: &[Value],
     step: usize,
 ) -> Result<(f64, Vec<Value>)> {
     let feeds = batches.step(step)?;
-    let share = 1.0 / feeds.len().max(1) as f64;
-    let mut total = 0.0;
-    let mut sums: Option<Vec<Value>> = None;
-    for mut feed in feeds {
-        feed.extend_from_slice(merged);
-        let mut outputs = loss.program.run(&feed)?.into_iter();
-        total += share * outputs.next().map_or(Ok(f64::NAN), |v| v.scalar())?;
-        let gradients: Vec<Value> = outputs.collect();
-        sums = Some(match &mut loss.accumulate {
-            Some(accumulator) => {
-                let so_far = sums.take().unwrap_or_else(|| accumulator.zeros.clone());
-                accumulator.add(so_far, &gradients, share)?
-            }
-            None => gradients,
-        });
+    let (mut total, gradients) = losses.labelled.run(feeds, merged, None)?;
+    let mut sums = gradients;
+    if let Some((objective, program)) = &mut losses.unlabelled {
+        let feeds = batches.unlabelled_step(step, *objective)?;
+        let (more, gradients) = program.run(feeds, merged, Some(sums))?;
+        total += more;
+        sums = gradients;
     }
-    Ok((total, sums.unwrap_or_default()))
+    Ok((total, sums))
+}
+
+impl LossProgram {
+    /// The mean loss over runs, and their mean gradients, added to `sums`.
+    fn run(
+        &mut self,
+        feeds: Vec<Vec<Value>>,
+        merged: &[Value],
+        mut sums: Option<Vec<Value>>,
+    ) -> Result<(f64, Vec<Value>)> {
+        let share = 1.0 / feeds.len().max(1) as f64;
+        let mut total = 0.0;
+        for mut feed in feeds {
+            feed.extend(self.linked.iter().map(|&i| merged[i].clone()));
+            let mut outputs = self.program.run(&feed)?.into_iter();
+            total += share * outputs.next().map_or(Ok(f64::NAN), |v| v.scalar())?;
+            let gradients: Vec<Value> = outputs.collect();
+            sums = Some(match (&mut self.accumulate, sums.take()) {
+                (Some(accumulator), Some(mut all)) => {
+                    let so_far = self.linked.iter().map(|&i| all[i].clone()).collect();
+                    let sums = accumulator.add(so_far, &gradients, share)?;
+                    self.linked.iter().zip(sums).for_each(|(&i, sum)| all[i] = sum);
+                    all
+                }
+                (Some(accumulator), None) => accumulator.add(accumulator.zeros.clone(), &gradients, share)?,
+                (None, _) => gradients,
+            });
+        }
+        Ok((total, sums.unwrap_or_default()))
+    }
 }
 
 /// Averages losses and measures speed between reports, about five times a second.

@@ -19,12 +19,12 @@ use std::time::{Duration, Instant};
 
 /// What is to be merged, from what, into what.
 pub struct MergeRequest {
-    /// The model whose knowledge is wanted; `None` only tunes the target.
-    pub source: Option<PathBuf>,
+    /// The models whose knowledge is wanted; none only tunes the target.
+    pub sources: Vec<PathBuf>,
     pub target: PathBuf,
     pub output: PathBuf,
     pub data: DataSets,
-    /// The same rows as the source wants them, where it wants other scaling than the target.
+    /// The same rows as the sources want them, where they want other scaling than the target.
     pub source_data: Option<DataSets>,
     pub config: TrainConfig,
     /// Go on from the checkpoint beside the output.
@@ -39,11 +39,25 @@ pub struct DataSets {
     /// Cut off the training data where absent.
     pub val: Option<Dataset>,
     pub test: Option<Dataset>,
+    /// Rows for whatever wants no labels.
+    pub unlabelled: Option<Dataset>,
+}
+
+impl MergeRequest {
+    /// The target and the sources.
+    fn models(&self) -> impl Iterator<Item = &PathBuf> {
+        std::iter::once(&self.target).chain(&self.sources)
+    }
 }
 
 impl DataSets {
     fn borrow(&self) -> Data<'_> {
-        Data { train: &self.train, val: self.val.as_ref(), test: self.test.as_ref() }
+        Data {
+            train: &self.train,
+            val: self.val.as_ref(),
+            test: self.test.as_ref(),
+            unlabelled: self.unlabelled.as_ref(),
+        }
     }
 }
 
@@ -53,28 +67,24 @@ impl DataSets {
 /// Anything wrong with the input; then nothing is written and an existing output is left alone.
 pub fn merge(request: MergeRequest, observer: &mut dyn Observer) -> Result<Report> {
     let begun = Instant::now();
-    let inputs: Vec<&Path> = [Some(&request.target), request.source.as_ref()]
-        .into_iter()
-        .flatten()
-        .map(PathBuf::as_path)
-        .collect();
+    let inputs: Vec<&Path> = request.models().map(PathBuf::as_path).collect();
     onnx::surgery::refuse_overwriting(&request.output, &inputs)?;
     observer.event(&Event::Phase("reading"));
     let fingerprint = fingerprint(&request)?;
     let config = request.config.clone();
-    let (target, source) = open_networks(&request, observer)?;
+    let (target, sources) = open_networks(&request, observer)?;
     let read = begun.elapsed();
 
     observer.event(&Event::Phase("planning"));
-    let Data { train, val, test } = request.data.borrow();
     let declared: Vec<_> = target.file.model.graph.required_inputs().cloned().collect();
-    let examples = Examples::new(train, val, test, &declared, config.seed)?;
+    let examples = Examples::new(request.data.borrow(), &declared, config.seed)?;
     let steps = arms::steps_for(&config, examples.rows(Split::Train));
     let parts = Parts {
         config: config.clone(),
         target,
-        source,
+        sources,
         examples,
+        target_data: request.data.borrow(),
         source_data: request.source_data.as_ref().unwrap_or(&request.data).borrow(),
         model_executor: request.model_executor.clone(),
         adapter_executor: request.adapter_executor.clone(),
@@ -157,7 +167,7 @@ pub fn merge(request: MergeRequest, observer: &mut dyn Observer) -> Result<Repor
             write: writing.elapsed().as_secs_f64(),
         },
         output: Some(report::Output { path: request.output, sha256: written }),
-        source: request.source,
+        source: request.sources.into_iter().next(),
         target: request.target,
         rows: session.examples().row_counts(),
         notes: session.examples().notes(),
@@ -166,7 +176,7 @@ pub fn merge(request: MergeRequest, observer: &mut dyn Observer) -> Result<Repor
     })
 }
 
-fn open_networks(request: &MergeRequest, observer: &mut dyn Observer) -> Result<(Network, Option<Network>)> {
+fn open_networks(request: &MergeRequest, observer: &mut dyn Observer) -> Result<(Network, Vec<Network>)> {
     let executor = &*request.model_executor;
     let batch = request.config.batch.max(1);
     let target = Network::open(&request.target, batch, Some(&request.data.train), executor)?;
@@ -176,11 +186,9 @@ fn open_networks(request: &MergeRequest, observer: &mut dyn Observer) -> Result<
         )));
     }
     let data = &request.source_data.as_ref().unwrap_or(&request.data).train;
-    let source = match &request.source {
-        Some(path) => Some(Network::open(path, target.batch, Some(data), executor)?),
-        None => None,
-    };
-    Ok((target, source))
+    let open = |path: &PathBuf| Network::open(path, target.batch, Some(data), executor);
+    let sources = request.sources.iter().map(open).collect::<Result<_>>()?;
+    Ok((target, sources))
 }
 
 /// Whether the source answers the validation data at least as well as the target does. A worse teacher pulls its
@@ -467,12 +475,12 @@ fn executors_used(request: &MergeRequest) -> report::Executors {
 /// Identifies a run: the models, the data, the configuration.
 fn fingerprint(request: &MergeRequest) -> Result<String> {
     let mut hash = Sha256::new();
-    for path in [Some(&request.target), request.source.as_ref()].into_iter().flatten() {
+    for path in request.models() {
         hash.update(std::fs::read(path).map_err(|e| Error::io(path, e))?);
     }
     hash.update(serde_json::to_vec(&request.config).unwrap_or_default());
-    let Data { train, val, test } = request.data.borrow();
-    for data in [Some(train), val, test].into_iter().flatten() {
+    let Data { train, val, test, unlabelled } = request.data.borrow();
+    for data in [Some(train), val, test, unlabelled].into_iter().flatten() {
         for column in &data.inputs {
             hash.update(column.name.as_bytes());
             hash.update(column.values.bytes());

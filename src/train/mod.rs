@@ -3,6 +3,7 @@
 //! [`merge`] is the main job. It opens a [`session`] (what all arms share), lets arms compete in a [`contest`],
 //! and ships the best if it passes the gate. Knows nothing of the terminal: it tells an [`Observer`].
 
+mod align;
 mod arms;
 mod batches;
 mod checkpoint;
@@ -11,6 +12,7 @@ mod contest;
 mod events;
 mod fit;
 pub mod grad;
+mod guide;
 pub mod head;
 pub mod loss;
 mod merge;

@@ -1,9 +1,10 @@
 //! The model step: a batch and the weights in; the loss and its gradient with respect to the weights out.
 
+use super::align::{Alignment, Term};
 use super::loss;
 use crate::autodiff;
 use crate::error::{Error, Result};
-use crate::onnx::{Builder, DType, Fact, Facts, Graph, Model, ValueId, ValueInfo};
+use crate::onnx::{Builder, DType, Fact, Facts, Graph, Model, Tensor, ValueId, ValueInfo};
 
 /// What the loss compares the model's answer with.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -16,11 +17,13 @@ pub enum Objective {
     Teacher { width: usize, logits: bool, temperature: f64 },
     /// Cross-entropy blended with distillation from logits: (1 − α)·CE + α·T²·KL.
     ClassesAndTeacher { temperature: f64, alpha: f64 },
+    /// Nothing but the alignment terms.
+    AlignmentAlone,
 }
 
 impl Objective {
     pub fn wants_labels(self) -> bool {
-        !matches!(self, Objective::Teacher { .. })
+        !matches!(self, Objective::Teacher { .. } | Objective::AlignmentAlone)
     }
     pub fn wants_teacher(self) -> bool {
         matches!(self, Objective::Teacher { .. } | Objective::ClassesAndTeacher { .. })
@@ -28,12 +31,15 @@ impl Objective {
 }
 
 /// A differentiated model. The graph's inputs are the model's own, then `labels` and `teacher` (where the
-/// objective wants them), then the weights in the order given; its outputs are the loss, then a gradient a weight.
+/// objective wants them), the source's activations (one an alignment), the weights in the order given, and the maps (one an
+/// alignment); its outputs are the loss, then a gradient a weight, then a gradient a map.
 pub struct ModelStep {
     pub model: Model,
     pub facts: Facts,
     /// The weights that influence the loss, in the order of inputs and gradients.
     pub weights: Vec<ValueId>,
+    /// The inputs for maps.
+    pub maps: Vec<ValueId>,
 }
 
 /// Name of the step graph's input for labels, where no value of the model is called so.
@@ -87,13 +93,15 @@ pub fn forward(
 }
 
 /// Builds the model step. `answer` is the value the loss looks at: rows × classes of logits, or any shape of
-/// rows × … for vectors.
+/// rows × … for vectors. `share` of the alignment terms is added to the loss.
 pub fn build(
     model: &Model,
     facts: &Facts,
     weights: &[ValueId],
     answer: &ValueId,
     objective: Objective,
+    alignments: &[&Alignment],
+    share: f64,
 ) -> Result<ModelStep> {
     let mut model = model.clone();
     let mut graph = std::mem::take(&mut model.graph);
@@ -110,15 +118,34 @@ pub fn build(
     b.graph_mut().outputs.clear();
     let frees = b.graph_mut().inputs.split_off(own);
     b.set_scope("loss");
-    let loss = emit_loss(&mut b, answer, objective);
+    let mut loss = emit_loss(&mut b, answer, objective);
+    let mut terms: Vec<Term<'_>> =
+        alignments.iter().enumerate().map(|(i, a)| Term::declare(&mut b, i, a)).collect();
     b.graph_mut().inputs.extend(frees);
+    let maps: Vec<ValueId> =
+        terms.iter_mut().enumerate().map(|(i, term)| term.declare_map(&mut b, i)).collect();
     let one = b.scalar_like(&loss, 1.0);
+    let mut seeds = vec![(loss.clone(), one)];
+    for term in &terms {
+        let Some((term, cotangents)) = term.emit(&mut b, share / terms.len() as f64) else { continue };
+        let term = b.cast(&term, b.dtype(&loss));
+        loss = b.add(&loss, &term);
+        seeds.extend(cotangents);
+    }
     b.set_scope("");
-    let gradients = autodiff::backward(&mut b, &[(loss.clone(), one)], weights)?;
+    let wanted = [weights, &maps].concat();
+    let gradients = autodiff::backward(&mut b, &seeds, &wanted)?;
     b.output_as("merge.loss", &loss);
     let reached: Vec<ValueId> = weights.iter().filter(|w| gradients.contains_key(*w)).cloned().collect();
     for weight in &reached {
         b.output_as(&format!("{weight}.grad"), &gradients[weight]);
+    }
+    for map in &maps {
+        let gradient = match gradients.get(map) {
+            Some(gradient) => gradient.clone(),
+            None => b.zeros_like(map),
+        };
+        b.output_as(&format!("{map}.grad"), &gradient);
     }
     let (mut graph, facts) = b.finish();
     // A weight that the loss depends on only through comparisons or indices goes back to being a constant.
@@ -129,7 +156,7 @@ pub fn build(
     graph.prune();
     let (graph, facts) = autodiff::lower::lower(graph, facts)?;
     model.graph = graph;
-    Ok(ModelStep { model, facts, weights: reached })
+    Ok(ModelStep { model, facts, weights: reached, maps })
 }
 
 fn emit_loss(b: &mut Builder, answer: &ValueId, objective: Objective) -> ValueId {
@@ -159,6 +186,7 @@ fn emit_loss(b: &mut Builder, answer: &ValueId, objective: Objective) -> ValueId
             let teacher = b.cast(&teacher, dtype);
             loss::mean_squared_error(b, &flat, &teacher)
         }
+        Objective::AlignmentAlone => b.constant(Tensor::zeros(DType::F32, &[])),
         Objective::ClassesAndTeacher { temperature, alpha } => {
             let labels = labels(b);
             let teacher = teacher(b);

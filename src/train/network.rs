@@ -1,5 +1,6 @@
 //! A model file made ready for training: prepared, lifted to batches, with its facts, weights and head.
 
+use super::align::Alignment;
 use super::head::logits_before;
 use super::model_step::{self, ModelStep, Objective};
 use crate::autodiff::facts::probe;
@@ -111,9 +112,27 @@ impl Network {
         Ok(trained)
     }
 
+    /// The weights that training changes, whether or not their bytes can be found in the file.
+    pub fn weights(&self) -> Vec<ValueId> {
+        let trained = self.params.weights.iter().filter(|w| is_trained(w.role) && w.dtype.is_float());
+        let names = trained.map(|w| w.name.clone());
+        names.filter(|name| self.model.graph.initializers.contains_key(name)).collect()
+    }
+
     /// The model step for `objective` with respect to `weights`.
     pub fn step(&self, weights: &[ValueId], objective: Objective) -> Result<ModelStep> {
-        model_step::build(&self.model, &self.facts, weights, &self.head.answer, objective)
+        self.aligned_step(weights, objective, &[], 0.0)
+    }
+
+    /// The same with `share` times the alignment terms in the loss.
+    pub fn aligned_step(
+        &self,
+        weights: &[ValueId],
+        objective: Objective,
+        alignments: &[&Alignment],
+        share: f64,
+    ) -> Result<ModelStep> {
+        model_step::build(&self.model, &self.facts, weights, &self.head.answer, objective, alignments, share)
             .context(|| self.file.path.display().to_string())
     }
 

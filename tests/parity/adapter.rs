@@ -2,7 +2,7 @@
 
 use crate::wgpu::{GPU, distance, noise};
 use onnx_merge::Result;
-use onnx_merge::lpka::{self, Side, UpdateProgram};
+use onnx_merge::lpka::{self, Origin, Side, UpdateProgram};
 use onnx_merge::onnx::{Tensor, ValueId};
 use onnx_merge::params::Pairing;
 use onnx_merge::runtime::{Executor, Runner, TractExecutor, Value, WgpuExecutor};
@@ -39,7 +39,7 @@ fn update(
     config.adapter.preset = preset;
     let pairing = Pairing::automatic(&target.params, &source.params, &[])?;
     let order: Vec<ValueId> = target.trainable(&[])?.into_iter().map(|(name, _)| name).collect();
-    lpka::build(&side(&target), Some(&side(&source)), &pairing, &order, &config, 0.5, tract, 3)
+    lpka::build(&side(&target), &[Origin::new(side(&source), &pairing)], &order, &config, 0.5, tract, 3)
 }
 
 /// The outputs after each of `count` steps with gradients and random numbers that don't depend on the executor.

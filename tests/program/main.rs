@@ -7,3 +7,4 @@ mod kill;
 mod merge;
 mod refusals;
 mod transcript;
+mod transfer;

@@ -11,7 +11,7 @@ fn run(sandbox: &Sandbox, arguments: &str) -> Output {
 }
 
 /// Runs with `--json` and reads what it says.
-fn report(sandbox: &Sandbox, arguments: &str, status: i32) -> Report {
+pub fn report(sandbox: &Sandbox, arguments: &str, status: i32) -> Report {
     let output = run(sandbox, &format!("{arguments} --json"));
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(status), "{arguments}\n{stderr}");

@@ -1,0 +1,128 @@
+//! A source at work on the target's data: its answers, from which the target can learn, and its activations, which the
+//! target's are held against.
+
+use super::align::{View, deviation, observed};
+use super::batches::Data;
+use super::network::Network;
+use super::session::Split;
+use crate::data::{Bound, Dataset, Fill, Shift};
+use crate::error::{Error, Result};
+use crate::onnx::{Fact, Tensor, ValueId, ValueInfo};
+use crate::runtime::{Compiled, Executor, Value};
+use std::collections::HashMap;
+
+/// A model that reads the run's data.
+pub struct Guide {
+    train: Bound,
+    val: Option<Bound>,
+    test: Option<Bound>,
+    unlabelled: Option<Bound>,
+    program: Box<dyn Compiled>,
+    inputs: Vec<(ValueId, Fact)>,
+    batch: usize,
+    /// The program's weights, and their values as they came.
+    weights: Vec<ValueId>,
+    own: Vec<Value>,
+}
+
+/// Rows on which activations are measured.
+const MEASURED: usize = 256;
+
+impl Guide {
+    /// # Errors
+    /// Why this model can't read this data.
+    pub fn open(network: &Network, data: Data<'_>, views: &[&View], executor: &dyn Executor) -> Result<Self> {
+        let declared: Vec<ValueInfo> = network.file.model.graph.required_inputs().cloned().collect();
+        let bind = |d: Option<&Dataset>| d.map(|d| d.bind(&declared)).transpose();
+        let (model, facts, weights) = observed(network, views)?;
+        let value = |id: &ValueId| network.model.graph.initializers.get(id).cloned().map(Value::host);
+        Ok(Self {
+            train: data.train.bind(&declared)?,
+            val: bind(data.val)?,
+            test: bind(data.test)?,
+            unlabelled: bind(data.unlabelled)?,
+            program: executor.compile(&model, &facts)?,
+            inputs: network.inputs.clone(),
+            batch: network.batch,
+            own: weights.iter().filter_map(value).collect(),
+            weights,
+        })
+    }
+
+    /// Values for the program's weights, from tensors by name; those that aren't there are as they came.
+    pub fn with(&self, tensors: &HashMap<ValueId, Tensor>) -> Vec<Value> {
+        let value = |(id, own): (&ValueId, &Value)| {
+            tensors.get(id).map_or_else(|| own.clone(), |t| Value::host(t.cast(own.fact().dtype)))
+        };
+        self.weights.iter().zip(&self.own).map(value).collect()
+    }
+
+    /// The answer to rows of a data set, then the views: each a tensor with `rows.len()` rows. `shift` moves images first;
+    /// `weights` are the program's, where they aren't as they came.
+    pub fn observe(
+        &mut self,
+        split: Split,
+        rows: &[usize],
+        shift: Option<Shift>,
+        weights: Option<&[Value]>,
+    ) -> Result<Vec<Tensor>> {
+        let bound = match split {
+            Split::Train => &self.train,
+            Split::Val => self.val.as_ref().unwrap_or(&self.train),
+            Split::Test => self.test.as_ref().unwrap_or(&self.train),
+            Split::Unlabelled => self.unlabelled.as_ref().unwrap_or(&self.train),
+        };
+        let weights = weights.unwrap_or(&self.own);
+        let mut parts: Vec<(Vec<f32>, Vec<usize>)> = vec![];
+        for chunk in rows.chunks(self.batch.max(1)) {
+            let batch = bound.batch_as(chunk, self.batch, &self.inputs)?;
+            let batch = match shift {
+                Some(shift) => bound.shifted(batch, &[shift], Fill::Roll)?,
+                None => batch,
+            };
+            let mut feeds: Vec<Value> = batch.into_iter().map(Value::host).collect();
+            feeds.extend_from_slice(weights);
+            let outputs = self.program.run(&feeds)?;
+            parts.resize_with(outputs.len(), Default::default);
+            for ((values, shape), output) in parts.iter_mut().zip(&outputs) {
+                let tensor = output.to_host()?;
+                let width = tensor.len() / self.batch.max(1);
+                values.extend(tensor.to_f32().iter().take(chunk.len() * width));
+                *shape = tensor.shape().get(1..).unwrap_or(&[]).to_vec();
+            }
+        }
+        let tensors = parts.iter().map(|(values, shape)| {
+            let width = values.len() / rows.len().max(1);
+            let fits = shape.iter().product::<usize>() == width;
+            let shape = if fits { shape.clone() } else { vec![width] };
+            Tensor::f32(&[&[rows.len()], &shape[..]].concat(), values)
+        });
+        Ok(tensors.collect())
+    }
+
+    /// The answers to rows of a data set, rows × numbers.
+    pub fn answers(&mut self, split: Split, rows: &[usize], shift: Option<Shift>) -> Result<Tensor> {
+        let answer = self.observe(split, rows, shift, None)?.into_iter().next();
+        let answer =
+            answer.ok_or_else(|| Error::data(self.train.path(), "the source gave no answer to it"))?;
+        Ok(answer.reshaped(&[rows.len(), answer.len() / rows.len().max(1)]))
+    }
+
+    /// Standard deviations of the views on some of the training data.
+    pub fn deviations(&mut self, rows: &[usize], weights: Option<&[Value]>) -> Result<Vec<f64>> {
+        let rows = &rows[..rows.len().min(MEASURED)];
+        let views = self.observe(Split::Train, rows, None, weights)?;
+        Ok(views.iter().skip(1).map(deviation).collect())
+    }
+}
+
+/// Whether `source`'s answers are the target's kind.
+pub fn can_teach(source: &Network, target: &Network) -> Result<()> {
+    match (source.head.width, target.head.width) {
+        (s, t) if s == t => Ok(()),
+        (s, t) => Err(Error::model(
+            &source.file.path,
+            format!("answers with {s} numbers a row, the target with {t}"),
+        )),
+    }
+}
