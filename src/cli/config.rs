@@ -15,6 +15,9 @@ pub struct Config {
     /// Sources beside the first.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub more_sources: Vec<PathBuf>,
+    /// The source at earlier times, the earliest first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub trajectory: Vec<PathBuf>,
     pub target: PathBuf,
     pub output: PathBuf,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -35,6 +38,9 @@ pub struct DataConfig {
     pub test: Option<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unlabelled: Option<PathBuf>,
+    /// What the source is trained on beside the target, where that is other data.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub joint: Option<PathBuf>,
     pub options: DataOptions,
     /// How the source wants the same data, where it differs.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -82,11 +88,11 @@ impl Config {
         f(&mut self.target);
         f(&mut self.output);
         let data = &mut self.data;
-        let data = [&mut data.train, &mut data.val, &mut data.test, &mut data.unlabelled];
+        let data = [&mut data.train, &mut data.val, &mut data.test, &mut data.unlabelled, &mut data.joint];
         for path in [&mut self.source, &mut self.report].into_iter().chain(data) {
             path.iter_mut().for_each(&mut f);
         }
-        self.more_sources.iter_mut().for_each(&mut f);
+        self.more_sources.iter_mut().chain(&mut self.trajectory).for_each(&mut f);
         self.train.ort_lib.iter_mut().for_each(f);
     }
 }

@@ -37,6 +37,9 @@ pub struct TuneArgs {
     target: Option<PathBuf>,
     #[command(flatten)]
     common: Common,
+    /// Train deltas of at most this rank instead of whole matrices; they are baked in
+    #[arg(long, value_name = "R", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Training")]
+    low_rank: Option<u32>,
 }
 
 #[derive(clap::Args)]
@@ -136,12 +139,22 @@ struct Transfer {
     /// Dropout inside the adapter
     #[arg(long, value_name = "X", value_parser = positive)]
     dropout: Option<f64>,
-    /// Steps between replacements of the weights (preset paper)
+    /// Steps between replacements of the weights (preset paper) [default: 1], or between refreshes of a source in training
+    /// (--joint) [default: 25]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     cycle: Option<u32>,
     /// A further source
     #[arg(long, value_name = "FILE")]
     src: Vec<PathBuf>,
+    /// Earlier checkpoints of the source, in order of their names: the target sees the source's training go by
+    #[arg(long, value_name = "GLOB", conflicts_with = "joint")]
+    trajectory: Option<String>,
+    /// Train the source too, beside the target
+    #[arg(long)]
+    joint: bool,
+    /// What the source is trained on [default: the same data]
+    #[arg(long, value_name = "PATH", requires = "joint")]
+    src_data: Option<PathBuf>,
     /// More data, without labels, for what needs none: alignment of activations, distillation
     #[arg(long, value_name = "PATH")]
     unlabelled: Option<PathBuf>,
@@ -215,7 +228,7 @@ pub fn run(args: Args) -> Result<u8> {
     set_some(&mut config.source, args.source);
     args.common.apply(&mut config);
     set(&mut config.target, args.target);
-    args.transfer.apply(&mut config);
+    args.transfer.apply(&mut config)?;
     if config.source.is_none() && args.common.results.config.is_none() {
         return Err(usage_of_merge());
     }
@@ -228,6 +241,7 @@ pub fn tune(args: TuneArgs) -> Result<u8> {
     args.common.apply(&mut config);
     set(&mut config.target, args.target);
     config.train.method = Method::Finetune;
+    set_some(&mut config.train.low_rank, args.low_rank.map(|r| r as usize));
     execute(config, args.common.results.manner())
 }
 
@@ -280,8 +294,31 @@ impl Training {
     }
 }
 
+/// The files that a pattern names, in order of their names (`step_9` before `step_10`).
+fn checkpoints(pattern: &str) -> Result<Vec<PathBuf>> {
+    let path = Path::new(pattern);
+    let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+    let glob = globset::Glob::new(name)
+        .map_err(|e| Error::usage(format!("--trajectory '{pattern}' is no pattern: {}", e.kind())))?
+        .compile_matcher();
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let entries = std::fs::read_dir(folder).map_err(|e| Error::io(folder, e))?;
+    let mut found: Vec<PathBuf> = vec![];
+    for entry in entries {
+        let entry = entry.map_err(|e| Error::io(folder, e))?.path();
+        if entry.file_name().is_some_and(|n| glob.is_match(Path::new(n))) {
+            found.push(entry);
+        }
+    }
+    if found.is_empty() {
+        return Err(Error::usage(format!("--trajectory '{pattern}' names no file")));
+    }
+    found.sort_by_key(|path| crate::data::natural_key(path));
+    Ok(found)
+}
+
 impl Transfer {
-    fn apply(&self, config: &mut Config) {
+    fn apply(&self, config: &mut Config) -> Result<()> {
         let train = &mut config.train;
         let count = |v: Option<u32>| v.map(|v| v as usize);
         set(&mut train.method, self.method);
@@ -293,7 +330,8 @@ impl Transfer {
         set(&mut train.adapter.heads, count(self.heads));
         set(&mut train.adapter.width, count(self.width));
         set(&mut train.adapter.dropout, self.dropout);
-        set(&mut train.adapter.cycle, count(self.cycle));
+        set_some(&mut train.adapter.cycle, count(self.cycle));
+        train.joint |= self.joint;
         set(&mut train.align, self.align);
         set(&mut train.alpha, self.alpha);
         set(&mut train.temperature, self.temperature);
@@ -301,6 +339,10 @@ impl Transfer {
         train.ablate |= self.ablate;
         set(&mut config.more_sources, (!self.src.is_empty()).then(|| self.src.clone()));
         set_some(&mut config.data.unlabelled, self.unlabelled.clone());
+        set_some(&mut config.data.joint, self.src_data.clone());
+        if let Some(pattern) = &self.trajectory {
+            config.trajectory = checkpoints(pattern)?;
+        }
         if self.src_scale.is_some() || self.src_mean.is_some() || self.src_std.is_some() {
             // What isn't said of the source's data is as it is for the target's.
             let target = config.data.options.clone();
@@ -312,6 +354,7 @@ impl Transfer {
                 label: target.label,
             });
         }
+        Ok(())
     }
 }
 
@@ -397,12 +440,22 @@ fn train(config: &Config, manner: &Manner, watcher: &mut Watcher) -> Result<Repo
         Some(choice) if choice != config.train.executor => runtime::open(choice, &options)?,
         _ => model_executor.clone(),
     };
+    let joint = match &config.data.joint {
+        Some(path) => {
+            let options = config.data.source_options.as_ref().unwrap_or(&config.data.options);
+            let train = crate::data::open(path, options)?;
+            Some(DataSets { train, val: None, test: None, unlabelled: None })
+        }
+        None => None,
+    };
     let request = MergeRequest {
         sources: config.sources().cloned().collect(),
         target: config.target.clone(),
         output: config.output.clone(),
         data: open(&config.data.options)?,
         source_data: config.data.source_options.as_ref().map(open).transpose()?,
+        joint_data: joint,
+        trajectory: config.trajectory.clone(),
         config: config.train.clone(),
         resume: manner.resume,
         model_executor,

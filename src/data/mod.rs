@@ -147,8 +147,8 @@ fn subfolders(path: &Path) -> Result<Vec<PathBuf>> {
     Ok(folders)
 }
 
-/// Sorts `set_10` after `set_9`.
-fn natural_key(path: &Path) -> (String, u64, String) {
+/// A key that sorts `set_10` after `set_9`.
+pub fn natural_key(path: &Path) -> (String, u64, String) {
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let stem = name.trim_end_matches(|c: char| c.is_ascii_digit());
     let number = name[stem.len()..].parse().unwrap_or(0);

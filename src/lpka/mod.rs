@@ -4,12 +4,13 @@
 //! an [`UpdateProgram`]: a graph that takes `dL/dW′`, updates the adapter's parameters θ and the target's own weights W, and
 //! gives the next merged weights W′. Without a source it is plain fine-tuning, by the same optimiser.
 //!
-//! `interface` and `structured` hold the interface maps, `tokens` the token transfer layers, `paper` the preset
+//! `interface` and `structured` hold the interface maps, `low_rank` deltas for fine-tuning, `tokens` the token transfer layers, `paper` the preset
 //! of that name, `optimizer` AdamW and SGD, `update` puts the pieces into one program.
 
 mod controls;
 mod interface;
 mod lens;
+mod low_rank;
 mod optimizer;
 mod paper;
 mod parameters;
@@ -25,7 +26,7 @@ pub use lens::{Lens, Seen};
 
 use crate::error::{Error, Result};
 use crate::onnx::{Fact, Facts, Model, Tensor, ValueId};
-use crate::params::{InterfaceId, Pairing, ParamGraph};
+use crate::params::{InterfaceId, Pairing, ParamGraph, WeightId};
 use crate::runtime::{Executor, State, StepProgram};
 use crate::train::{Preset, TrainConfig};
 use parameters::Plan;
@@ -88,6 +89,8 @@ pub struct UpdateProgram {
     pub noise: Vec<(ValueId, Fact)>,
     /// (target weight, its W′ before the first step).
     pub initial: Vec<(ValueId, Tensor)>,
+    /// Evaluates the formula anew at given parameters, for a program that takes over another's state.
+    pub restart: Option<Restart>,
     /// Trained numbers besides the target's own weights.
     pub adapter_parameters: usize,
     /// For each of [`Origin::aligned`], origin by origin, the name under which `gradients`, `merged`, `clean` and `initial`
@@ -97,6 +100,18 @@ pub struct UpdateProgram {
     pub transfers: Vec<Transfer>,
     /// Shows what the adapter attends to.
     pub lens: Lens,
+}
+
+/// The formula by itself: parameters in (as the update step's state has them), then random numbers; all linked values out
+/// (in the order of [`UpdateProgram::merged`]), then what the update step carries.
+#[derive(Clone)]
+pub struct Restart {
+    pub model: Model,
+    pub facts: Facts,
+    /// State inputs of the update step: what goes in, and what comes out after the linked values.
+    pub parameters: Vec<ValueId>,
+    pub noise: Vec<Fact>,
+    pub carried: Vec<ValueId>,
 }
 
 /// How one target weight gets knowledge.
@@ -164,12 +179,21 @@ fn plan(
 ) -> Result<Plan> {
     let mut plan = Plan::direct(target, trainable, config, seed)?;
     let adapter = &config.adapter;
+    if let (Some(rank), []) = (config.low_rank, origins) {
+        low_rank::add(&mut plan, target, rank.max(1));
+    }
     for origin in origins {
         let (source, pairing) = (&origin.side, origin.pairing);
         match adapter.preset {
             Preset::Structured => {
-                let share = gate / origins.len() as f64;
-                let done = structured::add(&mut plan, target, origin, adapter, share, executor)?;
+                // Sources that carry to the same weight share its gate.
+                let carries = |o: &Origin<'_>, weight: WeightId| {
+                    o.pairing.weights.iter().any(|pair| pair.target == weight && pair.source.is_some())
+                };
+                let share = |weight: WeightId| {
+                    gate / origins.iter().filter(|o| carries(o, weight)).count().max(1) as f64
+                };
+                let done = structured::add(&mut plan, target, origin, adapter, &share, executor)?;
                 tokens::add(&mut plan, target, source, pairing, adapter, 0.0, &done, tokens::Fit::Required);
             }
             Preset::Residual | Preset::Paper => {

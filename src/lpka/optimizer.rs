@@ -21,6 +21,7 @@ struct Flat {
     members: Vec<usize>,
     len: usize,
     decay: f64,
+    frozen: bool,
 }
 
 /// How parameters lie in flat vectors.
@@ -41,13 +42,19 @@ impl Flats {
         let list = &parameters.list[range.clone()];
         for (i, parameter) in list.iter().enumerate() {
             let len = parameter.initial.len();
-            let fits = |f: &&mut Flat| f.decay == parameter.decay && f.len + len <= SHARED;
+            let alike = |f: &Flat| f.decay == parameter.decay && f.frozen == parameter.frozen;
+            let fits = |f: &&mut Flat| alike(f) && f.len + len <= SHARED;
             match flats.iter_mut().find(fits) {
                 Some(flat) => {
                     flat.members.push(i);
                     flat.len += len;
                 }
-                None => flats.push(Flat { members: vec![i], len, decay: parameter.decay }),
+                None => flats.push(Flat {
+                    members: vec![i],
+                    len,
+                    decay: parameter.decay,
+                    frozen: parameter.frozen,
+                }),
             }
         }
         Self { flats, shapes: list.iter().map(|p| p.initial.shape().to_vec()).collect(), first: range.start }
@@ -98,7 +105,7 @@ impl Flats {
                 .iter()
                 .map(|&i| {
                     let len = self.shapes[i].iter().product();
-                    match &cotangents[i] {
+                    match cotangents[i].as_ref().filter(|_| !flat.frozen) {
                         Some(cotangent) => b.reshape(cotangent, &[len]),
                         None => b.constant(Tensor::zeros(DType::F32, &[len])),
                     }
@@ -130,6 +137,10 @@ pub(super) fn emit(
         Optimizer::Sgd => None,
     };
     for (i, (flat, gradient)) in flats.flats.iter().zip(&gradients).enumerate() {
+        if flat.frozen {
+            next.push(b.op("Identity", &[&old[i]]));
+            continue;
+        }
         let step = match &corrections {
             Some(corrections) => adam_step(b, gradient, corrections, rate, &format!("{prefix}{i}"), state),
             None => {

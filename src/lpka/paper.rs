@@ -101,7 +101,7 @@ pub(super) fn assemble(
     let replaced = ours.gathered(&mut b, &views.into_iter().map(Some).collect::<Vec<_>>());
 
     b.set_scope("cycle");
-    let cycle = Cycle::new(&mut b, config.adapter.cycle, &mut state);
+    let cycle = Cycle::new(&mut b, config.adapter.cycle.unwrap_or(1), &mut state);
     for moment in &mut state[first..] {
         // The counter's own state comes last and always moves.
         if moment.input.as_str() != CYCLE {
@@ -152,6 +152,7 @@ pub(super) fn assemble(
         state,
         learning_rate: rate,
         noise: vec![],
+        restart: None,
         initial: names().zip(initial.0).collect(),
         adapter_parameters: plan.parameters.count() - plan.own,
         maps: vec![],

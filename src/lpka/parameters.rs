@@ -23,6 +23,8 @@ pub(super) struct Parameter {
     pub initial: Tensor,
     /// Decoupled weight decay.
     pub decay: f64,
+    /// Stays as it is.
+    pub frozen: bool,
 }
 
 /// All trained tensors, and the generator their first values come from.
@@ -41,8 +43,12 @@ impl Parameters {
         let taken = |name: &str| self.list.iter().any(|p| p.name == name);
         let free =
             (1..).map(|i| if i == 1 { name.clone() } else { format!("{name}@{i}") }).find(|n| !taken(n));
-        self.list.push(Parameter { name: free.unwrap_or(name), initial, decay });
+        self.list.push(Parameter { name: free.unwrap_or(name), initial, decay, frozen: false });
         ParamId(self.list.len() - 1)
+    }
+    /// Keeps a parameter from being trained.
+    pub fn freeze(&mut self, id: ParamId) {
+        self.list[id.0].frozen = true;
     }
     pub fn zeros(&mut self, name: impl Into<String>, shape: &[usize]) -> ParamId {
         self.add(name, Tensor::zeros(DType::F32, shape), 0.0)

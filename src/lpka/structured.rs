@@ -123,13 +123,13 @@ impl Block {
 }
 
 /// Adds interface maps to a plan wherever the pairing says they fit. Returns the target matrices that got one.
-/// `gate` is this source's share of g₀, where there are several.
+/// `gate` gives this source's share of g₀ for a target matrix.
 pub(super) fn add(
     plan: &mut Plan,
     target: &Side<'_>,
     origin: &Origin<'_>,
     config: &AdapterConfig,
-    gate: f64,
+    gate: &dyn Fn(WeightId) -> f64,
     executor: &dyn Executor,
 ) -> Result<Vec<WeightId>> {
     let (source, pairing) = (&origin.side, origin.pairing);
@@ -141,8 +141,8 @@ pub(super) fn add(
             continue;
         };
         if let Some(mut weight) = planner.weight(base, pair.target, from) {
-            weight.gate =
-                plan.parameters.filled(format!("{}/gate", plan.bases[base].weight), &[], gate as f32);
+            let name = format!("{}/gate", plan.bases[base].weight);
+            weight.gate = plan.parameters.filled(name, &[], gate(pair.target) as f32);
             weights.push((pair.target, from, weight));
         }
     }
@@ -159,10 +159,10 @@ pub(super) fn add(
     let mut keep = live.iter();
     mapped.weights.retain(|_| keep.next().copied().unwrap_or(false));
     let ids: Vec<_> = ids.into_iter().zip(&live).filter(|(_, live)| **live).map(|(ids, _)| ids).collect();
-    for (weight, (_, from)) in mapped.weights.iter().zip(&ids) {
+    for (weight, (to, from)) in mapped.weights.iter().zip(&ids) {
         let base = &plan.bases[weight.base];
         let own = tensor_of(target, &base.weight)?;
-        plan.parameters.replace(base.parameter, gate, own, &vec![0.0; own.len()]);
+        plan.parameters.replace(base.parameter, gate(*to), own, &vec![0.0; own.len()]);
         plan.transfers.push(Transfer {
             target: base.weight.clone(),
             sources: vec![source.graph.weight(*from).name.clone()],
@@ -409,14 +409,15 @@ fn start_vectors(
     source: &Side<'_>,
     pairing: &Pairing,
     mapped: &[WeightId],
-    gate: f64,
+    gate: &dyn Fn(WeightId) -> f64,
 ) {
-    if gate == 0.0 {
-        return;
-    }
     for &(to, from) in &pairing.interfaces {
         let (interface, other) = (target.graph.interface(to), source.graph.interface(from));
         if interface.producers.is_empty() || !interface.producers.iter().all(|p| mapped.contains(p)) {
+            continue;
+        }
+        let gate = gate(interface.producers[0]);
+        if gate == 0.0 {
             continue;
         }
         for role in [Role::Bias, Role::NormScale, Role::NormShift] {

@@ -345,7 +345,7 @@ fn empty_twins_have_the_same_shapes_and_other_values() {
 fn replacements_happen_once_a_cycle() -> Result<()> {
     let mut config = config(Preset::Paper);
     config.optimizer = Optimizer::Adamw;
-    config.adapter.cycle = 3;
+    config.adapter.cycle = Some(3);
     let program = program(&config, 0.3, true)?;
     let (t, at) = (target(), |program: &UpdateProgram, weight: &str| {
         program.initial.iter().find(|(name, _)| name.as_str() == weight).map(|(_, tensor)| tensor.clone())

@@ -4,10 +4,10 @@
 //! the old ones was done by the step before; [`carry`] lets what the backward pass needs of it flow from step to step as
 //! state, so that each step computes the formula once.
 
-use super::UpdateProgram;
 use super::lens::Lens;
 use super::optimizer::{self, Flats};
 use super::parameters::{Layer, Noise, Plan};
+use super::{Restart, UpdateProgram};
 use crate::autodiff;
 use crate::error::{Error, Result};
 use crate::onnx::{
@@ -97,7 +97,7 @@ fn emit(
     b.set_scope("");
 
     let carried = if carrying { carry(&mut b, before, after)? } else { vec![] };
-    let start = start(plan, &flats, &carried, executor, seed)?;
+    let start = start(plan, &flats, &old, &carried, executor, seed)?;
     for (carried, initial) in carried.into_iter().zip(start.carried) {
         state.push(State { input: carried.input, output: carried.output, initial });
     }
@@ -115,6 +115,7 @@ fn emit(
         state,
         learning_rate: rate,
         noise,
+        restart: start.again,
         initial: names().zip(start.merged).collect(),
         adapter_parameters: plan.parameters.count() - plan.own,
         maps: plan.maps.iter().map(|map| map.name.clone()).collect(),
@@ -195,12 +196,14 @@ fn carry(b: &mut Builder, before: Range<usize>, after: Range<usize>) -> Result<V
 struct Start {
     merged: Vec<Tensor>,
     carried: Vec<Tensor>,
+    again: Option<Restart>,
 }
 
 /// The formula's values before the first step.
 fn start(
     plan: &Plan,
     flats: &Flats,
+    states: &[ValueId],
     carried: &[Carried],
     executor: &dyn Executor,
     seed: u64,
@@ -208,7 +211,7 @@ fn start(
     if plan.layers.is_empty() {
         let own =
             |base: &super::parameters::Base| plan.parameters.list[base.parameter.0].initial.cast(base.dtype);
-        return Ok(Start { merged: plan.bases.iter().map(own).collect(), carried: vec![] });
+        return Ok(Start { merged: plan.bases.iter().map(own).collect(), carried: vec![], again: None });
     }
     let mut b = Builder::new("start");
     let inputs = flats.inputs(&mut b, "flat");
@@ -229,9 +232,16 @@ fn start(
         feeds.push(Value::host(Tensor::f32(&fact.shape, &values)));
     }
     let (graph, facts) = b.finish();
+    let again = Restart {
+        facts: facts_of(&graph, facts.clone()),
+        model: Model::new(graph.clone(), WORKING_OPSET),
+        parameters: states.to_vec(),
+        noise: noise.into_iter().map(|(_, fact)| fact).collect(),
+        carried: carried.iter().map(|c| c.input.clone()).collect(),
+    };
     let mut tensors = run_once(executor, graph, facts, &feeds)?;
     let carried = tensors.split_off(count);
-    Ok(Start { merged: tensors, carried })
+    Ok(Start { merged: tensors, carried, again: Some(again) })
 }
 
 /// Runs a graph once and brings its outputs to the host.

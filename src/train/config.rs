@@ -82,8 +82,9 @@ pub struct AdapterConfig {
     pub dropout: f64,
     /// Gate at the start, g₀; `None` lets validation choose among 0, ½ and 1.
     pub gate: Option<f64>,
-    /// `paper` preset: steps between replacements of the target's weights (T_cycle).
-    pub cycle: usize,
+    /// T_cycle. `paper` preset: steps between replacements of the target's weights, 1 by default. Sources that change
+    /// while the target trains: steps between refreshes of what the adapter reads of them.
+    pub cycle: Option<usize>,
 }
 
 impl Default for AdapterConfig {
@@ -96,7 +97,7 @@ impl Default for AdapterConfig {
             depth: 1,
             dropout: 0.1,
             gate: None,
-            cycle: 1,
+            cycle: None,
         }
     }
 }
@@ -127,6 +128,10 @@ pub struct TrainConfig {
     /// Distillation: temperature, and the share α of the teacher in the loss.
     pub temperature: f64,
     pub alpha: f64,
+    /// Fine-tuning alone: train deltas of at most this rank instead of whole matrices.
+    pub low_rank: Option<usize>,
+    /// The source is trained beside the target.
+    pub joint: bool,
     /// Weight of the alignment of activations in the loss of the adapter's arms; 0 switches it off.
     pub align: f64,
     /// Images are shifted by up to so many pixels in each direction; `None` decides by the input's shape.
@@ -170,6 +175,8 @@ impl Default for TrainConfig {
             clip: 0.0,
             temperature: 4.0,
             alpha: 0.7,
+            low_rank: None,
+            joint: false,
             align: 1.0,
             shift: None,
             patience: 0,

@@ -4,9 +4,10 @@
 //! random in it is a function of its seed and of the step.
 
 use super::batches::Batches;
-use super::model_step::Objective;
+use super::model_step::{ModelStep, Objective};
+use super::moving::Moving;
 use super::schedule::{generator, learning_rate, stream};
-use super::session::Part;
+use super::source::Part;
 use super::{Event, Observer, TrainConfig};
 use crate::error::{Error, Result};
 use crate::lpka::{Lens, Seen, UpdateProgram};
@@ -81,6 +82,8 @@ pub struct Fit {
     pub step: usize,
     /// The sources as this arm has them.
     pub parts: Vec<Part>,
+    /// Sources that change while this arm trains.
+    pub moving: Option<Moving>,
     update: Runner,
     plan: Plan,
     /// W′ in the model step's order, for the next step.
@@ -165,6 +168,7 @@ impl Fit {
             steps,
             step: 0,
             parts: vec![],
+            moving: None,
             update: runner,
             plan,
             merged,
@@ -174,6 +178,35 @@ impl Fit {
             curve: vec![],
             seconds: 0.0,
         })
+    }
+
+    /// Goes on with another update program for the same parameters, whose source has other weights.
+    pub fn refresh(&mut self, update: UpdateProgram, executor: Arc<dyn Executor>) -> Result<()> {
+        let own = self.plan.weights[..self.weights].to_vec();
+        let restart = update.restart.clone();
+        let mut fresh = Self::start(update, &own, executor.clone(), self.seed, self.steps)?;
+        if let Some(restart) = restart {
+            let lasting = |id: &&ValueId| !restart.carried.contains(id);
+            for id in self.plan.state.iter().filter(lasting) {
+                fresh.update.set_state(id, &self.update.state(id)?)?;
+            }
+            let mut feeds: Vec<Value> = vec![];
+            for id in &restart.parameters {
+                feeds.push(fresh.update.state_value(fresh.update.state_id(id)?));
+            }
+            for (i, fact) in restart.noise.iter().enumerate() {
+                feeds.push(Value::host(uniform(self.seed, i, self.step, fact)));
+            }
+            let values = executor.compile(&restart.model, &restart.facts)?.run(&feeds)?;
+            let (linked, carried) = values.split_at(fresh.merged.len());
+            (fresh.merged, fresh.clean) = (linked.to_vec(), linked.to_vec());
+            for (id, value) in restart.carried.iter().zip(carried) {
+                fresh.update.set_state(id, &value.to_host()?)?;
+            }
+        }
+        (self.update, self.plan, self.merged, self.clean) =
+            (fresh.update, fresh.plan, fresh.merged, fresh.clean);
+        Ok(())
     }
 
     /// The merged weights as they are now, without dropout, in the model step's order.
@@ -227,9 +260,7 @@ impl Fit {
         }
         self.update.set(self.plan.learning_rate, Value::host(Tensor::scalar(DType::F32, rate)))?;
         for (i, (feed, fact)) in self.plan.noise.iter().enumerate() {
-            let mut random = generator(self.seed, stream::NOISE + ((i as u64) << 8), self.step as u64);
-            let values: Vec<f32> = (0..fact.len()).map(|_| random.random::<f32>()).collect();
-            self.update.set(*feed, Value::host(Tensor::f32(&fact.shape, &values)))?;
+            self.update.set(*feed, Value::host(uniform(self.seed, i, self.step, fact)))?;
         }
         let outputs = self.update.run()?;
         self.merged = self.plan.merged.iter().map(|fetch| outputs.get(*fetch).clone()).collect();
@@ -275,6 +306,13 @@ impl Fit {
     }
 }
 
+/// The random numbers that noise input `i` sees at a step.
+fn uniform(seed: u64, i: usize, step: usize, fact: &Fact) -> Tensor {
+    let mut random = generator(seed, stream::NOISE + ((i as u64) << 8), step as u64);
+    let values: Vec<f32> = (0..fact.len()).map(|_| random.random::<f32>()).collect();
+    Tensor::f32(&fact.shape, &values)
+}
+
 /// Prefixes of W′ in a snapshot: for the next step, and without dropout.
 const MERGED: &str = "merged:";
 const CLEAN: &str = "clean:";
@@ -300,6 +338,17 @@ fn run_model(
 }
 
 impl LossProgram {
+    /// Compiles a model step. `all` are the weights that training changes; `several` says whether a step runs more than one
+    /// program, or one more than once.
+    pub fn new(step: &ModelStep, all: &[ValueId], executor: &dyn Executor, several: bool) -> Result<Self> {
+        let linked = step.weights.iter().chain(&step.maps);
+        let facts: Vec<Fact> = linked.filter_map(|w| step.facts.get(w).cloned()).collect();
+        let accumulate = if several { Some(Accumulator::new(executor, &facts)?) } else { None };
+        let weights = step.weights.iter().filter_map(|w| all.iter().position(|o| o == w));
+        let linked = weights.chain(all.len()..all.len() + step.maps.len()).collect();
+        Ok(Self { program: executor.compile(&step.model, &step.facts)?, accumulate, linked })
+    }
+
     /// The mean loss over runs, and their mean gradients, added to `sums`.
     fn run(
         &mut self,

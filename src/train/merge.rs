@@ -26,6 +26,10 @@ pub struct MergeRequest {
     pub data: DataSets,
     /// The same rows as the sources want them, where they want other scaling than the target.
     pub source_data: Option<DataSets>,
+    /// What the first source is trained on beside the target, where that is other data (`joint`).
+    pub joint_data: Option<DataSets>,
+    /// The first source at earlier times, the earliest first.
+    pub trajectory: Vec<PathBuf>,
     pub config: TrainConfig,
     /// Go on from the checkpoint beside the output.
     pub resume: bool,
@@ -46,7 +50,7 @@ pub struct DataSets {
 impl MergeRequest {
     /// The target and the sources.
     fn models(&self) -> impl Iterator<Item = &PathBuf> {
-        std::iter::once(&self.target).chain(&self.sources)
+        std::iter::once(&self.target).chain(&self.sources).chain(&self.trajectory)
     }
 }
 
@@ -85,6 +89,8 @@ pub fn merge(request: MergeRequest, observer: &mut dyn Observer) -> Result<Repor
         sources,
         examples,
         target_data: request.data.borrow(),
+        joint_data: request.joint_data.as_ref().map(DataSets::borrow),
+        trajectory: &request.trajectory,
         source_data: request.source_data.as_ref().unwrap_or(&request.data).borrow(),
         model_executor: request.model_executor.clone(),
         adapter_executor: request.adapter_executor.clone(),

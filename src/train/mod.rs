@@ -18,9 +18,11 @@ pub mod loss;
 mod merge;
 pub mod metric;
 pub mod model_step;
+mod moving;
 pub mod network;
 mod schedule;
 mod session;
+mod source;
 
 pub use config::{AdapterConfig, ExecutorChoice, Method, Optimizer, Preset, Schedule, Task, TrainConfig};
 pub use events::{Event, Observer, Silent};

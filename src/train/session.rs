@@ -1,21 +1,22 @@
 //! What all arms of a run share: the models made ready, the data, the executors, the compiled programs.
 
-use super::align::{Alignment, View, alignments};
+use super::align::Alignment;
 use super::arms::{Arm, Means, SourceKind};
 use super::batches::{Batches, Data, Examples, Help, mean_of};
-use super::fit::{Accumulator, Fit, LossProgram, Losses};
-use super::guide::{Guide, can_teach};
+use super::fit::{Fit, LossProgram, Losses};
 use super::metric::{Measure, Tally, Truth};
 use super::model_step::Objective;
+use super::moving::{CYCLE, Moving, Pace, Trainer, measured_rows};
 use super::network::Network;
-use super::{Event, Observer, Preset, Task, TrainConfig};
+use super::source::{Part, Source, Weights, measure_target};
+use super::{Event, Observer, Task, TrainConfig};
 use crate::error::{Error, Result};
 use crate::lpka::{self, Origin, Side, UpdateProgram};
-use crate::onnx::{Fact, Tensor, ValueId};
-use crate::params::Pairing;
+use crate::onnx::{Tensor, ValueId};
 use crate::report::Metric;
 use crate::runtime::{Compiled, Executor, Value};
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -42,48 +43,12 @@ pub struct Session {
     objective: Objective,
     examples: Examples,
     forward: Box<dyn Compiled>,
+    /// Trains the first source beside the target.
+    trainer: Option<Trainer>,
     /// By whether the sources teach, and whether their activations are aligned with.
     losses: HashMap<(bool, bool), Losses>,
     /// The order in which the model step takes weights and gives gradients.
     order: Vec<ValueId>,
-}
-
-/// A model whose knowledge is wanted.
-pub struct Source {
-    pub network: Network,
-    pub pairing: Pairing,
-    /// Runs it on the target's data; `None` where it can't read them.
-    guide: Option<Guide>,
-    teaches: bool,
-    alignments: Vec<Alignment>,
-    /// Standard deviations of the target's activations as it came, one an alignment.
-    deviations: Vec<f64>,
-}
-
-/// A source in one arm.
-#[derive(Clone, Default)]
-pub struct Part {
-    /// Its weights as its guide takes them, where they aren't as they came.
-    weights: Option<Vec<Value>>,
-    /// What its activations are multiplied by, one an alignment.
-    scales: Vec<f64>,
-}
-
-impl Source {
-    fn weights(&self) -> HashMap<ValueId, Tensor> {
-        let of = |name: &ValueId| self.network.model.graph.initializers.get(name).cloned();
-        let all = self.network.params.weights.iter();
-        all.filter_map(|w| Some((w.name.clone(), of(&w.name)?))).collect()
-    }
-    /// Its weights in an arm.
-    fn side(&self, kind: SourceKind, seed: u64) -> Side<'_> {
-        let side = Side { graph: &self.network.params, weights: self.weights() };
-        match kind {
-            SourceKind::Shuffled => lpka::shuffled(&side, seed),
-            SourceKind::Untrained => lpka::untrained(&side, seed),
-            _ => side,
-        }
-    }
 }
 
 /// What a session is opened with.
@@ -96,6 +61,10 @@ pub struct Parts<'a> {
     pub source_data: Data<'a>,
     /// The data as the target wants it.
     pub target_data: Data<'a>,
+    /// What the first source is trained on beside the target, where that is other data.
+    pub joint_data: Option<Data<'a>>,
+    /// The first source at earlier times.
+    pub trajectory: &'a [PathBuf],
     pub model_executor: Arc<dyn Executor>,
     pub adapter_executor: Arc<dyn Executor>,
 }
@@ -109,6 +78,8 @@ impl Session {
             mut examples,
             target_data,
             source_data,
+            joint_data,
+            trajectory,
             model_executor,
             adapter_executor,
         } = parts;
@@ -116,14 +87,22 @@ impl Session {
         let names: Vec<ValueId> = weights.iter().map(|(id, _)| id.clone()).collect();
         let mut opened = vec![];
         for network in sources {
-            opened.push(open_source(network, &target, source_data, &config, &*model_executor, observer)?);
+            opened.push(Source::open(network, &target, source_data, &config, &*model_executor, observer)?);
         }
         let mut sources = opened;
-        if config.align > 0.0 && config.adapter.preset == Preset::Structured {
-            let rows: Vec<usize> = (0..examples.rows(Split::Train)).collect();
-            let rows = examples.places(Split::Train, &rows);
-            measure_target(&mut sources, &target, target_data, &rows, &*model_executor)?;
+        if let Some(source) = sources.first_mut() {
+            source.remember(trajectory, &*model_executor)?;
         }
+        let trainer = match sources.first().filter(|_| config.joint) {
+            Some(source) => {
+                let data = joint_data.unwrap_or(source_data);
+                let adapter = adapter_executor.clone();
+                Some(Trainer::open(&source.network, data, &config, &*model_executor, adapter)?)
+            }
+            None => None,
+        };
+        let rows = measured_rows(&examples);
+        measure_target(&mut sources, &target, target_data, &rows, &*model_executor)?;
         let teaches = sources.iter().any(|s| s.teaches);
         let objective = choose_objective(&config, &mut examples, &target, teaches)?;
         let measure = match objective {
@@ -158,6 +137,7 @@ impl Session {
             objective,
             examples,
             forward,
+            trainer,
             losses: HashMap::new(),
             order,
         };
@@ -184,52 +164,96 @@ impl Session {
 
     /// Begins an arm.
     pub fn start(&mut self, arm: &Arm, seed: u64, steps: usize) -> Result<Fit> {
-        let update = self.update(arm, seed)?;
+        let pace = self.pace(arm);
+        let moved = match pace {
+            Some(Pace::Stages(_)) => self.sources.first().and_then(|s| s.past.first()).cloned(),
+            _ => None,
+        };
+        let update = self.update_with(arm, seed, moved.as_ref())?;
         let mut fit = Fit::start(update, &self.order, self.adapter_executor.clone(), seed, steps)?;
-        if arm.source != SourceKind::None {
-            fit.parts = self.parts(arm.source, seed)?;
-        }
+        fit.parts = self.parts(arm, seed, moved.as_ref())?;
+        fit.moving = pace.map(|_| Moving::new());
         Ok(fit)
     }
 
-    /// The sources as an arm has them.
-    fn parts(&mut self, kind: SourceKind, seed: u64) -> Result<Vec<Part>> {
-        let rows: Vec<usize> = (0..self.examples.rows(Split::Train)).collect();
-        let rows = self.examples.places(Split::Train, &rows);
-        let mut parts = vec![];
-        for source in &mut self.sources {
-            let twin = (kind != SourceKind::Real).then(|| source.side(kind, seed).weights);
-            let Some(guide) = &mut source.guide else {
-                parts.push(Part::default());
-                continue;
-            };
-            let weights = twin.map(|tensors| guide.with(&tensors));
-            let mut scales = vec![];
-            if !source.alignments.is_empty() {
-                let theirs = guide.deviations(&rows, weights.as_deref())?;
-                // A dead interface has nothing to say: its activations become zeros, which the loss ignores.
-                let scale = |(ours, theirs): (&f64, &f64)| Some(ours / theirs).filter(|s| s.is_normal());
-                scales = source.deviations.iter().zip(&theirs).map(|p| scale(p).unwrap_or(0.0)).collect();
+    /// How the first source moves while an arm trains. The empty twins of a source in training stay as they are: trained,
+    /// they would no longer be empty.
+    fn pace(&self, arm: &Arm) -> Option<Pace> {
+        let source = self.sources.first().filter(|_| arm.source != SourceKind::None)?;
+        match (&self.trainer, source.past.len()) {
+            (Some(_), _) if arm.source == SourceKind::Real => {
+                Some(Pace::Every(self.config.adapter.cycle.unwrap_or(CYCLE)))
             }
-            parts.push(Part { weights, scales });
+            (None, past @ 1..) => Some(Pace::Stages(past + 1)),
+            _ => None,
         }
-        Ok(parts)
+    }
+
+    /// The sources as an arm has them; `moved` are the first one's weights where they aren't as they came.
+    fn parts(&mut self, arm: &Arm, seed: u64, moved: Option<&Weights>) -> Result<Vec<Part>> {
+        if arm.source == SourceKind::None {
+            return Ok(vec![]);
+        }
+        let rows = measured_rows(&self.examples);
+        let part = |(i, source): (usize, &mut Source)| {
+            source.part(arm.source, seed, moved.filter(|_| i == 0), &rows)
+        };
+        self.sources.iter_mut().enumerate().map(part).collect()
     }
 
     /// The update program of an arm.
     pub fn update(&self, arm: &Arm, seed: u64) -> Result<UpdateProgram> {
+        self.update_with(arm, seed, None)
+    }
+
+    fn update_with(&self, arm: &Arm, seed: u64, moved: Option<&Weights>) -> Result<UpdateProgram> {
         let target = Side { graph: &self.target.params, weights: self.weights.iter().cloned().collect() };
-        let mut origins = vec![];
-        for source in self.sources.iter().filter(|_| arm.source != SourceKind::None) {
-            let mut origin = Origin::new(source.side(arm.source, seed), &source.pairing);
-            origin.aligned = source.alignments.iter().map(|a| (a.target, a.source)).collect();
-            origins.push(origin);
-        }
+        let sources = self.sources.iter().enumerate().filter(|_| arm.source != SourceKind::None);
+        let origins: Vec<Origin<'_>> =
+            sources.map(|(i, s)| s.origin(arm.source, seed, moved.filter(|_| i == 0))).collect();
         lpka::build(&target, &origins, &self.order, &self.config, arm.gate, &*self.adapter_executor, seed)
+    }
+
+    /// Brings an arm's adapter to what its source is at this step.
+    fn follow(&mut self, arm: &Arm, fit: &mut Fit, pace: Pace) -> Result<()> {
+        let stage = pace.stage(fit.step, fit.steps);
+        let Some(moving) = fit.moving.as_mut().filter(|m| m.stage != stage) else { return Ok(()) };
+        let moved = match (&mut self.trainer, self.sources.first()) {
+            (Some(trainer), Some(source)) => {
+                Some(moving.train(trainer, &source.network, fit.seed, (fit.step, fit.steps))?)
+            }
+            (None, Some(source)) => source.past.get(stage).cloned(),
+            _ => None,
+        };
+        moving.stage = stage;
+        let update = self.update_with(arm, fit.seed, moved.as_ref())?;
+        fit.refresh(update, self.adapter_executor.clone())?;
+        fit.parts = self.parts(arm, fit.seed, moved.as_ref())?;
+        Ok(())
     }
 
     /// Takes steps with an arm; see [`Fit::advance`].
     pub fn advance(
+        &mut self,
+        arm: &Arm,
+        fit: &mut Fit,
+        until: usize,
+        deadline: Option<Instant>,
+        observer: &mut dyn Observer,
+    ) -> Result<bool> {
+        let Some(pace) = self.pace(arm) else { return self.go(arm, fit, until, deadline, observer) };
+        while fit.step < until {
+            self.follow(arm, fit, pace)?;
+            let next = pace.next(fit.step, fit.steps).min(until);
+            if !self.go(arm, fit, next, deadline, observer)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Takes steps while no source moves.
+    fn go(
         &mut self,
         arm: &Arm,
         fit: &mut Fit,
@@ -298,14 +322,8 @@ impl Session {
         several: bool,
     ) -> Result<LossProgram> {
         let step = self.target.aligned_step(&self.order, objective, alignments, self.config.align)?;
-        let program = self.model_executor.compile(&step.model, &step.facts)?;
-        let linked = step.weights.iter().chain(&step.maps);
-        let facts: Vec<Fact> = linked.filter_map(|w| step.facts.get(w).cloned()).collect();
         let single = several || self.target.batch < self.config.batch;
-        let accumulate = if single { Some(Accumulator::new(&*self.model_executor, &facts)?) } else { None };
-        let weights = step.weights.iter().filter_map(|w| self.order.iter().position(|o| o == w));
-        let linked = weights.chain(self.order.len()..self.order.len() + step.maps.len()).collect();
-        Ok(LossProgram { program, accumulate, linked })
+        LossProgram::new(&step, &self.order, &*self.model_executor, single)
     }
 
     /// The metric of the target with `weights` (in the model step's order) on a part of the data.
@@ -372,69 +390,6 @@ impl Session {
         let find = |id: &ValueId| named.iter().find(|(w, _)| w == id).map(|(_, t)| Value::host(t.clone()));
         self.order.iter().map(find).collect()
     }
-}
-
-/// Pairs a source with the target and finds out what it can do on the data.
-fn open_source(
-    network: Network,
-    target: &Network,
-    data: Data<'_>,
-    config: &TrainConfig,
-    executor: &dyn Executor,
-    observer: &mut dyn Observer,
-) -> Result<Source> {
-    let pairing = match itself(target, &network) && config.map.is_empty() {
-        true => Pairing::within(&target.params),
-        false => Pairing::automatic(&target.params, &network.params, &config.map)?,
-    };
-    let structured = config.adapter.preset == Preset::Structured;
-    let mut alignments = match config.align > 0.0 && structured {
-        true => alignments(target, &network, &pairing),
-        false => vec![],
-    };
-    let views: Vec<&View> = alignments.iter().map(|a| &a.theirs).collect();
-    let mut note =
-        |why: Error| observer.event(&Event::Note(&format!("the source can't teach by its answers: {why}")));
-    let mut teaches = can_teach(&network, target).map_err(&mut note).is_ok();
-    let guide = match Guide::open(&network, data, &views, executor) {
-        Ok(guide) => Some(guide),
-        Err(why) => {
-            if teaches {
-                note(why);
-            }
-            (teaches, alignments) = (false, vec![]);
-            None
-        }
-    };
-    Ok(Source { network, pairing, guide, teaches, alignments, deviations: vec![] })
-}
-
-/// Whether the source is the target itself.
-fn itself(target: &Network, source: &Network) -> bool {
-    let (ours, theirs) = (&target.model.graph.initializers, &source.model.graph.initializers);
-    let same =
-        |w: &crate::params::Weight| ours.get(&w.name).zip(theirs.get(&w.name)).is_some_and(|(a, b)| a == b);
-    target.params.weights.len() == source.params.weights.len() && target.params.weights.iter().all(same)
-}
-
-/// How much the target's activations vary as it came, wherever they are aligned with a source's.
-fn measure_target(
-    sources: &mut [Source],
-    target: &Network,
-    data: Data<'_>,
-    rows: &[usize],
-    executor: &dyn Executor,
-) -> Result<()> {
-    let views: Vec<&View> = sources.iter().flat_map(|s| &s.alignments).map(|a| &a.ours).collect();
-    if views.is_empty() {
-        return Ok(());
-    }
-    let found = Guide::open(target, data, &views, executor)?.deviations(rows, None)?;
-    let mut found = found.into_iter();
-    for source in sources {
-        source.deviations = found.by_ref().take(source.alignments.len()).collect();
-    }
-    Ok(())
 }
 
 /// What the loss is, from the task asked for, the labels there are, and the models' answers. Reads the labels.

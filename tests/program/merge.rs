@@ -5,7 +5,7 @@ use onnx_merge::report::Report;
 use onnx_protobuf::{Message, ModelProto};
 use std::process::Output;
 
-fn run(sandbox: &Sandbox, arguments: &str) -> Output {
+pub fn run(sandbox: &Sandbox, arguments: &str) -> Output {
     let arguments: Vec<String> = arguments.split_whitespace().map(str::to_owned).collect();
     sandbox.program(&arguments).output().expect("the program starts")
 }
@@ -49,7 +49,7 @@ fn a_better_target_comes_out() {
 }
 
 /// Everything but the initializers' bytes is as it was.
-fn only_weights_differ(sandbox: &Sandbox, before: &str, after: &str) {
+pub fn only_weights_differ(sandbox: &Sandbox, before: &str, after: &str) {
     let bytes = |name: &str| std::fs::read(sandbox.path(name)).unwrap();
     assert_eq!(bytes(before).len(), bytes(after).len());
     let stripped = |name: &str| {

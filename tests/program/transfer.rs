@@ -1,7 +1,9 @@
 //! The settings of transfer, one by one, through the real program.
 
-use crate::merge::report;
+use crate::merge::{only_weights_differ, report, run};
 use crate::transcript::Sandbox;
+use onnx_merge::onnx::Tensor;
+use onnx_merge::params::{Matrix, low_rank};
 use onnx_merge::report::Report;
 
 const DATA: &str = "--data digits_train100.npz --val digits_val.npz --test digits_test.npz --executor tract";
@@ -60,4 +62,77 @@ fn a_model_can_be_its_own_source() {
     let report = report(&sandbox, &run, 0);
     assert!(report.shipped.val > report.untouched.val);
     assert_eq!(report.preset.as_deref(), Some("structured"));
+}
+
+#[test]
+fn checkpoints_that_never_change_change_nothing() {
+    let sandbox = sandbox();
+    sandbox.transcript("$ copy digits_cnn.onnx step_9.onnx\n$ copy digits_cnn.onnx step_10.onnx");
+    let run =
+        format!("digits_cnn.onnx digits_small_cnn.onnx -o out.onnx {DATA} --method lpka --gate 1 --steps 90");
+    let plain = report(&sandbox, &run, 0);
+    let followed = report(&sandbox, &format!("{run} --trajectory step_*.onnx"), 0);
+    assert_eq!(plain.output.unwrap().sha256, followed.output.unwrap().sha256);
+}
+
+#[test]
+fn a_trajectory_of_checkpoints_is_followed() {
+    let sandbox = sandbox();
+    run(
+        &sandbox,
+        "tune digits_cnn.onnx -o step_1.onnx --data digits_val.npz --lr 0.01 --steps 40 --executor tract",
+    );
+    let arguments = format!(
+        "digits_cnn.onnx digits_small_cnn.onnx -o out.onnx {DATA} --method lpka --gate 1 --steps 120"
+    );
+    let plain = report(&sandbox, &arguments, 0);
+    let followed = report(&sandbox, &format!("{arguments} --trajectory step_*.onnx"), 0);
+    assert_ne!(plain.output.unwrap().sha256, followed.output.unwrap().sha256);
+    let repeated = report(&sandbox, "--config merge.toml", 0);
+    assert_eq!(followed.shipped, repeated.shipped);
+    sandbox.transcript(
+        "$ onnx-merge digits_cnn.onnx digits_small_cnn.onnx -o x.onnx --data digits_val.npz --executor tract --trajectory digits_mlp.onnx
+         ...
+         error: digits_mlp.onnx: is no checkpoint of the source: it has no weight '[..]' of that shape
+         [exit 3]
+         $ onnx-merge digits_cnn.onnx digits_small_cnn.onnx -o x.onnx --data digits_val.npz --trajectory nothing_*.onnx
+         error: --trajectory 'nothing_*.onnx' names no file
+         [exit 2]",
+    );
+}
+
+#[test]
+fn a_source_is_trained_beside_the_target() {
+    let sandbox = sandbox();
+    let arguments = format!(
+        "digits_mlp.onnx digits_small_cnn.onnx -o out.onnx {DATA} --method lpka+kd --gate 0 --steps 120"
+    );
+    let frozen = report(&sandbox, &arguments, 0);
+    let joint = report(&sandbox, &format!("{arguments} --joint --src-data digits_train.npz --cycle 20"), 0);
+    assert_ne!(frozen.output.unwrap().sha256, joint.output.unwrap().sha256);
+    assert!(joint.shipped.val > joint.untouched.val);
+}
+
+#[test]
+fn low_rank_deltas_are_baked_in() {
+    let sandbox = sandbox();
+    let full = report(&sandbox, &format!("tune digits_mlp.onnx -o full.onnx {DATA} --steps 150"), 0);
+    let low =
+        report(&sandbox, &format!("tune digits_mlp.onnx -o low.onnx {DATA} --steps 150 --low-rank 4"), 0);
+    assert!(low.shipped.val > low.untouched.val, "{:?} {:?}", low.untouched, low.shipped);
+    only_weights_differ(&sandbox, "digits_mlp.onnx", "low.onnx");
+    assert_ne!(full.output.unwrap().sha256, low.output.unwrap().sha256);
+    assert_eq!(rank_of_change(&sandbox, "digits_mlp.onnx", "low.onnx", [64, 48]), 4);
+}
+
+/// The rank of the difference of the first matrix of that shape (or its transpose) between two models.
+fn rank_of_change(sandbox: &Sandbox, before: &str, after: &str, shape: [usize; 2]) -> usize {
+    let open =
+        |name: &str| onnx_merge::onnx::read(sandbox.path(name)).expect("a model").model.graph.initializers;
+    let (before, after) = (open(before), open(after));
+    let fits = |t: &Tensor| t.shape() == shape || t.shape() == [shape[1], shape[0]];
+    let (name, old) = before.iter().find(|(_, t)| fits(t)).expect("a matrix of that shape");
+    let change = after[name].to_f32().iter().zip(old.to_f32().iter()).map(|(a, b)| a - b).collect();
+    let factors = low_rank(&Matrix::new(old.shape()[0], old.shape()[1], change), 48);
+    factors.s.iter().filter(|s| **s > 1e-4 * factors.s[0]).count()
 }

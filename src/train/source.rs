@@ -1,0 +1,173 @@
+//! The sources of a run: their networks, how they pair with the target, and what they can do on the data.
+
+use super::align::{Alignment, View, alignments};
+use super::arms::SourceKind;
+use super::batches::Data;
+use super::guide::{Guide, can_teach};
+use super::network::Network;
+use super::{Event, Observer, Preset, TrainConfig};
+use crate::error::{Error, Result};
+use crate::lpka::{self, Origin, Side};
+use crate::onnx::{Tensor, ValueId};
+use crate::params::{Pairing, Weight};
+use crate::runtime::{Executor, Value};
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+/// A model whose knowledge is wanted.
+pub struct Source {
+    pub network: Network,
+    pub pairing: Pairing,
+    /// Runs it on the target's data; `None` where it can't read them.
+    pub guide: Option<Guide>,
+    pub teaches: bool,
+    pub alignments: Vec<Alignment>,
+    /// Its weights at earlier times, the earliest first; it itself comes after the last.
+    pub past: Vec<Weights>,
+    /// Standard deviations of the target's activations as it came, one an alignment.
+    deviations: Vec<f64>,
+}
+
+/// Weights by name.
+pub type Weights = HashMap<ValueId, Tensor>;
+
+/// A source in one arm.
+#[derive(Clone, Default)]
+pub struct Part {
+    /// Its weights as its guide takes them, where they aren't as they came.
+    pub weights: Option<Vec<Value>>,
+    /// What its activations are multiplied by, one an alignment.
+    pub scales: Vec<f64>,
+}
+
+impl Source {
+    /// Pairs a source with the target and finds out what it can do on the data.
+    pub fn open(
+        network: Network,
+        target: &Network,
+        data: Data<'_>,
+        config: &TrainConfig,
+        executor: &dyn Executor,
+        observer: &mut dyn Observer,
+    ) -> Result<Self> {
+        let pairing = match itself(target, &network) && config.map.is_empty() {
+            true => Pairing::within(&target.params),
+            false => Pairing::automatic(&target.params, &network.params, &config.map)?,
+        };
+        let structured = config.adapter.preset == Preset::Structured;
+        let mut alignments = match config.align > 0.0 && structured {
+            true => alignments(target, &network, &pairing),
+            false => vec![],
+        };
+        let views: Vec<&View> = alignments.iter().map(|a| &a.theirs).collect();
+        let mut note = |why: Error| {
+            observer.event(&Event::Note(&format!("the source can't teach by its answers: {why}")));
+        };
+        let mut teaches = can_teach(&network, target).map_err(&mut note).is_ok();
+        let guide = match Guide::open(&network, data, &views, executor) {
+            Ok(guide) => Some(guide),
+            Err(why) => {
+                if teaches {
+                    note(why);
+                }
+                (teaches, alignments) = (false, vec![]);
+                None
+            }
+        };
+        Ok(Self { network, pairing, guide, teaches, alignments, past: vec![], deviations: vec![] })
+    }
+
+    /// Reads the source's weights at earlier times.
+    pub fn remember(&mut self, checkpoints: &[PathBuf], executor: &dyn Executor) -> Result<()> {
+        let now = self.weights();
+        for path in checkpoints {
+            let then = Network::open(path, self.network.batch, None, executor)?;
+            let mut weights = Weights::new();
+            for (name, tensor) in &now {
+                let found = then.model.graph.initializers.get(name);
+                let found = found.filter(|t| t.shape() == tensor.shape()).ok_or_else(|| {
+                    Error::model(
+                        path,
+                        format!("is no checkpoint of the source: it has no weight '{name}' of that shape"),
+                    )
+                })?;
+                weights.insert(name.clone(), found.clone());
+            }
+            self.past.push(weights);
+        }
+        Ok(())
+    }
+
+    fn weights(&self) -> Weights {
+        let of = |name: &ValueId| self.network.model.graph.initializers.get(name).cloned();
+        let all = self.network.params.weights.iter();
+        all.filter_map(|w| Some((w.name.clone(), of(&w.name)?))).collect()
+    }
+
+    /// Its weights in an arm; `moved` are those that are other than they came.
+    fn side(&self, kind: SourceKind, seed: u64, moved: Option<&Weights>) -> Side<'_> {
+        let mut weights = self.weights();
+        weights.extend(moved.into_iter().flatten().map(|(id, t)| (id.clone(), t.clone())));
+        let side = Side { graph: &self.network.params, weights };
+        match kind {
+            SourceKind::Shuffled => lpka::shuffled(&side, seed),
+            SourceKind::Untrained => lpka::untrained(&side, seed),
+            _ => side,
+        }
+    }
+
+    /// What the adapter reads of it.
+    pub fn origin(&self, kind: SourceKind, seed: u64, moved: Option<&Weights>) -> Origin<'_> {
+        let mut origin = Origin::new(self.side(kind, seed, moved), &self.pairing);
+        origin.aligned = self.alignments.iter().map(|a| (a.target, a.source)).collect();
+        origin
+    }
+
+    /// It in an arm; `rows` are training rows to measure activations on.
+    pub fn part(
+        &mut self,
+        kind: SourceKind,
+        seed: u64,
+        moved: Option<&Weights>,
+        rows: &[usize],
+    ) -> Result<Part> {
+        let other = kind != SourceKind::Real || moved.is_some();
+        let tensors = other.then(|| self.side(kind, seed, moved).weights);
+        let Some(guide) = &mut self.guide else { return Ok(Part::default()) };
+        let weights = tensors.map(|tensors| guide.with(&tensors));
+        if self.alignments.is_empty() {
+            return Ok(Part { weights, scales: vec![] });
+        }
+        let theirs = guide.deviations(rows, weights.as_deref())?;
+        // A dead interface has nothing to say: its activations become zeros, which the loss ignores.
+        let scale =
+            |(ours, theirs): (&f64, &f64)| Some(ours / theirs).filter(|s| s.is_normal()).unwrap_or(0.0);
+        Ok(Part { weights, scales: self.deviations.iter().zip(&theirs).map(scale).collect() })
+    }
+}
+
+/// Measures how much the target's activations vary as it came, wherever they are aligned with a source's.
+pub fn measure_target(
+    sources: &mut [Source],
+    target: &Network,
+    data: Data<'_>,
+    rows: &[usize],
+    executor: &dyn Executor,
+) -> Result<()> {
+    let views: Vec<&View> = sources.iter().flat_map(|s| &s.alignments).map(|a| &a.ours).collect();
+    if views.is_empty() {
+        return Ok(());
+    }
+    let mut found = Guide::open(target, data, &views, executor)?.deviations(rows, None)?.into_iter();
+    for source in sources {
+        source.deviations = found.by_ref().take(source.alignments.len()).collect();
+    }
+    Ok(())
+}
+
+/// Whether the source is the target itself.
+fn itself(target: &Network, source: &Network) -> bool {
+    let (ours, theirs) = (&target.model.graph.initializers, &source.model.graph.initializers);
+    let same = |w: &Weight| ours.get(&w.name).zip(theirs.get(&w.name)).is_some_and(|(a, b)| a == b);
+    target.params.weights.len() == source.params.weights.len() && target.params.weights.iter().all(same)
+}
