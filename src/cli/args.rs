@@ -44,6 +44,7 @@ pub fn duration(text: &str) -> Result<f64, String> {
 #[command(next_help_heading = "Data")]
 pub struct DataArgs {
     /// Training data: FILE.npz (x, y), X.npy,Y.npy, FILE.csv, a folder of images by class, or ONNX test_data_set_*
+    /// [default: none; the source then teaches on made-up inputs, and no gain is verified]
     #[arg(long, value_name = "PATH")]
     pub data: Option<PathBuf>,
     /// Validation data, on which everything is chosen [default: a fifth of the training data]

@@ -415,14 +415,15 @@ fn execute(config: Config, manner: Manner) -> Result<u8> {
 
 fn train(config: &Config, manner: &Manner, watcher: &mut Watcher) -> Result<Report> {
     refuse_output(config)?;
-    let path = config.data.train.as_deref().ok_or_else(|| {
-        Error::usage("training data is missing").hint("say what to train on: --data train.npz")
-    })?;
+    let path = config.data.train.as_deref();
+    if path.is_none() && (config.source.is_none() || config.train.joint || config.data.val.is_some()) {
+        return Err(Error::usage("training data is missing").hint("say what to train on: --data train.npz"));
+    }
     // The models are looked at before the executors are opened: a wrong path deserves the quickest answer.
     for model in config.sources().chain([&config.target]) {
         crate::onnx::read(model)?;
     }
-    let open = |options: &DataOptions| -> Result<DataSets> {
+    let open = |path: &Path, options: &DataOptions| -> Result<DataSets> {
         let part = |path: &Option<PathBuf>| path.as_ref().map(|p| crate::data::open(p, options)).transpose();
         let data = &config.data;
         Ok(DataSets {
@@ -440,6 +441,27 @@ fn train(config: &Config, manner: &Manner, watcher: &mut Watcher) -> Result<Repo
         Some(choice) if choice != config.train.executor => runtime::open(choice, &options)?,
         _ => model_executor.clone(),
     };
+    let (data, source_data) = match (path, &config.source) {
+        (None, Some(source)) => {
+            let options = config.data.source_options.as_ref().unwrap_or(&config.data.options);
+            let made = |options: &DataOptions, watcher: &mut Watcher| {
+                crate::train::invent(source, options, &config.train, &*model_executor, watcher)
+            };
+            let made = made(options, watcher)?;
+            // Both models see the same inputs, each scaled as it wants them.
+            let ours = config.data.source_options.is_some().then(|| made.with_options(&config.data.options));
+            match ours {
+                Some(ours) => (ours, Some(made)),
+                None => (made, None),
+            }
+        }
+        _ => {
+            let path = path.unwrap_or(Path::new(""));
+            let theirs =
+                config.data.source_options.as_ref().map(|options| open(path, options)).transpose()?;
+            (open(path, &config.data.options)?, theirs)
+        }
+    };
     let joint = match &config.data.joint {
         Some(path) => {
             let options = config.data.source_options.as_ref().unwrap_or(&config.data.options);
@@ -452,8 +474,9 @@ fn train(config: &Config, manner: &Manner, watcher: &mut Watcher) -> Result<Repo
         sources: config.sources().cloned().collect(),
         target: config.target.clone(),
         output: config.output.clone(),
-        data: open(&config.data.options)?,
-        source_data: config.data.source_options.as_ref().map(open).transpose()?,
+        data,
+        invented: path.is_none(),
+        source_data,
         joint_data: joint,
         trajectory: config.trajectory.clone(),
         config: config.train.clone(),
@@ -521,6 +544,15 @@ fn verdict(report: &Report, paint: Paint) -> String {
         Outcome::Gain => {
             let done = paint.green(&format!("{path} is better than its target."));
             format!("{done} {} of its tensors changed; {seconds:.1} s, {on}.", report.changed.len())
+        }
+        Outcome::Unverified => {
+            let done = paint.yellow(&format!("{path} is unverified."));
+            format!(
+                "{done} There were no data: the source taught on made-up inputs, and the figures above are about those. \
+                 Whether {path} is better than its target is not known until `onnx-merge eval` measures both on real \
+                 data. {} of its tensors changed; {seconds:.1} s, {on}.",
+                report.changed.len()
+            )
         }
         Outcome::NoGain => {
             let what = "Nothing beat the untouched target on validation: its weights were kept.";

@@ -1,7 +1,8 @@
 //! The command line: arguments in, results on stdout, messages on stderr, an exit code out.
 //!
 //! One file a subcommand. What was typed ([`args`]) is apart from what it means (the library's own types).
-//! Exit codes: 0 gain shipped, 2 usage, 3 input refused, 4 no gain, 5 executor, 130 interrupted.
+//! Exit codes: 0 gain shipped, 2 usage, 3 input refused, 4 no gain, 5 executor, 6 unverified, 130
+//! interrupted.
 
 mod args;
 mod completions;
@@ -48,6 +49,7 @@ Examples:
   onnx-merge cnn.onnx mlp.onnx -o better.onnx --data train.npz --val val.npz --test test.npz --report report.html
   onnx-merge big.onnx small.onnx -o out.onnx --data photos/ --size 224 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
   onnx-merge cnn.onnx mlp.onnx -o better.onnx --data train.npz --ablate --seeds 3 --json
+  onnx-merge cnn.onnx mlp.onnx -o taught.onnx                      without data: the source teaches, unverified
   onnx-merge --config merge.toml
 
 Exit codes:
@@ -56,6 +58,7 @@ Exit codes:
   3    a model or the data was refused
   4    nothing beat the untouched target: its weights were kept
   5    an executor is unavailable or failed
+  6    written, but there were no data to tell whether it is better
   130  interrupted; the best so far was saved";
 
 #[derive(Subcommand)]

@@ -74,6 +74,11 @@ fn header(body: &mut String, report: &Report) {
     let source = report.source.as_deref().map(|s| format!("{} → ", escape(&name(s)))).unwrap_or_default();
     let (class, verdict) = match report.outcome {
         Outcome::Gain => ("good", "The output is better than the target."),
+        Outcome::Unverified => (
+            "warn",
+            "Unverified: without data, the output was taught by the source on made-up inputs. Whether it is better is \
+             not known.",
+        ),
         Outcome::NoGain => {
             ("warn", "Nothing beat the untouched target on validation: its weights were kept.")
         }

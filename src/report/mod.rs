@@ -43,6 +43,9 @@ pub struct Report {
     /// Rows of training, validation and test data.
     #[serde(default)]
     pub rows: Rows,
+    /// Whether the scores were measured on data of the user, not on made-up inputs.
+    #[serde(default = "yes")]
+    pub verified: bool,
     /// Sentences the user should read, in the order they came up.
     #[serde(default)]
     pub notes: Vec<String>,
@@ -51,6 +54,10 @@ pub struct Report {
     /// Which source channels, tokens or layers each target layer attends to.
     #[serde(default)]
     pub attention: Vec<Attention>,
+}
+
+fn yes() -> bool {
+    true
 }
 
 impl Report {
@@ -89,6 +96,8 @@ impl Report {
 pub enum Outcome {
     /// The output is better than the target on validation, and was written.
     Gain,
+    /// The output imitates the source better on made-up inputs, and was written. Whether it is better on real ones is not known.
+    Unverified,
     /// No arm beat the untouched target by the least gain asked for: the target's weights were kept.
     NoGain,
     /// Stopped by the user; what was best by then was written.
@@ -96,11 +105,12 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// The process's exit status: 0 gain shipped, 4 target kept, 130 interrupted.
+    /// The process's exit status: 0 gain shipped, 4 target kept, 6 written without data to verify it, 130 interrupted.
     pub fn exit_code(self) -> u8 {
         match self {
             Outcome::Gain => 0,
             Outcome::NoGain => 4,
+            Outcome::Unverified => 6,
             Outcome::Interrupted => 130,
         }
     }
@@ -340,6 +350,7 @@ mod tests {
             source: Some("src.onnx".into()),
             target: "tgt.onnx".into(),
             rows: Rows { train: 100, val: 50, test: 0 },
+            verified: true,
             notes: vec!["a note".into()],
             curves: vec![Curve {
                 arm: "lpka+kd".into(),

@@ -3,7 +3,7 @@
 /// Something that happened.
 #[derive(Clone, Debug)]
 pub enum Event<'a> {
-    /// A phase of the run begins: `"reading"`, `"planning"`, `"training"`, `"writing"`.
+    /// A phase of the run begins: `"reading"`, `"inventing"`, `"planning"`, `"training"`, `"writing"`.
     Phase(&'a str),
     /// Something the user should know, in one sentence.
     Note(&'a str),

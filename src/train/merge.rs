@@ -24,6 +24,8 @@ pub struct MergeRequest {
     pub target: PathBuf,
     pub output: PathBuf,
     pub data: DataSets,
+    /// Whether `data` is made up, so that no gain on it is known to be one.
+    pub invented: bool,
     /// The same rows as the sources want them, where they want other scaling than the target.
     pub source_data: Option<DataSets>,
     /// What the first source is trained on beside the target, where that is other data (`joint`).
@@ -55,6 +57,20 @@ impl MergeRequest {
 }
 
 impl DataSets {
+    /// The same rows, read with other options.
+    pub fn with_options(&self, options: &crate::data::DataOptions) -> Self {
+        let part = |dataset: &Dataset| {
+            let mut dataset = dataset.clone();
+            dataset.options = options.clone();
+            dataset
+        };
+        Self {
+            train: part(&self.train),
+            val: self.val.as_ref().map(part),
+            test: self.test.as_ref().map(part),
+            unlabelled: self.unlabelled.as_ref().map(part),
+        }
+    }
     fn borrow(&self) -> Data<'_> {
         Data {
             train: &self.train,
@@ -153,6 +169,7 @@ pub fn merge(request: MergeRequest, observer: &mut dyn Observer) -> Result<Repor
         schema: report::SCHEMA,
         outcome: match (interrupted, improved) {
             (true, _) => report::Outcome::Interrupted,
+            (false, true) if request.invented => report::Outcome::Unverified,
             (false, true) => report::Outcome::Gain,
             (false, false) => report::Outcome::NoGain,
         },
@@ -176,6 +193,7 @@ pub fn merge(request: MergeRequest, observer: &mut dyn Observer) -> Result<Repor
         source: request.sources.into_iter().next(),
         target: request.target,
         rows: session.examples().row_counts(),
+        verified: !request.invented,
         notes: session.examples().notes(),
         curves,
         attention,

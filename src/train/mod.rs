@@ -9,6 +9,7 @@ mod batches;
 mod checkpoint;
 mod config;
 mod contest;
+mod data_free;
 mod events;
 mod fit;
 pub mod grad;
@@ -25,5 +26,6 @@ mod session;
 mod source;
 
 pub use config::{AdapterConfig, ExecutorChoice, Method, Optimizer, Preset, Schedule, Task, TrainConfig};
+pub use data_free::invent;
 pub use events::{Event, Observer, Silent};
 pub use merge::{DataSets, MergeRequest, merge};

@@ -14,7 +14,7 @@ fn a_command_line_without_sense_exits_with_2() {
          error: TGT is missing: two models are needed, the source and the target
          hint: `onnx-merge tune TGT` trains one model without a source
          [exit 2]
-         $ onnx-merge digits_cnn.onnx digits_mlp.onnx -o out.onnx
+         $ onnx-merge tune digits_mlp.onnx -o out.onnx
          error: training data is missing
          hint: say what to train on: --data train.npz
          [exit 2]
