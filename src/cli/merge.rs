@@ -306,8 +306,8 @@ fn checkpoints(pattern: &str) -> Result<Vec<PathBuf>> {
     let mut found: Vec<PathBuf> = vec![];
     for entry in entries {
         let entry = entry.map_err(|e| Error::io(folder, e))?.path();
-        if entry.file_name().is_some_and(|n| glob.is_match(Path::new(n))) {
-            found.push(entry);
+        if let Some(name) = entry.file_name().filter(|n| glob.is_match(Path::new(n))) {
+            found.push(path.with_file_name(name));
         }
     }
     if found.is_empty() {

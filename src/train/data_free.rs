@@ -18,6 +18,10 @@ use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use std::path::Path;
 
+/// Steps an arm takes on made-up inputs, unless the user says otherwise. After a few hundred the target is worse than it
+/// was (docs/transfer.md): the source's answers have replaced what it knew, but not yet well enough.
+pub const DEFAULT_STEPS: usize = 1000;
+
 const TRAIN_ROWS: usize = 1024;
 const VAL_ROWS: usize = 256;
 /// Most steps towards the source's certainty; each batch takes a share of them, so that the inputs differ in how far they go.

@@ -4,6 +4,7 @@ use super::arms::{self, Arm, SourceKind};
 use super::batches::{Data, Examples};
 use super::checkpoint::{Checkpoint, RunState};
 use super::contest::{Contender, Contest};
+use super::data_free;
 use super::network::Network;
 use super::session::{Parts, Session, Split};
 use super::{Event, Method, Observer, TrainConfig};
@@ -98,7 +99,10 @@ pub fn merge(request: MergeRequest, observer: &mut dyn Observer) -> Result<Repor
     observer.event(&Event::Phase("planning"));
     let declared: Vec<_> = target.file.model.graph.required_inputs().cloned().collect();
     let examples = Examples::new(request.data.borrow(), &declared, config.seed)?;
-    let steps = arms::steps_for(&config, examples.rows(Split::Train));
+    let steps = match (config.steps, config.epochs) {
+        (None, None) if request.invented => data_free::DEFAULT_STEPS,
+        _ => arms::steps_for(&config, examples.rows(Split::Train)),
+    };
     let parts = Parts {
         config: config.clone(),
         target,

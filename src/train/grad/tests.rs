@@ -3,7 +3,6 @@
 use super::optimizer::{Optimizer, Rule};
 use super::*;
 use crate::lpka;
-use crate::params::Pairing;
 use crate::runtime::{Runner, State, StepProgram, TractExecutor};
 use crate::train::TrainConfig;
 use crate::train::model_step::{LABELS, Objective};
@@ -66,9 +65,7 @@ fn the_exported_step_moves_weights_as_the_programs_own_trainer_does() {
     let names: Vec<ValueId> = weights.iter().map(|(id, _)| id.clone()).collect();
     let model_step = network.step(&names, Objective::Classes).unwrap();
     let side = lpka::Side { graph: &network.params, weights: weights.iter().cloned().collect() };
-    let update =
-        lpka::build(&side, None, &Pairing::default(), &model_step.weights, &config, 0.0, &*executor, 0)
-            .unwrap();
+    let update = lpka::build(&side, &[], &model_step.weights, &config, 0.0, &*executor, 0).unwrap();
     let mut update_runner = Runner::new(executor.clone(), &update.step_program()).unwrap();
     let mut program = executor.compile(&model_step.model, &model_step.facts).unwrap();
     let mut merged: HashMap<ValueId, Value> =
