@@ -164,7 +164,9 @@ pub(super) struct Emitted {
 pub(super) trait Layer {
     fn emit(&self, b: &mut Builder, values: &[ValueId], noise: &mut Noise<'_>) -> Emitted;
     /// Emits what this piece attends to, without dropout.
-    fn attended(&self, b: &mut Builder, values: &[ValueId], bases: &[Base]) -> Vec<Attended>;
+    fn attended(&self, _: &mut Builder, _: &[ValueId], _: &[Base]) -> Vec<Attended> {
+        vec![]
+    }
     /// Whether anything is dropped in training.
     fn drops(&self) -> bool {
         false

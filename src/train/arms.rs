@@ -48,6 +48,11 @@ impl Arm {
     pub fn lpka(gate: f64, teacher: bool) -> Self {
         Arm { source: SourceKind::Real, teacher, gate }
     }
+    /// Whether activations are aligned with the source's. Behind a closed gate the target keeps its own features, and
+    /// alignment with a shuffled source helps it more than with the real one (docs/transfer.md): not there.
+    pub fn aligns(&self) -> bool {
+        self.source != SourceKind::None && self.gate > 0.0
+    }
     /// `finetune`, `kd`, `lpka` or `lpka+kd`, whatever the source.
     pub fn method(&self) -> &'static str {
         match (self.source, self.teacher) {

@@ -196,7 +196,11 @@ impl Session {
         }
         let rows = measured_rows(&self.examples);
         let part = |(i, source): (usize, &mut Source)| {
-            source.part(arm.source, seed, moved.filter(|_| i == 0), &rows)
+            let mut part = source.part(arm.source, seed, moved.filter(|_| i == 0), &rows)?;
+            if !arm.aligns() {
+                part.scales.clear();
+            }
+            Ok(part)
         };
         self.sources.iter_mut().enumerate().map(part).collect()
     }
@@ -209,8 +213,15 @@ impl Session {
     fn update_with(&self, arm: &Arm, seed: u64, moved: Option<&Weights>) -> Result<UpdateProgram> {
         let target = Side { graph: &self.target.params, weights: self.weights.iter().cloned().collect() };
         let sources = self.sources.iter().enumerate().filter(|_| arm.source != SourceKind::None);
-        let origins: Vec<Origin<'_>> =
-            sources.map(|(i, s)| s.origin(arm.source, seed, moved.filter(|_| i == 0))).collect();
+        let origin = |(i, source)| {
+            let source: &Source = source;
+            let mut origin = source.origin(arm.source, seed, moved.filter(|_| i == 0));
+            if !arm.aligns() {
+                origin.aligned.clear();
+            }
+            origin
+        };
+        let origins: Vec<Origin<'_>> = sources.map(origin).collect();
         lpka::build(&target, &origins, &self.order, &self.config, arm.gate, &*self.adapter_executor, seed)
     }
 
@@ -262,7 +273,7 @@ impl Session {
         observer: &mut dyn Observer,
     ) -> Result<bool> {
         let objective = self.objective_of(arm);
-        let key = (arm.teacher, arm.source != SourceKind::None);
+        let key = (arm.teacher, arm.aligns());
         if !self.losses.contains_key(&key) {
             let losses = self.losses_of(objective, key.1)?;
             self.losses.insert(key, losses);
@@ -294,7 +305,7 @@ impl Session {
         }
     }
 
-    /// The programs of a step under `objective`; `aligned` for arms with an adapter.
+    /// The programs of a step under `objective`; `aligned` for arms with an open gate.
     fn losses_of(&self, objective: Objective, aligned: bool) -> Result<Losses> {
         let alignments: Vec<&Alignment> =
             self.sources.iter().filter(|_| aligned).flat_map(|s| &s.alignments).collect();
