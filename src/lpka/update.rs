@@ -6,7 +6,7 @@
 
 use super::lens::Lens;
 use super::optimizer::{self, Flats};
-use super::parameters::{Layer, Noise, Plan};
+use super::parameters::{Noise, Plan};
 use super::{Restart, UpdateProgram};
 use crate::autodiff;
 use crate::error::{Error, Result};
@@ -123,8 +123,11 @@ fn emit(
         lens: Lens::new(|b| {
             let inputs = flats.inputs(b, "flat");
             let values = flats.views(b, &inputs);
-            let seen = |layer: &Box<dyn Layer>| layer.attended(b, &values, &plan.bases);
-            (inputs, plan.layers.iter().flat_map(seen).collect())
+            let mut seen = vec![];
+            for layer in &plan.layers {
+                seen.extend(layer.attended(b, &values, &plan.bases));
+            }
+            (inputs, seen)
         }),
     })
 }
