@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 
 #[test]
 fn a_kill_leaves_the_old_or_the_new_file() {
-    let sandbox = Sandbox::digits();
-    let arguments: Vec<String> = "digits_cnn.onnx digits_mlp.onnx -o out.onnx --data digits_train100.npz \
-         --val digits_val.npz --steps 40 --method finetune --executor tract --threads 1 -q"
-        .split_whitespace()
-        .map(str::to_owned)
-        .collect();
+    let sandbox = Sandbox::digits().fixtures(&["digits_small_cnn.onnx"]);
+    let arguments: Vec<String> =
+        "digits_cnn.onnx digits_small_cnn.onnx -o out.onnx --data digits_train100.npz \
+         --val digits_val.npz --steps 100 --method finetune --executor tract --threads 1 -q"
+            .split_whitespace()
+            .map(str::to_owned)
+            .collect();
     let began = Instant::now();
     let output = sandbox.program(&arguments).output().unwrap();
     let whole = began.elapsed();
