@@ -141,6 +141,16 @@ impl Tensor {
         assert_eq!(element_count(shape), Some(self.len()), "reshape {:?} to {shape:?}", self.shape);
         Self { shape: shape.to_vec(), ..self.clone() }
     }
+    /// A part of the first axis.
+    ///
+    /// # Panics
+    /// When `range` reaches beyond that axis, or the elements have no fixed size.
+    pub fn rows(&self, range: Range<usize>) -> Self {
+        let [all, inner @ ..] = self.shape() else { panic!("a scalar has no rows") };
+        let row = self.bytes().len() / (*all).max(1);
+        let shape = [&[range.len()], inner].concat();
+        Self::of(self.dtype(), &shape, &self.bytes()[range.start * row..range.end * row])
+    }
     pub fn with_site(mut self, site: Option<SiteId>) -> Self {
         self.site = site;
         self

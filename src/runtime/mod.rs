@@ -61,6 +61,10 @@ pub trait Executor: Send + Sync {
     fn compile(&self, model: &Model, facts: &Facts) -> Result<Box<dyn Compiled>>;
     /// Moves a tensor to the device.
     fn upload(&self, tensor: &Tensor) -> Result<Value>;
+    /// How many runs [`Compiled::run_each`] works on at once.
+    fn lanes(&self) -> usize {
+        1
+    }
     /// Whether a value is where this executor reads it without moving it.
     fn holds(&self, value: &Value) -> bool;
     /// Waits until everything that was begun is done.
@@ -77,6 +81,11 @@ pub trait Compiled: Send {
     /// Runs once. `inputs` are in the order of the graph's inputs without an initializer, the result in the
     /// order of its outputs. Values of another executor, or of the host, are accepted and moved.
     fn run(&mut self, inputs: &[Value]) -> Result<Vec<Value>>;
+    /// Runs once for each set of inputs, side by side where the executor has [lanes](Executor::lanes); the results in
+    /// the order of `runs`.
+    fn run_each(&mut self, runs: &[Vec<Value>]) -> Result<Vec<Vec<Value>>> {
+        runs.iter().map(|inputs| self.run(inputs)).collect()
+    }
 }
 
 /// A tensor wherever it lives. Cloning is cheap and shares the memory.

@@ -242,6 +242,13 @@ impl Compiled for Watched {
             Ok(outputs)
         })
     }
+    fn run_each(&mut self, runs: &[Vec<Value>]) -> Result<Vec<Vec<Value>>> {
+        if self.executor.lanes() < 2 || runs.len() < 2 {
+            return runs.iter().map(|inputs| self.run(inputs)).collect();
+        }
+        let Watched { inner, executor, profile, part } = self;
+        profile.run(part, &executor.device(), || inner.run_each(runs))
+    }
 }
 
 #[cfg(test)]

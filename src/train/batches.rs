@@ -239,7 +239,7 @@ impl<'a> Batches<'a> {
     }
 
     /// The runs of step `step`: each the model's inputs, then labels, the teachers' answers, the sources' activations. One
-    /// run, or as many as rows where the model takes single rows.
+    /// run, or several that the executor works on at once, or as many as rows where the model takes single rows.
     pub fn step(&mut self, step: usize) -> Result<Vec<Vec<Value>>> {
         let rows = self.sampler.rows_of(step);
         self.runs(Split::Train, rows, self.objective, step)
@@ -265,26 +265,36 @@ impl<'a> Batches<'a> {
             let mut random = generator(self.seed, stream::AUGMENT, step as u64);
             Shift::draw(self.shift, &mut random)
         });
+        let size = self.target.batch.max(1);
+        let mut padded = rows.clone();
+        padded.resize(rows.len().next_multiple_of(size), rows.last().copied().unwrap_or(0));
+        let (answers, activations) =
+            helped(&mut self.helpers, split, &padded, shift, objective.wants_teacher())?;
+        let help: Vec<Tensor> = mean_of(&answers).into_iter().chain(activations).collect();
         let mut runs = vec![];
-        for chunk in rows.chunks(self.target.batch.max(1)) {
-            let batch = bound.batch_as(chunk, self.target.batch, &self.target.inputs)?;
+        for (i, chunk) in rows.chunks(size).enumerate() {
+            let batch = bound.batch_as(chunk, size, &self.target.inputs)?;
             let batch = match shift {
                 Some(shift) => bound.shifted(batch, &[shift], Fill::Roll)?,
                 None => batch,
             };
             let mut feeds: Vec<Value> = batch.into_iter().map(Value::host).collect();
-            let labels = self.examples.label_tensor(objective, chunk, self.target.batch);
+            let labels = self.examples.label_tensor(objective, chunk, size);
             feeds.extend(labels.map(Value::host));
-            let mut padded = chunk.to_vec();
-            padded.resize(self.target.batch, chunk[chunk.len() - 1]);
-            let (answers, activations) =
-                helped(&mut self.helpers, split, &padded, shift, objective.wants_teacher())?;
-            feeds.extend(mean_of(&answers).map(Value::host));
-            feeds.extend(activations.into_iter().map(Value::host));
+            feeds.extend(help.iter().map(|tensor| Value::host(tensor.rows(i * size..(i + 1) * size))));
             runs.push(feeds);
         }
         Ok(runs)
     }
+}
+
+/// Fewest rows of a run that are worth it.
+const LEAST_ROWS: usize = 8;
+
+/// Rows of each run of a step over `batch` rows: equal parts, as many as the executor works on at once.
+pub fn rows_of_a_run(batch: usize, lanes: usize) -> usize {
+    let fits = |runs: &usize| batch.is_multiple_of(*runs) && batch / runs >= LEAST_ROWS;
+    batch / (2..=lanes).rev().find(fits).unwrap_or(1)
 }
 
 /// What the sources say to some rows: the answers of those that teach, and all scaled activations.

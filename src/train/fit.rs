@@ -20,6 +20,8 @@ use std::time::Instant;
 /// A compiled model step with what is needed to feed it.
 pub struct LossProgram {
     pub program: Box<dyn Compiled>,
+    /// Runs of it that are worth giving at once.
+    lanes: usize,
     /// For programs of which a step runs several, whose gradients are to be summed up.
     pub accumulate: Option<Accumulator>,
     /// Places of the weights and maps it takes and gives gradients for, among all.
@@ -33,7 +35,7 @@ pub struct Losses {
     pub unlabelled: Option<(Objective, LossProgram)>,
 }
 
-/// Averages gradients over single-row runs, on the executor.
+/// Averages gradients over the runs of a step, on the executor.
 pub struct Accumulator {
     /// `sum`, `gradient` and the scalar `share` in for each weight; `sum + share·gradient` out.
     program: Box<dyn Compiled>,
@@ -346,35 +348,45 @@ impl LossProgram {
         let accumulate = if several { Some(Accumulator::new(executor, &facts)?) } else { None };
         let weights = step.weights.iter().filter_map(|w| all.iter().position(|o| o == w));
         let linked = weights.chain(all.len()..all.len() + step.maps.len()).collect();
-        Ok(Self { program: executor.compile(&step.model, &step.facts)?, accumulate, linked })
+        let program = executor.compile(&step.model, &step.facts)?;
+        Ok(Self { program, lanes: executor.lanes().max(1), accumulate, linked })
     }
 
     /// The mean loss over runs, and their mean gradients, added to `sums`.
     fn run(
         &mut self,
-        feeds: Vec<Vec<Value>>,
+        mut feeds: Vec<Vec<Value>>,
         merged: &[Value],
         mut sums: Option<Vec<Value>>,
     ) -> Result<(f64, Vec<Value>)> {
         let share = 1.0 / feeds.len().max(1) as f64;
         let mut total = 0.0;
-        for mut feed in feeds {
+        for feed in &mut feeds {
             feed.extend(self.linked.iter().map(|&i| merged[i].clone()));
-            let mut outputs = self.program.run(&feed)?.into_iter();
-            total += share * outputs.next().map_or(Ok(f64::NAN), |v| v.scalar())?;
-            let gradients: Vec<Value> = outputs.collect();
-            sums = Some(match (&mut self.accumulate, sums.take()) {
-                (Some(accumulator), Some(mut all)) => {
-                    let so_far = self.linked.iter().map(|&i| all[i].clone()).collect();
-                    let sums = accumulator.add(so_far, &gradients, share)?;
-                    self.linked.iter().zip(sums).for_each(|(&i, sum)| all[i] = sum);
-                    all
-                }
-                (Some(accumulator), None) => accumulator.add(accumulator.zeros.clone(), &gradients, share)?,
-                (None, _) => gradients,
-            });
+        }
+        // Gradients are as large as the weights: no more of them at a time than are computed at once.
+        for feeds in feeds.chunks(self.lanes) {
+            for outputs in self.program.run_each(feeds)? {
+                let mut outputs = outputs.into_iter();
+                total += share * outputs.next().map_or(Ok(f64::NAN), |v| v.scalar())?;
+                sums = Some(self.add(sums.take(), outputs.collect(), share)?);
+            }
         }
         Ok((total, sums.unwrap_or_default()))
+    }
+
+    /// `sums` with a run's gradients added.
+    fn add(&mut self, sums: Option<Vec<Value>>, gradients: Vec<Value>, share: f64) -> Result<Vec<Value>> {
+        match (&mut self.accumulate, sums) {
+            (Some(accumulator), Some(mut all)) => {
+                let so_far = self.linked.iter().map(|&i| all[i].clone()).collect();
+                let sums = accumulator.add(so_far, &gradients, share)?;
+                self.linked.iter().zip(sums).for_each(|(&i, sum)| all[i] = sum);
+                Ok(all)
+            }
+            (Some(accumulator), None) => accumulator.add(accumulator.zeros.clone(), &gradients, share),
+            (None, _) => Ok(gradients),
+        }
     }
 }
 

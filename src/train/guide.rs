@@ -20,6 +20,8 @@ pub struct Guide {
     program: Box<dyn Compiled>,
     inputs: Vec<(ValueId, Fact)>,
     batch: usize,
+    /// Runs that are worth giving at once.
+    lanes: usize,
     /// The program's weights, and their values as they came.
     weights: Vec<ValueId>,
     own: Vec<Value>,
@@ -44,6 +46,7 @@ impl Guide {
             program: executor.compile(&model, &facts)?,
             inputs: network.inputs.clone(),
             batch: network.batch,
+            lanes: executor.lanes().max(1),
             own: weights.iter().filter_map(value).collect(),
             weights,
         })
@@ -74,21 +77,27 @@ impl Guide {
         };
         let weights = weights.unwrap_or(&self.own);
         let mut parts: Vec<(Vec<f32>, Vec<usize>)> = vec![];
-        for chunk in rows.chunks(self.batch.max(1)) {
-            let batch = bound.batch_as(chunk, self.batch, &self.inputs)?;
-            let batch = match shift {
-                Some(shift) => bound.shifted(batch, &[shift], Fill::Roll)?,
-                None => batch,
-            };
-            let mut feeds: Vec<Value> = batch.into_iter().map(Value::host).collect();
-            feeds.extend_from_slice(weights);
-            let outputs = self.program.run(&feeds)?;
-            parts.resize_with(outputs.len(), Default::default);
-            for ((values, shape), output) in parts.iter_mut().zip(&outputs) {
-                let tensor = output.to_host()?;
-                let width = tensor.len() / self.batch.max(1);
-                values.extend(tensor.to_f32().iter().take(chunk.len() * width));
-                *shape = tensor.shape().get(1..).unwrap_or(&[]).to_vec();
+        let size = self.batch.max(1);
+        for some in rows.chunks(size * self.lanes) {
+            let mut runs = vec![];
+            for chunk in some.chunks(size) {
+                let batch = bound.batch_as(chunk, size, &self.inputs)?;
+                let batch = match shift {
+                    Some(shift) => bound.shifted(batch, &[shift], Fill::Roll)?,
+                    None => batch,
+                };
+                let mut feeds: Vec<Value> = batch.into_iter().map(Value::host).collect();
+                feeds.extend_from_slice(weights);
+                runs.push(feeds);
+            }
+            for (chunk, outputs) in some.chunks(size).zip(self.program.run_each(&runs)?) {
+                parts.resize_with(outputs.len(), Default::default);
+                for ((values, shape), output) in parts.iter_mut().zip(&outputs) {
+                    let tensor = output.to_host()?;
+                    let width = tensor.len() / size;
+                    values.extend(tensor.to_f32().iter().take(chunk.len() * width));
+                    *shape = tensor.shape().get(1..).unwrap_or(&[]).to_vec();
+                }
             }
         }
         let tensors = parts.iter().map(|(values, shape)| {

@@ -1,7 +1,7 @@
 //! The main job: two models and data in, the target with better weights out, and a report of what happened.
 
 use super::arms::{self, Arm, SourceKind};
-use super::batches::{Data, Examples};
+use super::batches::{Data, Examples, rows_of_a_run};
 use super::checkpoint::{Checkpoint, RunState};
 use super::contest::{Contender, Contest};
 use super::data_free;
@@ -206,7 +206,7 @@ pub fn merge(request: MergeRequest, observer: &mut dyn Observer) -> Result<Repor
 
 fn open_networks(request: &MergeRequest, observer: &mut dyn Observer) -> Result<(Network, Vec<Network>)> {
     let executor = &*request.model_executor;
-    let batch = request.config.batch.max(1);
+    let batch = rows_of_a_run(request.config.batch.max(1), executor.lanes());
     let target = Network::open(&request.target, batch, Some(&request.data.train), executor)?;
     if let Some(why) = target.single_rows_because() {
         observer.event(&Event::Warning(&format!(

@@ -340,22 +340,26 @@ impl Session {
     /// The metric of the target with `weights` (in the model step's order) on a part of the data.
     /// NaN where that part is empty.
     pub fn evaluate(&mut self, weights: &[Value], split: Split) -> Result<f64> {
-        let rows = self.examples.rows(split);
+        let rows: Vec<usize> = (0..self.examples.rows(split)).collect();
+        let size = self.target.batch.max(1);
         let mut tally = Tally::new();
-        for first in (0..rows).step_by(self.target.batch.max(1)) {
-            let count = self.target.batch.min(rows - first);
-            let picked: Vec<usize> = (first..first + count).collect();
-            let inputs = self.examples.inputs(split, &picked, &self.target)?;
-            let mut feeds: Vec<Value> = inputs.into_iter().map(Value::host).collect();
-            feeds.extend_from_slice(weights);
-            let answers = self.forward.run(&feeds)?;
-            let Some(answer) = answers.first() else { break };
-            let answer = answer.to_host()?;
-            match self.objective.wants_labels() {
-                true => self.examples.tally(split, &picked, &answer, &mut tally),
-                false => {
-                    let wanted = self.taught(split, &picked)?;
-                    tally.add(&answer, &Truth::Vectors(&wanted.to_f32()), count);
+        for some in rows.chunks(size * self.model_executor.lanes().max(1)) {
+            let mut runs = vec![];
+            for picked in some.chunks(size) {
+                let inputs = self.examples.inputs(split, picked, &self.target)?;
+                let mut feeds: Vec<Value> = inputs.into_iter().map(Value::host).collect();
+                feeds.extend_from_slice(weights);
+                runs.push(feeds);
+            }
+            for (picked, answers) in some.chunks(size).zip(self.forward.run_each(&runs)?) {
+                let Some(answer) = answers.first() else { continue };
+                let answer = answer.to_host()?;
+                match self.objective.wants_labels() {
+                    true => self.examples.tally(split, picked, &answer, &mut tally),
+                    false => {
+                        let wanted = self.taught(split, picked)?;
+                        tally.add(&answer, &Truth::Vectors(&wanted.to_f32()), picked.len());
+                    }
                 }
             }
         }

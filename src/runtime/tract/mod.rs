@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::onnx::{DType, Fact, Facts, Graph, Model, Tensor};
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use tract_linalg::multithread::Executor as Threads;
+use tract_linalg::multithread::{Executor as Threads, multithread_tract_scope};
 use tract_onnx::prelude as tract;
 use tract_onnx::prelude::{Framework, InferenceModelExt, IntoTValue};
 use tract_onnx::tract_hir::internal::RunOptions;
@@ -43,7 +43,8 @@ pub struct TractExecutor {
 }
 
 impl TractExecutor {
-    /// `threads` of matrix products and large elementwise operators, at least one.
+    /// `threads` at least one: a program run once shares out its matrix products and large elementwise operators, one run
+    /// several times at once has a thread for each.
     pub fn new(threads: usize) -> Result<Self> {
         let threads = threads.max(1);
         let pool = match threads {
@@ -79,10 +80,13 @@ impl Executor for TractExecutor {
         let proto = proto::model(model, facts)?;
         let typed = self.optimised(&proto).map_err(|what| blame(&model.graph, what))?;
         drop(proto);
-        let options = RunOptions { executor: Some(self.pool.clone()), ..RunOptions::default() };
-        let plan = attempt(|| tract::TypedRunnableModel::new_with_options(typed, &options))
+        let plan = attempt(|| tract::TypedRunnableModel::new_with_options(typed, &RunOptions::default()))
             .map_err(|what| blame(&model.graph, what))?;
-        Ok(Box::new(Program { plan, state: None, outputs: model.graph.outputs.len() }))
+        let outputs = model.graph.outputs.len();
+        Ok(Box::new(Program { plan, pool: self.pool.clone(), lanes: vec![Lane::default()], outputs }))
+    }
+    fn lanes(&self) -> usize {
+        self.threads
     }
     fn upload(&self, tensor: &Tensor) -> Result<Value> {
         Ok(Value::new(TractValue(to_tract(tensor)?)))
@@ -113,15 +117,21 @@ impl TractExecutor {
     }
 }
 
-/// A plan, and its state between runs (dropped when a run fails, since a panic may have left it in any shape).
+/// A plan, and what runs it.
 struct Program {
     plan: Arc<tract::TypedRunnableModel>,
-    state: Option<tract::TypedSimpleState>,
+    pool: Threads,
+    /// The first for single runs; more once several runs are asked for at once.
+    lanes: Vec<Lane>,
     outputs: usize,
 }
 
-impl Compiled for Program {
-    fn run(&mut self, inputs: &[Value]) -> Result<Vec<Value>> {
+/// The state of a plan between runs (dropped when a run fails, since a panic may have left it in any shape).
+#[derive(Default)]
+struct Lane(Option<tract::TypedSimpleState>);
+
+impl Lane {
+    fn run(&mut self, plan: &Arc<tract::TypedRunnableModel>, inputs: &[Value]) -> Result<Vec<Value>> {
         let inputs = inputs
             .iter()
             .map(|value| match value.downcast::<TractValue>() {
@@ -129,19 +139,52 @@ impl Compiled for Program {
                 None => to_tract(&value.to_host()?),
             })
             .collect::<Result<tract::TVec<_>>>()?;
-        let state = self.state.take();
+        let state = self.0.take();
         let (state, outputs) = attempt(|| {
             let mut state = match state {
                 Some(state) => state,
-                None => self.plan.spawn()?,
+                None => plan.spawn()?,
             };
             let outputs = state.run(inputs)?;
             Ok((state, outputs))
         })
         .map_err(|what| Error::executor(NAME, shorten(&what)))?;
-        self.state = Some(state);
-        debug_assert_eq!(outputs.len(), self.outputs);
+        self.0 = Some(state);
         outputs.into_iter().map(|v| Ok(Value::new(TractValue(plain(v)?)))).collect()
+    }
+}
+
+impl Compiled for Program {
+    fn run(&mut self, inputs: &[Value]) -> Result<Vec<Value>> {
+        let Self { plan, pool, lanes, outputs } = self;
+        let results = multithread_tract_scope(pool.clone(), || lanes[0].run(plan, inputs))?;
+        debug_assert_eq!(results.len(), *outputs);
+        Ok(results)
+    }
+    /// tract shares a convolution's work out image by image, in pieces too small to be worth a thread: whole runs side
+    /// by side are faster (docs/benchmarks.md).
+    fn run_each(&mut self, runs: &[Vec<Value>]) -> Result<Vec<Vec<Value>>> {
+        let Threads::MultiThread(pool) = &self.pool else {
+            return runs.iter().map(|inputs| self.lanes[0].run(&self.plan, inputs)).collect();
+        };
+        let lanes = pool.current_num_threads().min(runs.len()).max(1);
+        if self.lanes.len() < lanes {
+            self.lanes.resize_with(lanes, Lane::default);
+        }
+        let plan = &self.plan;
+        let mut results = vec![];
+        for runs in runs.chunks(lanes) {
+            let mut done: Vec<Option<Result<Vec<Value>>>> = runs.iter().map(|_| None).collect();
+            pool.scope(|scope| {
+                for ((lane, inputs), done) in self.lanes.iter_mut().zip(runs).zip(&mut done) {
+                    scope.spawn(move |_| *done = Some(lane.run(plan, inputs)));
+                }
+            });
+            for result in done {
+                results.push(result.unwrap_or_else(|| Err(failed("a run was lost")))?);
+            }
+        }
+        Ok(results)
     }
 }
 
