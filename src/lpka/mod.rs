@@ -166,6 +166,26 @@ pub fn build(
     update::assemble(&plan, config, executor, seed)
 }
 
+/// Whether an adapter would carry anything: whether [`build`] would list transfers or maps.
+///
+/// # Errors
+/// As [`build`].
+pub fn carries(
+    target: &Side<'_>,
+    origins: &[Origin<'_>],
+    trainable: &[ValueId],
+    config: &TrainConfig,
+    executor: &dyn Executor,
+) -> Result<bool> {
+    let (gate, seed) = (0.0, config.seed);
+    if config.adapter.preset == Preset::Paper {
+        let program = build(target, origins, trainable, config, gate, executor, seed)?;
+        return Ok(!program.transfers.is_empty());
+    }
+    let plan = plan(target, origins, trainable, config, gate, executor, seed)?;
+    Ok(!plan.transfers.is_empty() || !plan.maps.is_empty())
+}
+
 /// What is trained in an arm, and how W′ comes of it.
 #[allow(clippy::too_many_arguments)]
 fn plan(

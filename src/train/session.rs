@@ -141,10 +141,7 @@ impl Session {
             losses: HashMap::new(),
             order,
         };
-        let adapts = session.means.adapter && {
-            let update = session.update(&Arm::lpka(0.0, false), session.config.seed)?;
-            !update.transfers.is_empty() || !update.maps.is_empty()
-        };
+        let adapts = session.means.adapter && session.carries(&Arm::lpka(0.0, false))?;
         if !session.sources.is_empty() && !adapts {
             observer.event(&Event::Note(
                 "no weight of the source can be carried into the target: the adapter is left out",
@@ -169,7 +166,7 @@ impl Session {
             Some(Pace::Stages(_)) => self.sources.first().and_then(|s| s.past.first()).cloned(),
             _ => None,
         };
-        let update = self.update_with(arm, seed, moved.as_ref())?;
+        let update = self.update(arm, seed, moved.as_ref())?;
         let mut fit = Fit::start(update, &self.order, self.adapter_executor.clone(), seed, steps)?;
         fit.parts = self.parts(arm, seed, moved.as_ref())?;
         fit.moving = pace.map(|_| Moving::new());
@@ -205,24 +202,33 @@ impl Session {
         self.sources.iter_mut().enumerate().map(part).collect()
     }
 
-    /// The update program of an arm.
-    pub fn update(&self, arm: &Arm, seed: u64) -> Result<UpdateProgram> {
-        self.update_with(arm, seed, None)
+    /// The update program of an arm, whose first source has `moved` weights.
+    fn update(&self, arm: &Arm, seed: u64, moved: Option<&Weights>) -> Result<UpdateProgram> {
+        let (target, origins) = (self.side(), self.origins(arm, seed, moved));
+        lpka::build(&target, &origins, &self.order, &self.config, arm.gate, &*self.adapter_executor, seed)
     }
 
-    fn update_with(&self, arm: &Arm, seed: u64, moved: Option<&Weights>) -> Result<UpdateProgram> {
-        let target = Side { graph: &self.target.params, weights: self.weights.iter().cloned().collect() };
+    /// Whether an arm's adapter has anything to carry.
+    fn carries(&self, arm: &Arm) -> Result<bool> {
+        let (target, origins) = (self.side(), self.origins(arm, self.config.seed, None));
+        lpka::carries(&target, &origins, &self.order, &self.config, &*self.adapter_executor)
+    }
+
+    fn side(&self) -> Side<'_> {
+        Side { graph: &self.target.params, weights: self.weights.iter().cloned().collect() }
+    }
+
+    /// The sources as an arm's adapter sees them.
+    fn origins<'a>(&'a self, arm: &Arm, seed: u64, moved: Option<&'a Weights>) -> Vec<Origin<'a>> {
         let sources = self.sources.iter().enumerate().filter(|_| arm.source != SourceKind::None);
-        let origin = |(i, source)| {
-            let source: &Source = source;
+        let origin = |(i, source): (usize, &'a Source)| {
             let mut origin = source.origin(arm.source, seed, moved.filter(|_| i == 0));
             if !arm.aligns() {
                 origin.aligned.clear();
             }
             origin
         };
-        let origins: Vec<Origin<'_>> = sources.map(origin).collect();
-        lpka::build(&target, &origins, &self.order, &self.config, arm.gate, &*self.adapter_executor, seed)
+        sources.map(origin).collect()
     }
 
     /// Brings an arm's adapter to what its source is at this step.
@@ -237,7 +243,7 @@ impl Session {
             _ => None,
         };
         moving.stage = stage;
-        let update = self.update_with(arm, fit.seed, moved.as_ref())?;
+        let update = self.update(arm, fit.seed, moved.as_ref())?;
         fit.refresh(update, self.adapter_executor.clone())?;
         fit.parts = self.parts(arm, fit.seed, moved.as_ref())?;
         Ok(())

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use tract_linalg::multithread::{Executor as Threads, multithread_tract_scope};
 use tract_onnx::prelude as tract;
 use tract_onnx::prelude::{Framework, InferenceModelExt, IntoTValue};
+use tract_onnx::tract_core::optim::Optimizer;
 use tract_onnx::tract_hir::internal::RunOptions;
 
 const NAME: &str = "tract";
@@ -59,8 +60,22 @@ impl TractExecutor {
         let typed = attempt(|| inference.into_typed())?;
         // Optimisation makes steps several times faster, but its rewrites fail on some graphs that run unoptimised.
         let unoptimised = typed.clone();
-        attempt(|| typed.into_optimized()).or_else(|_| attempt(|| unoptimised.into_decluttered()))
+        attempt(|| optimised(typed)).or_else(|_| attempt(|| unoptimised.into_decluttered()))
     }
+}
+
+/// The pass that moves slices towards the graph's inputs. It orders the whole graph anew for every slice it moves: on an
+/// adapter's graph of three thousand nodes that took two thirds of all compilation, and made no step faster
+/// (docs/benchmarks.md).
+const QUADRATIC_PASS: &str = "PushSliceUp";
+
+/// What tract's own `into_optimized` does, without the pass that large graphs can't afford.
+fn optimised(mut model: tract::TypedModel) -> tract::TractResult<tract::TypedModel> {
+    let mut declutter = Optimizer::declutter();
+    declutter.passes.retain(|pass| format!("{pass:?}") != QUADRATIC_PASS);
+    declutter.optimize(&mut model)?;
+    model.optimize()?;
+    Ok(model)
 }
 
 impl Executor for TractExecutor {
