@@ -86,7 +86,6 @@ fn all(size: &Size) {
                 continue;
             };
             let of = |json: &Json, key: &str| json[key].as_f64().unwrap_or(f64::NAN);
-            let step_memory = |json: &Json| of(json, "peak") - of(json, "idle");
             let ratio = |f: &dyn Fn(&Json) -> f64| reference.as_ref().map_or(f64::NAN, |r| f(result) / f(r));
             println!(
                 "| {kind} {network} | {side} | {:.2} | {:.2} | {:.2} | {:.2} | {:.1} | {:.2} | {:.0} |",
@@ -94,8 +93,8 @@ fn all(size: &Size) {
                 ratio(&|json| of(json, "seconds")),
                 of(result, "median") * 1e3,
                 of(result, "first"),
-                step_memory(result) / 1e6,
-                ratio(&step_memory),
+                step_memory_of(result) / 1e6,
+                ratio(&step_memory_of),
                 of(result, "peak") / 1e6,
             );
         }
@@ -112,11 +111,12 @@ fn better(a: Option<Json>, b: Option<Json>) -> Option<Json> {
     let smaller = if step_memory_of(&a) <= step_memory_of(&b) { &a } else { &b };
     Some(json!({
         "seconds": least("seconds"), "median": least("median"), "first": least("first"), "peak": smaller["peak"], "idle": smaller["idle"],
+        "held": smaller["held"],
     }))
 }
 
 fn step_memory_of(json: &Json) -> f64 {
-    json["peak"].as_f64().unwrap_or(f64::INFINITY) - json["idle"].as_f64().unwrap_or(0.0)
+    json["held"].as_f64().unwrap_or(f64::INFINITY) - json["idle"].as_f64().unwrap_or(0.0)
 }
 
 fn by_torch(python: &Path, kind: &str, network: &str, size: &Size) -> Option<Json> {
@@ -130,11 +130,19 @@ fn by_us(executor: &str, kind: &str, network: &str) -> Option<Json> {
     last_line(Command::new(program).args(["--case", executor, kind, network]))
 }
 
-/// What a program prints last, as JSON.
+/// What a program prints last, as JSON, with the most memory it held of its own while it ran.
 fn last_line(command: &mut Command) -> Option<Json> {
-    let output = command.stderr(Stdio::inherit()).output().ok()?;
+    let mut child = command.stderr(Stdio::inherit()).stdout(Stdio::piped()).spawn().ok()?;
+    let mut most = 0;
+    while child.try_wait().ok()?.is_none() {
+        most = most.max(anonymous(&child.id().to_string()));
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let output = child.wait_with_output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    serde_json::from_str(text.lines().last()?).ok()
+    let mut json: Json = serde_json::from_str(text.lines().last()?).ok()?;
+    json["held"] = json!(most);
+    Some(json)
 }
 
 /// One case in this process; prints one line of JSON.
@@ -142,7 +150,7 @@ fn case(executor: &str, kind: &str, network: &str, size: &Size, begun: Instant) 
     let choice = if executor == "ort" { ExecutorChoice::Ort } else { ExecutorChoice::Tract };
     let options = ExecutorOptions { threads: Some(size.threads), ..ExecutorOptions::default() };
     let executor = runtime::open(choice, &options)?;
-    let idle = peak();
+    let idle = anonymous("self");
     let mut step = match kind {
         "model" => model_step(&executor, network, size.batch)?,
         _ => adapter_step(&executor, network, size.batch)?,
@@ -273,9 +281,19 @@ impl Links {
     }
 }
 
-/// The largest resident memory of this process so far, in bytes; 0 where the system doesn't tell.
+/// The largest resident memory of this process so far, in bytes.
 fn peak() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    memory("self", "VmHWM:")
+}
+
+/// What a process holds in memory now apart from files' pages (programs, libraries), in bytes.
+fn anonymous(process: &str) -> u64 {
+    memory(process, "RssAnon:")
+}
+
+/// A figure of a process's memory, in bytes; 0 where the system doesn't tell.
+fn memory(process: &str, figure: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix(figure));
     line.and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok()).map_or(0, |kib| kib * 1024)
 }

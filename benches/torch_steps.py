@@ -5,8 +5,8 @@
 
 Run by the bench when ONNX_MERGE_TORCH names a Python that has torch; never by the program itself. `seconds` is the
 fastest step (noise only ever adds), `median` the middle one, `first` the time from the start of the process to the end
-of the first step, `peak` the largest resident
-memory of the process in bytes, `idle` that of PyTorch alone, before the model was made.
+of the first step, `peak` the largest resident memory of the process in bytes, `idle` what PyTorch alone holds apart
+from files' pages, before the model is made.
 """
 import json
 import pathlib
@@ -26,6 +26,12 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "fixtures"))
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def anonymous():
+    with open("/proc/self/status") as status:
+        line = next(line for line in status if line.startswith("RssAnon:"))
+    return int(line.split()[1]) * 1024
 
 
 def models():
@@ -140,7 +146,7 @@ def main():
     warm = nn.Parameter(torch.zeros(1))
     warm.sum().backward()
     torch.optim.AdamW([warm]).step()
-    idle = peak()
+    idle = anonymous()
     step = {"model": model_step, "adapter": adapter_step}[kind](kinds, case, batch)
     step()
     first = time.time() - BEGUN

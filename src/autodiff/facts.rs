@@ -46,12 +46,44 @@ pub fn probe(executor: &dyn Executor, model: &Model, inputs: &HashMap<ValueId, T
     if wanted.is_empty() {
         return Ok(probe);
     }
-    probe_values(executor, model, &feeds, &wanted, &mut probe)?;
+    probe_in_parts(executor, model, &feeds, &wanted, &mut probe)?;
     super::bodies::probe_bodies(executor, model, &mut probe);
     Ok(probe)
 }
 
-/// Runs the model for the values `wanted`, in parts if need be.
+/// Bytes of inputs up to which all values are held at once: running once is fastest.
+const SMALL_INPUTS: usize = 64 << 10;
+/// Values of the first part where they aren't; how many come next follows from their sizes.
+const FIRST_PART: usize = 16;
+/// Bytes that the values of a part should take.
+const PART_BYTES: usize = 64 << 20;
+
+/// Runs the model for the values `wanted`: once, or in parts one after the other so that a large batch isn't held in every
+/// layer at once. Otherwise preparing would take more memory than training.
+fn probe_in_parts(
+    executor: &dyn Executor,
+    model: &Model,
+    feeds: &[Value],
+    wanted: &[ValueId],
+    probe: &mut Probe,
+) -> Result<()> {
+    let bytes = |fact: &Fact| fact.len() * fact.dtype.size().unwrap_or(1);
+    let inputs: usize = feeds.iter().map(|feed| bytes(&feed.fact())).sum();
+    let mut rest = wanted;
+    let mut count = if inputs <= SMALL_INPUTS { rest.len() } else { FIRST_PART };
+    while !rest.is_empty() {
+        let (part, after) = rest.split_at(count.min(rest.len()));
+        probe_values(executor, model, feeds, part, probe)?;
+        let held: usize = part.iter().filter_map(|id| probe.facts.get(id)).map(bytes).sum();
+        let mean = held.div_ceil(part.len().max(1)).max(1);
+        // What comes later is rarely larger, but may be: at most four times as many.
+        count = (PART_BYTES / mean).clamp(FIRST_PART, 4 * part.len().max(FIRST_PART));
+        rest = after;
+    }
+    Ok(())
+}
+
+/// Runs the model for the values `wanted`, halving where some of them can't be outputs.
 fn probe_values(
     executor: &dyn Executor,
     model: &Model,
