@@ -192,3 +192,40 @@ pub fn example_inputs(graph: &Graph, batch: usize, seed: u64) -> Result<HashMap<
     }
     Ok(inputs)
 }
+
+#[cfg(all(test, feature = "tract"))]
+mod tests {
+    use super::*;
+    use crate::onnx::{Builder, WORKING_OPSET};
+    use crate::runtime::TractExecutor;
+
+    /// Large inputs make a probe go part by part; what it sees must not depend on that.
+    #[test]
+    fn parts_see_what_the_whole_shows() -> Result<()> {
+        let chain = |rows: usize| {
+            let mut b = Builder::new("chain");
+            let shape = [rows, 64];
+            let x = b.input("x", Fact::new(DType::F32, &shape));
+            let mut y = x.clone();
+            for i in 0..3 * FIRST_PART {
+                y = b.add(&y, &x);
+                if i == 2 {
+                    y = b.reshape(&y, &[64, rows]);
+                    y = b.reshape(&y, &shape);
+                }
+            }
+            b.output(&y);
+            let (graph, facts) = b.finish();
+            (Model::new(graph, WORKING_OPSET), facts, HashMap::from([(x, Tensor::zeros(DType::F32, &shape))]))
+        };
+        let executor = TractExecutor::new(1)?;
+        for rows in [2, 1 + SMALL_INPUTS / (64 * 4)] {
+            let (model, expected, inputs) = chain(rows);
+            let seen = probe(&executor, &model, &inputs)?;
+            for id in model.graph.nodes.iter().flat_map(|node| node.outputs.iter().flatten()) {
+                assert_eq!(seen.facts.get(id), expected.get(id), "{id} of {rows} rows");
+            }
+        }
+        Ok(())
+    }
+}

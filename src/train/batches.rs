@@ -357,3 +357,16 @@ fn default_shift(examples: &Examples) -> usize {
     let shapes = examples.train.dataset.iter().flat_map(|d| &d.inputs).filter_map(|c| c.image_shape());
     shapes.map(|[_, h, w]| h.min(w) / 14).min().unwrap_or(0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_are_equal_parts_and_not_too_small() {
+        let cases = [(32, 1, 32), (32, 2, 16), (32, 16, 8), (64, 3, 32), (10, 4, 10), (1, 8, 1)];
+        for (batch, lanes, rows) in cases {
+            assert_eq!(rows_of_a_run(batch, lanes), rows, "{batch} rows, {lanes} lanes");
+        }
+    }
+}

@@ -347,6 +347,29 @@ mod tests {
     }
 
     #[test]
+    fn runs_side_by_side_come_back_in_order() -> Result<()> {
+        let mut b = Builder::new("product");
+        let x = b.input("x", Fact::new(DType::F32, &[2, 2]));
+        let y = b.matmul(&x, &x);
+        b.output(&y);
+        let (graph, facts) = b.finish();
+        let model = Model::new(graph, WORKING_OPSET);
+        for threads in [1, 3] {
+            let mut program = TractExecutor::new(threads)?.compile(&model, &facts)?;
+            let runs: Vec<Vec<Value>> =
+                (0..7).map(|i| vec![Value::host(Tensor::f32(&[2, 2], &[i as f32, 1.0, 0.0, 1.0]))]).collect();
+            for (i, outputs) in program.run_each(&runs)?.iter().enumerate() {
+                assert_eq!(outputs[0].to_host()?.to_f64()[0], (i * i) as f64, "{threads} threads");
+            }
+            // One run that fails is the whole's failure, and the program can be used again.
+            let wrong = vec![Value::host(Tensor::f32(&[3], &[0.0; 3]))];
+            assert!(program.run_each(&[runs[0].clone(), wrong]).is_err());
+            assert_eq!(program.run_each(&runs)?.len(), 7);
+        }
+        Ok(())
+    }
+
+    #[test]
     fn outputs_that_are_inputs_or_initializers_come_out() -> Result<()> {
         let mut b = Builder::new("passthrough");
         let x = b.input("x", Fact::new(DType::F32, &[2]));
