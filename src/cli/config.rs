@@ -60,10 +60,11 @@ impl Config {
     }
 
     /// Writes the file beside the output, with paths relative to that folder where they lie inside it, else
-    /// absolute. Returns where it was written.
+    /// absolute. Returns where it was written. The number of threads is written down too: sums are rounded by it.
     pub fn write_beside_output(&self) -> Result<PathBuf> {
         let folder = self.output.parent().unwrap_or(Path::new("")).to_owned();
         let mut config = self.clone();
+        config.train.threads.get_or_insert_with(crate::runtime::all_threads);
         let base = absolute(&folder);
         config.each_path(|p| *p = relative(&base, p));
         let body =
@@ -136,6 +137,9 @@ mod tests {
         config.data.train = Some(dir.path().join("d.npz"));
         config.data.options.scale = Some(1.0 / 255.0);
         config.train.map = vec!["a*=b*".into()];
+        let here = Config::read(&config.write_beside_output().unwrap()).unwrap();
+        assert_eq!(here.train.threads, Some(crate::runtime::all_threads()));
+        config.train.threads = Some(3);
         let path = config.write_beside_output().unwrap();
         assert_eq!(path, dir.path().join("merge.toml"));
         assert_eq!(Config::read(&path).unwrap(), config);

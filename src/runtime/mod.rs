@@ -27,7 +27,9 @@ pub use tract::TractExecutor;
 pub use wgpu::WgpuExecutor;
 
 pub use profile::{Line as ProfileLine, Profile};
-pub use select::{Diagnosis, ExecutorChoice, ExecutorOptions, Gpu, Health, diagnose, open, pick};
+pub use select::{
+    Diagnosis, ExecutorChoice, ExecutorOptions, Gpu, Health, all_threads, diagnose, open, pick,
+};
 #[cfg(feature = "wgpu")]
 pub use split::SplitExecutor;
 pub use step::{Feed, Fetch, Outputs, Runner, Snapshot, State, StateId, StepProgram};

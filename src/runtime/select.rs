@@ -38,10 +38,13 @@ pub struct ExecutorOptions {
 
 impl ExecutorOptions {
     fn threads(&self) -> usize {
-        self.threads
-            .filter(|&n| n > 0)
-            .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()))
+        self.threads.filter(|&n| n > 0).unwrap_or_else(all_threads)
     }
+}
+
+/// Threads that the machine runs at once.
+pub fn all_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get())
 }
 
 /// The executor of that name; for [`ExecutorChoice::Auto`] ONNX Runtime where it is found, else tract. A GPU is used
