@@ -10,12 +10,13 @@ use super::{Column, Dataset, check_memory};
 use crate::error::{Error, Result};
 use crate::onnx::{DType, Tensor};
 use memmap2::Mmap;
-use npyz::npz::{NpzArchive, NpzWriter};
 use npyz::{Endianness, NpyHeader, Order, TypeChar};
 use std::fs::File;
 use std::io::{BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use zip::write::SimpleFileOptions;
+use zip::{CompressionMethod, ZipArchive, ZipWriter};
 
 /// No honest header comes near this many bytes.
 const LONGEST_HEADER: usize = 1 << 16;
@@ -35,16 +36,12 @@ pub fn open_pair(x: &Path, y: Option<&Path>, options: &DataOptions) -> Result<Da
 
 /// Opens an `.npz` archive: one array is the labels, the others are inputs by name.
 pub fn open_npz(path: &Path, options: &DataOptions) -> Result<Dataset> {
-    let file = File::open(path).map_err(|e| Error::io(path, e))?;
-    let map = Arc::new(map(path, &file)?);
-    let mut archive = NpzArchive::new(BufReader::new(file)).map_err(|e| {
-        Error::data(path, format!("not a readable .npz archive ({e})")).hint("numpy.savez writes them")
-    })?;
-    let names: Vec<String> = archive.array_names().map(str::to_owned).collect();
+    let mut archive = Npz::open(path)?;
+    let names = archive.names()?;
     let label = label_name(path, &names, options)?;
     let (mut inputs, mut labels) = (vec![], None);
     for name in names {
-        let values = read_entry(path, &mut archive, &map, &name)?;
+        let values = archive.read(&name)?;
         match Some(&name) == label.as_ref() {
             true => labels = Some(Labels::from_tensor(path, &name, &values)?),
             false => inputs.push(Column { name, values }),
@@ -85,28 +82,23 @@ fn label_name(path: &Path, names: &[String], options: &DataOptions) -> Result<Op
 
 /// Every array of an `.npz` archive, by name.
 pub fn read_npz(path: &Path) -> Result<Vec<(String, Tensor)>> {
-    let file = File::open(path).map_err(|e| Error::io(path, e))?;
-    let map = Arc::new(map(path, &file)?);
-    let mut archive = NpzArchive::new(BufReader::new(file)).map_err(|e| {
-        Error::data(path, format!("not a readable .npz archive ({e})")).hint("numpy.savez writes them")
-    })?;
-    let names: Vec<String> = archive.array_names().map(str::to_owned).collect();
-    names.into_iter().map(|name| Ok((name.clone(), read_entry(path, &mut archive, &map, &name)?))).collect()
+    let mut archive = Npz::open(path)?;
+    let names = archive.names()?;
+    names.into_iter().map(|name| Ok((name.clone(), archive.read(&name)?))).collect()
 }
 
 /// Writes arrays as an uncompressed `.npz` archive, replacing the file in one go.
 pub fn write_npz(path: &Path, arrays: &[(String, Tensor)]) -> Result<()> {
     let fail = |e: &dyn std::fmt::Display| Error::data(path, format!("can't be written ({e})"));
-    let mut archive = NpzWriter::new(std::io::Cursor::new(vec![]));
+    let stored = SimpleFileOptions::default().compression_method(CompressionMethod::Stored);
+    let mut zip = ZipWriter::new(std::io::Cursor::new(vec![]));
     for (name, tensor) in arrays {
-        let zip = archive.zip_writer();
-        let entry = npyz::npz::file_name_from_array_name(name);
-        zip.start_file(entry, Default::default()).map_err(|e| fail(&e))?;
+        zip.start_file(format!("{name}.npy"), stored).map_err(|e| fail(&e))?;
         zip.write_all(&npy_header(tensor).ok_or_else(|| fail(&"no array of this type"))?)
             .map_err(|e| fail(&e))?;
         zip.write_all(tensor.bytes()).map_err(|e| fail(&e))?;
     }
-    let bytes = archive.zip_writer().finish().map_err(|e| fail(&e))?.into_inner();
+    let bytes = zip.finish().map_err(|e| fail(&e))?.into_inner();
     crate::onnx::atomic::write(path, &bytes)
 }
 
@@ -142,28 +134,51 @@ fn read_npy(path: &Path) -> Result<Tensor> {
     array.mapped(&map, start..end).map_err(|what| Error::data(path, what))
 }
 
-type Archive = NpzArchive<BufReader<File>>;
+/// An open `.npz`: a zip archive with one `.npy` an array.
+struct Npz {
+    path: PathBuf,
+    archive: ZipArchive<BufReader<File>>,
+    map: Arc<Mmap>,
+}
 
-fn read_entry(path: &Path, archive: &mut Archive, map: &Arc<Mmap>, name: &str) -> Result<Tensor> {
-    let fail = |what: String| Error::data(path, format!("array '{name}': {what}"));
-    let file_name = npyz::npz::file_name_from_array_name(name);
-    let mut entry = archive.zip_archive().by_name(&file_name).map_err(|e| fail(e.to_string()))?;
-    let (start, size) = (entry.data_start(), entry.size());
-    let stored = entry.compressed_size() == size && entry.compression().to_string() == "Stored";
-    let array = Array::read(&mut entry).map_err(fail)?;
-    array.check_length(size.saturating_sub(array.offset as u64)).map_err(fail)?;
-    if stored {
-        let start = usize::try_from(start).ok().and_then(|s| s.checked_add(array.offset));
-        let range =
-            start.and_then(|s| Some(s..s.checked_add(array.bytes as usize)?)).filter(|r| r.end <= map.len());
-        let range = range.ok_or_else(|| fail("it ends after the end of the file".into()))?;
-        return array.mapped(map, range).map_err(fail);
+impl Npz {
+    fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(|e| Error::io(path, e))?;
+        let map = Arc::new(map(path, &file)?);
+        let archive = ZipArchive::new(BufReader::new(file)).map_err(|e| {
+            Error::data(path, format!("not a readable .npz archive ({e})")).hint("numpy.savez writes them")
+        })?;
+        Ok(Self { path: path.to_owned(), archive, map })
     }
-    check_memory(path, &format!("array '{name}'"), array.bytes)?;
-    let mut values = vec![];
-    values.try_reserve_exact(array.bytes as usize).map_err(|e| fail(e.to_string()))?;
-    entry.take(array.bytes).read_to_end(&mut values).map_err(|e| fail(format!("damaged ({e})")))?;
-    array.owned(values).map_err(fail)
+
+    /// Names of the arrays, as NumPy gives them.
+    fn names(&self) -> Result<Vec<String>> {
+        let unreadable = |e| Error::data(&self.path, format!("an entry's name can't be read ({e})"));
+        let files = self.archive.file_names().collect::<Result<Vec<_>, _>>().map_err(unreadable)?;
+        Ok(files.iter().filter_map(|file| file.strip_suffix(".npy")).map(str::to_owned).collect())
+    }
+
+    fn read(&mut self, name: &str) -> Result<Tensor> {
+        let Self { path, archive, map } = self;
+        let fail = |what: String| Error::data(&*path, format!("array '{name}': {what}"));
+        let mut entry = archive.by_name(&format!("{name}.npy")).map_err(|e| fail(e.to_string()))?;
+        let (start, size) = (entry.data_start(), entry.size());
+        let stored = entry.compressed_size() == size && entry.compression() == CompressionMethod::Stored;
+        let array = Array::read(&mut entry).map_err(fail)?;
+        array.check_length(size.saturating_sub(array.offset as u64)).map_err(fail)?;
+        if stored {
+            let start = start.and_then(|s| usize::try_from(s).ok()?.checked_add(array.offset));
+            let range = start.and_then(|s| Some(s..s.checked_add(array.bytes as usize)?));
+            let range = range.filter(|r| r.end <= map.len());
+            let range = range.ok_or_else(|| fail("it ends after the end of the file".into()))?;
+            return array.mapped(map, range).map_err(fail);
+        }
+        check_memory(path, &format!("array '{name}'"), array.bytes)?;
+        let mut values = vec![];
+        values.try_reserve_exact(array.bytes as usize).map_err(|e| fail(e.to_string()))?;
+        entry.take(array.bytes).read_to_end(&mut values).map_err(|e| fail(format!("damaged ({e})")))?;
+        array.owned(values).map_err(fail)
+    }
 }
 
 /// What an array's header says.
@@ -355,12 +370,15 @@ mod tests {
 
     fn npz(entries: &[(&str, Vec<u8>)]) -> Result<Dataset> {
         let file = tempfile::Builder::new().suffix(".npz").tempfile().unwrap();
-        let mut writer = npyz::npz::NpzWriter::new(file.reopen().unwrap());
-        for (name, bytes) in entries {
-            writer.zip_writer().start_file(format!("{name}.npy"), Default::default()).unwrap();
-            writer.zip_writer().write_all(bytes).unwrap();
+        let mut writer = ZipWriter::new(file.reopen().unwrap());
+        // Both ways in which NumPy writes: savez_compressed and savez.
+        let methods = [CompressionMethod::Deflated, CompressionMethod::Stored];
+        for ((name, bytes), method) in entries.iter().zip(methods.iter().cycle()) {
+            let options = SimpleFileOptions::default().compression_method(*method);
+            writer.start_file(format!("{name}.npy"), options).unwrap();
+            writer.write_all(bytes).unwrap();
         }
-        writer.zip_writer().finish().unwrap();
+        writer.finish().unwrap();
         super::super::open(file.path(), &DataOptions::default())
     }
 

@@ -70,6 +70,9 @@ impl OrtExecutor {
             .with_inter_threads(1)?
             // Spinning threads double the processor time of a step for a third less latency.
             .with_intra_op_spinning(false)?
+            // A pattern lays out the second run in one block of its own beside what the first run's arena keeps, which
+            // doubles the memory of a step (docs/benchmarks.md).
+            .with_memory_pattern(false)?
             .with_log_level(LogLevel::Fatal)?;
         builder.commit_from_memory(bytes)
     }
