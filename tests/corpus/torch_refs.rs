@@ -4,11 +4,10 @@
 
 use crate::gradients::{differentiable, said};
 use onnx_merge::autodiff::{backward, facts::probe, lower::lower};
-use onnx_merge::onnx::{Builder, DType, Fact, Facts, Graph, Model, Tensor, ValueId, read};
+use onnx_merge::onnx::{Builder, Fact, Facts, Graph, Model, Tensor, ValueId, read};
 use onnx_merge::runtime::{Executor, ExecutorChoice, ExecutorOptions, Value, open};
 use onnx_merge::{Error, Result};
 use std::collections::BTreeMap;
-use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -33,26 +32,8 @@ fn bad(what: impl std::fmt::Display) -> Error {
     Error::data(folder(), what.to_string())
 }
 
-/// The arrays of an .npz, of float32, int64 or uint8.
 fn arrays(file: &str) -> Result<BTreeMap<String, Tensor>> {
-    let open = std::fs::File::open(folder().join(file)).map_err(bad)?;
-    let mut npz = npyz::npz::NpzArchive::new(BufReader::new(open)).map_err(bad)?;
-    let names: Vec<String> = npz.array_names().map(str::to_owned).collect();
-    let mut found = BTreeMap::new();
-    for name in names {
-        let array = npz.by_name(&name).map_err(bad)?.ok_or_else(|| bad(&name))?;
-        let shape: Vec<usize> = array.shape().iter().map(|&d| d as usize).collect();
-        let dtype = array.dtype().descr();
-        let tensor = if dtype.contains("f4") {
-            Tensor::f32(&shape, &array.into_vec::<f32>().map_err(bad)?)
-        } else if dtype.contains("i8") {
-            Tensor::i64(&shape, &array.into_vec::<i64>().map_err(bad)?)
-        } else {
-            Tensor::new(DType::U8, &shape, array.into_vec::<u8>().map_err(bad)?)?
-        };
-        found.insert(name, tensor);
-    }
-    Ok(found)
+    Ok(onnx_merge::data::read_npz(&folder().join(file))?.into_iter().collect())
 }
 
 /// The single-operator cases of `operators.npz`.
