@@ -8,7 +8,9 @@ use crate::data::{DataOptions, parse_number, parse_numbers};
 use crate::error::{Error, Result};
 use crate::report::{Outcome, Report};
 use crate::runtime::{self, Profile};
-use crate::train::{DataSets, ExecutorChoice, MergeRequest, Method, Optimizer, Preset, Schedule, Task};
+use crate::train::{
+    DataSets, ExecutorChoice, MergeRequest, Method, Optimizer, Preset, Schedule, Start, Task,
+};
 use std::path::{Path, PathBuf};
 
 /// Merge.
@@ -127,6 +129,10 @@ struct Transfer {
     /// Gate at the start, 0 (the target as it is) to 1 (the source's slices) [default: validation chooses]
     #[arg(long, value_name = "X", value_parser = positive)]
     gate: Option<f64>,
+    /// What the adapter starts from: layers fitted to the source's by least squares (where the source reads the data), or its
+    /// mapped weights [default: validation chooses]
+    #[arg(long, value_name = "NAME", value_parser = choice::<Start>(&["auto", "fitted", "mapped"]))]
+    start: Option<Start>,
     /// Stacked token transfer layers
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     depth: Option<u32>,
@@ -326,6 +332,7 @@ impl Transfer {
         set(&mut train.map, (!self.map.is_empty()).then(|| self.map.clone()));
         set(&mut train.adapter.rank, count(self.rank));
         set_some(&mut train.adapter.gate, self.gate);
+        set(&mut train.start, self.start);
         set(&mut train.adapter.depth, count(self.depth));
         set(&mut train.adapter.heads, count(self.heads));
         set(&mut train.adapter.width, count(self.width));

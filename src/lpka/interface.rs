@@ -41,14 +41,16 @@ enum Free {
 }
 
 impl InterfaceMap {
-    /// A map between interfaces of the given sizes; without codes (inputs have none) it is the prior and R alone.
+    /// A map that starts at a choice of a source channel for each target channel, among so many; without codes (inputs have
+    /// none) it is that prior and R alone.
     pub fn new(
         name: &str,
-        (target, source): (usize, usize),
+        (choice, source): (&[usize], usize),
         codes: Option<(Matrix, Matrix)>,
         config: &AdapterConfig,
         parameters: &mut Parameters,
     ) -> Self {
+        let target = choice.len();
         let attention = codes.map(|(t, s)| {
             let d = config.width.max(1);
             let named = |part: &str| format!("{name}/{part}");
@@ -78,7 +80,7 @@ impl InterfaceMap {
             ),
         };
         let mut prior = vec![0.0; target * source];
-        for (i, j) in selection(target, source).into_iter().enumerate() {
+        for (i, j) in choice.iter().enumerate() {
             prior[i * source + j] = SHARPNESS;
         }
         Self { prior: Tensor::f32(&[target, source], &prior), attention, free }
@@ -117,7 +119,7 @@ impl Attention {
 }
 
 /// Which source channel each target channel starts from: evenly spread.
-pub(super) fn selection(target: usize, source: usize) -> Vec<usize> {
+pub fn selection(target: usize, source: usize) -> Vec<usize> {
     let step = if target > 1 { (source - 1) as f64 / (target - 1) as f64 } else { 0.0 };
     (0..target).map(|i| (i as f64 * step).round_ties_even() as usize).collect()
 }

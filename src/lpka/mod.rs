@@ -22,6 +22,7 @@ mod tokens;
 mod update;
 
 pub use controls::{shuffled, untrained};
+pub use interface::selection;
 pub use lens::{Lens, Seen};
 
 use crate::error::{Error, Result};
@@ -62,11 +63,29 @@ pub struct Origin<'a> {
     pub pairing: &'a Pairing,
     /// (target, source) interfaces whose maps the model step wants too, to hold activations against each other.
     pub aligned: Vec<(InterfaceId, InterfaceId)>,
+    /// For (target, source) interfaces which source channel each target channel starts from, where that isn't simply an
+    /// even selection.
+    pub choices: HashMap<(InterfaceId, InterfaceId), Vec<usize>>,
 }
 
 impl<'a> Origin<'a> {
     pub fn new(side: Side<'a>, pairing: &'a Pairing) -> Self {
-        Self { side, pairing, aligned: vec![] }
+        Self { side, pairing, aligned: vec![], choices: HashMap::new() }
+    }
+}
+
+/// Where an arm starts.
+#[derive(Clone, Default)]
+pub struct Start {
+    /// g₀ (LPKA.md §3a): how much of the target's own weights is replaced by mapped source weights.
+    pub gate: f64,
+    /// W′ before the first step of these weights, whatever is mapped into them: W makes up for it.
+    pub fitted: HashMap<ValueId, Tensor>,
+}
+
+impl From<f64> for Start {
+    fn from(gate: f64) -> Self {
+        Self { gate, fitted: HashMap::new() }
     }
 }
 
@@ -141,9 +160,8 @@ impl UpdateProgram {
 
 /// Builds the update program of an arm.
 ///
-/// `trainable` are the target weights that the model step gives gradients for; `gate` is g₀ (LPKA.md §3a): how much of the
-/// target's own weights is replaced by mapped source weights at the start. `executor` runs the forward part once, for the
-/// first W′. Everything random follows from `seed`.
+/// `trainable` are the target weights that the model step gives gradients for; `start` is g₀, or more. `executor` runs the
+/// forward part once, for the first W′. Everything random follows from `seed`.
 ///
 /// # Errors
 /// [`Error::Tensor`] for a trainable weight that the target doesn't have or that isn't made of real numbers.
@@ -153,16 +171,19 @@ pub fn build(
     origins: &[Origin<'_>],
     trainable: &[ValueId],
     config: &TrainConfig,
-    gate: f64,
+    start: impl Into<Start>,
     executor: &dyn Executor,
     seed: u64,
 ) -> Result<UpdateProgram> {
+    let start = start.into();
+    let gate = start.gate;
     let paper = config.adapter.preset == Preset::Paper;
     if let Some(origin) = origins.first().filter(|_| paper) {
         let plan = Plan::direct(target, trainable, config, seed)?;
         return paper::assemble(plan, (target, &origin.side), origin.pairing, config, gate, executor);
     }
-    let plan = plan(target, origins, trainable, config, gate, executor, seed)?;
+    let mut plan = plan(target, origins, trainable, config, gate, executor, seed)?;
+    plan.begin_at(&start.fitted, executor)?;
     update::assemble(&plan, config, executor, seed)
 }
 

@@ -4,12 +4,15 @@
 //! [`Plan::emit`] writes that formula into a graph, for any values of the parameters.
 
 use super::lens::Attended;
+use super::update::run_once;
 use super::{Side, Transfer, tensor_of};
 use crate::error::Result;
-use crate::onnx::{Builder, DType, Fact, Tensor, ValueId};
+use crate::onnx::{Builder, DType, Fact, Tensor, ValueId, node_reads};
+use crate::runtime::{Executor, Value};
 use crate::train::TrainConfig;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use std::collections::{HashMap, HashSet};
 
 /// A trained tensor: an index into [`Parameters`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -79,6 +82,22 @@ impl Parameters {
         let (values, own) = (initial.to_f32(), own.to_f32());
         let values: Vec<f32> = values.iter().zip(own.iter()).zip(other).map(moved).collect();
         *initial = Tensor::f32(initial.shape(), &values);
+    }
+    /// Runs what `emit` makes outputs of, once, on the first values.
+    pub fn evaluate(
+        &self,
+        executor: &dyn Executor,
+        emit: impl FnOnce(&mut Builder, &[ValueId]),
+    ) -> Result<Vec<Tensor>> {
+        let mut b = Builder::new("first values");
+        let values: Vec<ValueId> = self.list.iter().map(|p| b.input(&p.name, Fact::of(&p.initial))).collect();
+        emit(&mut b, &values);
+        let (mut graph, facts) = b.finish();
+        let read: HashSet<ValueId> = graph.nodes.iter().flat_map(node_reads).collect();
+        graph.inputs.retain(|i| read.contains(&i.id));
+        let feeds = self.list.iter().zip(&values).filter(|(_, id)| read.contains(*id));
+        let feeds: Vec<Value> = feeds.map(|(p, _)| Value::host(p.initial.clone())).collect();
+        run_once(executor, graph, facts, &feeds)
     }
     /// Number of trained numbers.
     pub fn count(&self) -> usize {
@@ -214,6 +233,24 @@ impl Plan {
         debug_assert_eq!(maps.len(), self.maps.len());
         merged.extend(maps);
         merged
+    }
+    /// Moves W so that the first W′ is what is wanted, for those weights that something is wanted of.
+    pub fn begin_at(&mut self, wanted: &HashMap<ValueId, Tensor>, executor: &dyn Executor) -> Result<()> {
+        let at: Vec<usize> =
+            (0..self.bases.len()).filter(|&i| wanted.contains_key(&self.bases[i].weight)).collect();
+        if at.is_empty() {
+            return Ok(());
+        }
+        let first = self.parameters.evaluate(executor, |b, values| {
+            let merged = self.emit(b, values, &mut Noise::Off);
+            at.iter().for_each(|&i| _ = b.output_as(&format!("first/{i}"), &merged[i]));
+        })?;
+        for (&i, first) in at.iter().zip(&first) {
+            let base = &self.bases[i];
+            let wanted = wanted[&base.weight].to_f32().into_owned();
+            self.parameters.replace(base.parameter, 1.0, first, &wanted);
+        }
+        Ok(())
     }
     pub fn drops(&self) -> bool {
         self.layers.iter().any(|l| l.drops())

@@ -7,12 +7,11 @@ use super::interface::{InterfaceMap, codes, selection};
 use super::lens::{Attended, Columns};
 use super::parameters::{Base, Emitted, Layer, Linked, Noise, ParamId, Parameters, Plan};
 use super::resample::{resample_positions, resampling};
-use super::update::run_once;
 use super::{Means, Origin, Side, Transfer, tensor_of};
 use crate::error::Result;
 use crate::onnx::{Builder, DType, Fact, Tensor, ValueId};
 use crate::params::{
-    InterfaceId, InterfaceKind, InterfaceUse, Matrix, MatrixView, Pairing, Role, Weight, WeightId, low_rank,
+    InterfaceId, InterfaceKind, InterfaceUse, Matrix, MatrixView, Role, Weight, WeightId, low_rank,
 };
 use crate::runtime::Executor;
 use crate::train::AdapterConfig;
@@ -133,7 +132,7 @@ pub(super) fn add(
     executor: &dyn Executor,
 ) -> Result<Vec<WeightId>> {
     let (source, pairing) = (&origin.side, origin.pairing);
-    let mut planner = Planner { target, source, pairing, config, wanted: vec![] };
+    let mut planner = Planner { target, origin, config, wanted: vec![] };
     let mut weights = vec![];
     for pair in &pairing.weights {
         let (Some(base), Some(from)) = (plan.base_of(&target.graph.weight(pair.target).name), pair.source)
@@ -170,7 +169,7 @@ pub(super) fn add(
         });
     }
     let targets: Vec<WeightId> = ids.into_iter().map(|(t, _)| t).collect();
-    start_vectors(plan, target, source, pairing, &targets, gate);
+    start_vectors(plan, target, origin, &targets, gate);
     if !mapped.weights.is_empty() || !mapped.shown.is_empty() {
         plan.layers.push(Box::new(mapped));
     }
@@ -183,27 +182,14 @@ impl Mapped {
         if self.weights.is_empty() {
             return Ok(vec![]);
         }
-        let mut b = Builder::new("measure");
-        let values: Vec<ValueId> = plan
-            .parameters
-            .list
-            .iter()
-            .map(|p| b.input(&p.name, crate::onnx::Fact::of(&p.initial)))
-            .collect();
-        let maps: Vec<ValueId> = self.maps.iter().map(|map| map.emit(&mut b, &values)).collect();
-        for (i, weight) in self.weights.iter().enumerate() {
-            let rows = weight.rows(&mut b, &maps);
-            let mapped = weight.emit(&mut b, rows, &maps);
-            b.output_as(&format!("mapped/{i}"), &mapped);
-        }
-        let (mut graph, facts) = b.finish();
-        let read: Vec<ValueId> = graph.nodes.iter().flat_map(crate::onnx::node_reads).collect();
-        let used: Vec<bool> = values.iter().map(|v| read.contains(v)).collect();
-        graph.inputs.retain(|i| read.contains(&i.id));
-        let feeds: Vec<_> = plan.parameters.list.iter().zip(used).filter(|(_, used)| *used).collect();
-        let feeds: Vec<_> =
-            feeds.into_iter().map(|(p, _)| crate::runtime::Value::host(p.initial.clone())).collect();
-        let first = run_once(executor, graph, facts, &feeds)?;
+        let first = plan.parameters.evaluate(executor, |b, values| {
+            let maps: Vec<ValueId> = self.maps.iter().map(|map| map.emit(b, values)).collect();
+            for (i, weight) in self.weights.iter().enumerate() {
+                let rows = weight.rows(b, &maps);
+                let mapped = weight.emit(b, rows, &maps);
+                b.output_as(&format!("mapped/{i}"), &mapped);
+            }
+        })?;
         let mut live = vec![];
         for (weight, first) in self.weights.iter_mut().zip(first) {
             let own = &plan.parameters.list[plan.bases[weight.base].parameter.0].initial;
@@ -221,8 +207,7 @@ fn std(tensor: &Tensor) -> f64 {
 /// Finds blocks, and which maps they want.
 struct Planner<'a> {
     target: &'a Side<'a>,
-    source: &'a Side<'a>,
-    pairing: &'a Pairing,
+    origin: &'a Origin<'a>,
     config: &'a AdapterConfig,
     /// (target interface, source interface) of each map, once.
     wanted: Vec<(InterfaceId, InterfaceId)>,
@@ -233,18 +218,20 @@ impl Planner<'_> {
     fn maps(&self, parameters: &mut Parameters) -> Vec<InterfaceMap> {
         let rank = self.config.rank.max(1);
         let mut make = |&(to, from): &(InterfaceId, InterfaceId)| {
-            let (target, source) = (self.target.graph.interface(to), self.source.graph.interface(from));
-            let codes = codes(self.target, target, rank).zip(codes(self.source, source, rank));
-            let sizes = (target.channels, source.channels);
-            InterfaceMap::new(&format!("map{}", to.0), sizes, codes, self.config, parameters)
+            let (target, source) = (self.target.graph.interface(to), self.origin.side.graph.interface(from));
+            let codes = codes(self.target, target, rank).zip(codes(&self.origin.side, source, rank));
+            let choice = choice(self.origin, to, from, target.channels, source.channels);
+            let name = format!("map{}", to.0);
+            InterfaceMap::new(&name, (&choice, source.channels), codes, self.config, parameters)
         };
         self.wanted.iter().map(&mut make).collect()
     }
 
     /// What the sides of each map are called.
     fn names(&self) -> Vec<(String, String)> {
-        let of =
-            |&(to, from): &(InterfaceId, InterfaceId)| (self.target.name_of(to), self.source.name_of(from));
+        let of = |&(to, from): &(InterfaceId, InterfaceId)| {
+            (self.target.name_of(to), self.origin.side.name_of(from))
+        };
         self.wanted.iter().map(of).collect()
     }
 
@@ -259,14 +246,14 @@ impl Planner<'_> {
     }
 
     fn mapped(&mut self, base: usize, to: WeightId, from: WeightId) -> Option<MappedWeight> {
-        let (to, from) = (self.target.graph.weight(to), self.source.graph.weight(from));
+        let (to, from) = (self.target.graph.weight(to), self.origin.side.graph.weight(from));
         let (view, other) = (to.view.as_ref()?, from.view.as_ref()?);
         let depthwise = |v: &MatrixView| v.group > 1 && v.inn == 1;
         if !(depthwise(view) && depthwise(other)) && (view.group > 1 || other.group > 1) {
             return None;
         }
         let matrix =
-            with_taps(&other.matrix_of(self.source.weights.get(&from.name)?), &other.taps, &view.taps);
+            with_taps(&other.matrix_of(self.origin.side.weights.get(&from.name)?), &other.taps, &view.taps);
         let taps = view.tap_count();
         let factors = low_rank(&matrix, self.config.rank.max(1));
         let rank = factors.rank();
@@ -305,7 +292,7 @@ impl Planner<'_> {
         let mut end = 0;
         let mut blocks = vec![];
         for to in uses {
-            let wanted = self.pairing.source_of(to.interface)?;
+            let wanted = self.origin.pairing.source_of(to.interface)?;
             let from = from.iter().find(|u| u.interface == wanted)?;
             let ordered = to.is_channel_major() || to.is_position_major();
             if to.offset != end || !ordered {
@@ -325,7 +312,7 @@ impl Planner<'_> {
         inner: usize,
     ) -> Option<Block> {
         let map = self.map(to.interface, from.interface)?;
-        let channels = self.source.graph.interface(from.interface).channels;
+        let channels = self.origin.side.graph.interface(from.interface).channels;
         // A row a channel of the whole source interface; channels that the weight doesn't use stay zero.
         let mut data = vec![0.0; channels * from.positions * inner];
         for (i, feature) in from.features().enumerate() {
@@ -353,7 +340,7 @@ impl Planner<'_> {
 
     /// The place of the map between two interfaces: `Some(None)` for the identity, `None` where there can't be one.
     fn map(&mut self, to: InterfaceId, from: InterfaceId) -> Option<Option<usize>> {
-        let (target, source) = (self.target.graph.interface(to), self.source.graph.interface(from));
+        let (target, source) = (self.target.graph.interface(to), self.origin.side.graph.interface(from));
         let outer = target.kind == source.kind && target.kind != InterfaceKind::Hidden;
         if outer && target.channels == source.channels {
             return Some(None);
@@ -373,7 +360,7 @@ impl Planner<'_> {
     /// Target and source channels of the map at a place.
     fn sizes(&self, place: usize) -> (usize, usize) {
         let (to, from) = self.wanted[place];
-        (self.target.graph.interface(to).channels, self.source.graph.interface(from).channels)
+        (self.target.graph.interface(to).channels, self.origin.side.graph.interface(from).channels)
     }
 }
 
@@ -391,6 +378,18 @@ impl Block {
     }
 }
 
+/// Which source channel each target channel starts from.
+fn choice(
+    origin: &Origin<'_>,
+    to: InterfaceId,
+    from: InterfaceId,
+    channels: usize,
+    others: usize,
+) -> Vec<usize> {
+    let known = origin.choices.get(&(to, from)).filter(|c| c.len() == channels);
+    known.cloned().unwrap_or_else(|| selection(channels, others))
+}
+
 /// A matrix of `out × (in · taps)` with its kernels resampled.
 pub(super) fn with_taps(matrix: &Matrix, from: &[usize], to: &[usize]) -> Matrix {
     if from == to {
@@ -406,12 +405,12 @@ pub(super) fn with_taps(matrix: &Matrix, from: &[usize], to: &[usize]) -> Matrix
 fn start_vectors(
     plan: &mut Plan,
     target: &Side<'_>,
-    source: &Side<'_>,
-    pairing: &Pairing,
+    origin: &Origin<'_>,
     mapped: &[WeightId],
     gate: &dyn Fn(WeightId) -> f64,
 ) {
-    for &(to, from) in &pairing.interfaces {
+    let source = &origin.side;
+    for &(to, from) in &origin.pairing.interfaces {
         let (interface, other) = (target.graph.interface(to), source.graph.interface(from));
         if interface.producers.is_empty() || !interface.producers.iter().all(|p| mapped.contains(p)) {
             continue;
@@ -434,8 +433,8 @@ fn start_vectors(
                 };
                 let Some(tensor) = source.weights.get(&theirs.name) else { continue };
                 let values = tensor.to_f32();
-                let picked: Vec<f32> =
-                    selection(interface.channels, other.channels).into_iter().map(|i| values[i]).collect();
+                let choice = choice(origin, to, from, interface.channels, other.channels);
+                let picked: Vec<f32> = choice.into_iter().map(|i| values[i]).collect();
                 plan.parameters.replace(plan.bases[base].parameter, gate, own, &picked);
                 plan.transfers.push(Transfer {
                     target: ours.name.clone(),

@@ -194,6 +194,50 @@ fn an_open_gate_starts_at_a_slice_of_the_source() -> Result<()> {
 }
 
 #[test]
+fn a_fitted_start_is_where_the_first_step_begins() -> Result<()> {
+    let (t, s) = (target(), source());
+    let (ours, theirs) = (random_side(&t, 1), random_side(&s, 2));
+    let pairing = pairing();
+    let fitted: HashMap<ValueId, Tensor> =
+        random_side(&t, 5).weights.into_iter().filter(|(name, _)| !name.as_str().ends_with('2')).collect();
+    let start = Start { gate: 1.0, fitted: fitted.clone() };
+    let origins = [Origin::new(theirs, &pairing)];
+    let config = config(Preset::Structured);
+    let program = build(&ours, &origins, &names(&t), &config, start, &*executor(), 3)?;
+    for (name, wanted) in &fitted {
+        let first = &program.initial.iter().find(|(n, _)| n == name).expect("it is trained").1;
+        assert!(distance(first, wanted) < 1e-5, "{name}");
+    }
+    assert!(program.transfers.iter().any(|t| t.target.as_str() == "w0"), "the adapter is still there");
+    Ok(())
+}
+
+#[test]
+fn chosen_channels_are_what_an_open_gate_starts_from() -> Result<()> {
+    let (t, s) = (target(), source());
+    let (ours, theirs) = (random_side(&t, 1), random_side(&s, 2));
+    let pairing = pairing();
+    let choice = vec![7, 6, 5, 4, 3, 2];
+    let mut origin = Origin::new(theirs.clone(), &pairing);
+    origin.choices.insert((InterfaceId(1), InterfaceId(1)), choice.clone());
+    let config = config(Preset::Structured);
+    let program = build(&ours, &[origin], &names(&t), &config, 1.0, &*executor(), 3)?;
+    let first = |name: &str| {
+        program
+            .initial
+            .iter()
+            .find(|(n, _)| n.as_str() == name)
+            .expect("it is trained")
+            .1
+            .to_f32()
+            .into_owned()
+    };
+    let bias = theirs.weights["b0"].to_f32().into_owned();
+    assert_eq!(first("b0"), choice.iter().map(|&c| bias[c]).collect::<Vec<_>>());
+    Ok(())
+}
+
+#[test]
 fn fine_tuning_is_the_optimiser_alone() -> Result<()> {
     let program = program(&config(Preset::Structured), 1.0, false)?;
     assert_eq!(program.adapter_parameters, 0);

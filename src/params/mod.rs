@@ -6,12 +6,14 @@
 
 mod draw;
 mod extract;
+mod layer;
 mod matrix;
 mod pair;
 mod reading;
 pub mod spectrum;
 mod within;
 
+pub use layer::Layer;
 pub use matrix::{Matrix, MatrixView};
 pub use pair::{Pairing, WeightPair};
 pub use reading::Reading;

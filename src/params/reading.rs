@@ -66,6 +66,21 @@ impl Reading {
         Some(Self { value, rows, channels, grid, channels_last })
     }
 
+    /// A value that holds `channels` channels on its axis 1, or on its last.
+    pub fn at(
+        value: ValueId,
+        facts: &Facts,
+        rows: usize,
+        channels: usize,
+        channels_last: bool,
+    ) -> Option<Self> {
+        let shape = &facts.get(&value)?.shape;
+        let (&first, rest) = shape.split_first()?;
+        let (&found, grid) = if channels_last { rest.split_last()? } else { rest.split_first()? };
+        let grid = if grid.iter().product::<usize>() == 1 { vec![] } else { grid.to_vec() };
+        ((first, found) == (rows, channels)).then_some(Self { value, rows, channels, grid, channels_last })
+    }
+
     pub fn positions(&self) -> usize {
         self.grid.iter().product()
     }
@@ -85,13 +100,18 @@ impl Reading {
 
 /// What the node that uses `weight` applies it to.
 fn data_of(graph: &Graph, weight: &Weight) -> Option<ValueId> {
+    node_of(graph, weight)?.input(0).cloned()
+}
+
+/// The node that applies `weight` to data.
+pub(super) fn node_of<'a>(graph: &'a Graph, weight: &Weight) -> Option<&'a Node> {
     let mut forms: HashSet<&ValueId> = HashSet::from([&weight.name]);
     for node in &graph.nodes {
         let at = node.inputs.iter().position(|i| i.as_ref().is_some_and(|i| forms.contains(i)));
         match (at, node.op.as_str()) {
             (Some(0), "Transpose" | "Cast" | "Identity") => forms.extend(node.outputs.iter().flatten()),
-            (Some(1), "Conv" | "ConvTranspose" | "MatMul") => return node.input(0).cloned(),
-            (Some(1), "Gemm") if !transposes_data(node) => return node.input(0).cloned(),
+            (Some(1), "Conv" | "ConvTranspose" | "MatMul") => return Some(node),
+            (Some(1), "Gemm") if !transposes_data(node) => return Some(node),
             _ => {}
         }
     }

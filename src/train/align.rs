@@ -19,6 +19,10 @@ pub struct View {
 }
 
 impl View {
+    /// A reading on a grid of its own, or on another.
+    pub fn new(reading: Reading, grid: Vec<usize>) -> Self {
+        Self { reading, grid }
+    }
     fn positions(&self) -> usize {
         self.grid.iter().product()
     }
@@ -138,27 +142,38 @@ const DEAD: f64 = 1e-6;
 
 /// The forward pass of a model with its trainable weights as inputs (after the model's own): its answer, then `views`.
 pub fn observed(network: &Network, views: &[&View]) -> Result<(Model, Facts, Vec<ValueId>)> {
-    let weights = network.weights();
-    let mut model = network.model.clone();
-    super::model_step::free_weights(&mut model.graph, &network.facts, &weights)?;
-    let mut facts = network.facts.clone();
-    for info in &model.graph.inputs {
-        if let Some(fact) = info.fact() {
-            facts.insert(info.id.clone(), fact);
-        }
-    }
-    let mut b = Builder::on(model.graph, facts);
-    b.graph_mut().outputs.clear();
+    let (mut b, weights) = freed(network)?;
     b.output_as("merge.answer", &network.head.answer);
     for (i, view) in views.iter().enumerate() {
         let activations = view.emit(&mut b);
         b.output_as(&format!("merge.view{i}"), &activations);
     }
+    let (model, facts) = settled(network, b)?;
+    Ok((model, facts, weights))
+}
+
+/// A model's graph to go on with: its trainable weights are inputs, after its own, and it has no outputs yet.
+pub fn freed(network: &Network) -> Result<(Builder, Vec<ValueId>)> {
+    let weights = network.weights();
+    let mut graph = network.model.graph.clone();
+    super::model_step::free_weights(&mut graph, &network.facts, &weights)?;
+    let mut facts = network.facts.clone();
+    for info in &graph.inputs {
+        if let Some(fact) = info.fact() {
+            facts.insert(info.id.clone(), fact);
+        }
+    }
+    let mut b = Builder::on(graph, facts);
+    b.graph_mut().outputs.clear();
+    Ok((b, weights))
+}
+
+/// What was begun with [`freed`], with nothing in it that no output needs.
+pub fn settled(network: &Network, b: Builder) -> Result<(Model, Facts)> {
     let (mut graph, facts) = b.finish();
     graph.prune();
     let (graph, facts) = crate::autodiff::lower::lower(graph, facts)?;
-    model.graph = graph;
-    Ok((model, facts, weights))
+    Ok((Model { graph, ..network.model.clone() }, facts))
 }
 
 /// Standard deviation of all elements.

@@ -1,6 +1,6 @@
 //! The arms of a run: what is tried, and what is tried beside it to know why it helped (LPKA.md's control arms).
 
-use super::{Method, TrainConfig};
+use super::{Method, Start, TrainConfig};
 use serde::{Deserialize, Serialize};
 
 /// Whose weights the adapter reads.
@@ -36,17 +36,24 @@ pub struct Arm {
     pub teacher: bool,
     /// The adapter's gate at the start, g₀.
     pub gate: f64,
+    /// Whether the target's layers start from a least-squares fit to the source's.
+    #[serde(default)]
+    pub fitted: bool,
 }
 
 impl Arm {
     pub fn finetune() -> Self {
-        Arm { source: SourceKind::None, teacher: false, gate: 0.0 }
+        Arm { source: SourceKind::None, teacher: false, gate: 0.0, fitted: false }
     }
     pub fn kd() -> Self {
         Arm { teacher: true, ..Self::finetune() }
     }
     pub fn lpka(gate: f64, teacher: bool) -> Self {
-        Arm { source: SourceKind::Real, teacher, gate }
+        Arm { source: SourceKind::Real, teacher, gate, fitted: false }
+    }
+    /// The adapter on a fitted start, its gate open.
+    pub fn fitted(teacher: bool) -> Self {
+        Arm { fitted: true, ..Self::lpka(1.0, teacher) }
     }
     /// Whether activations are aligned with the source's. Behind a closed gate the target keeps its own features, and
     /// alignment with a shuffled source helps it more than with the real one (docs/transfer.md): not there.
@@ -66,7 +73,7 @@ impl Arm {
     pub fn label(&self) -> String {
         let mut label = self.method().to_owned();
         if self.source != SourceKind::None {
-            label += &format!(", gate {}", self.gate);
+            label += &if self.fitted { ", fitted".to_owned() } else { format!(", gate {}", self.gate) };
         }
         if matches!(self.source, SourceKind::Shuffled | SourceKind::Untrained) {
             label += &format!(", {} source", self.source.name());
@@ -85,16 +92,28 @@ pub struct Means {
     pub adapter: bool,
     /// A source that reads the target's data and answers in the target's terms.
     pub teacher: bool,
+    /// A source that reads the target's data and has layers that correspond to the target's.
+    pub tutor: bool,
 }
 
 /// The arms among which validation chooses. Empty when the method needs what isn't there.
 pub fn candidates(config: &TrainConfig, means: Means, supervised: bool) -> Vec<Arm> {
     let gates = match config.adapter.gate {
         Some(gate) => vec![gate],
+        // Half a source never won where a fit was there too (docs/transfer.md).
+        None if config.adapter.preset == super::Preset::Structured && means.tutor => vec![1.0, 0.0],
         None if config.adapter.preset == super::Preset::Structured => vec![1.0, 0.5, 0.0],
         None => vec![0.0],
     };
-    let lpka = |teacher: bool| gates.iter().map(move |&g| Arm::lpka(g, teacher)).collect::<Vec<_>>();
+    let (fits, maps) = match (config.start, config.adapter.gate) {
+        (Start::Fitted, _) => (means.tutor, false),
+        (Start::Mapped, _) | (Start::Auto, Some(_)) => (false, true),
+        (Start::Auto, None) => (means.tutor, true),
+    };
+    let lpka = |teacher: bool| {
+        let mapped = gates.iter().filter(move |_| maps).map(move |&g| Arm::lpka(g, teacher));
+        fits.then(|| Arm::fitted(teacher)).into_iter().chain(mapped).collect::<Vec<_>>()
+    };
     let mut arms = match config.method {
         Method::Finetune => vec![Arm::finetune()],
         Method::Kd => vec![Arm::kd()],
@@ -110,6 +129,7 @@ pub fn candidates(config: &TrainConfig, means: Means, supervised: bool) -> Vec<A
 /// The control arms that belong beside `chosen`.
 pub fn controls(chosen: &Arm, means: Means, supervised: bool) -> Vec<Arm> {
     let adapted = match chosen.source {
+        SourceKind::None if means.tutor => Arm::fitted(chosen.teacher),
         SourceKind::None => Arm::lpka(1.0, chosen.teacher),
         _ => chosen.clone(),
     };
@@ -181,13 +201,13 @@ mod tests {
     #[test]
     fn a_method_that_needs_a_teacher_gives_no_arm_without_one() {
         let config = TrainConfig { method: Method::Kd, ..TrainConfig::default() };
-        assert!(candidates(&config, Means { adapter: true, teacher: false }, true).is_empty());
+        assert!(candidates(&config, Means { adapter: true, teacher: false, tutor: false }, true).is_empty());
     }
 
     #[test]
     fn controls_hold_both_empty_twins_of_the_chosen_arm() {
         let chosen = Arm::lpka(1.0, true);
-        let all = controls(&chosen, Means { adapter: true, teacher: true }, true);
+        let all = controls(&chosen, Means { adapter: true, teacher: true, tutor: false }, true);
         for source in [SourceKind::Shuffled, SourceKind::Untrained] {
             assert!(all.contains(&Arm { source, ..chosen.clone() }));
         }

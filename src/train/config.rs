@@ -46,6 +46,19 @@ pub enum Preset {
     Paper,
 }
 
+/// What the adapter's arms start from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Start {
+    /// Validation chooses; a gate that was asked for means `Mapped`.
+    #[default]
+    Auto,
+    /// Layers fitted to the source's by least squares, where the source can read the data.
+    Fitted,
+    /// The target's own weights, or mapped ones of the source, as the gate says.
+    Mapped,
+}
+
 /// How the learning rate moves over the run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -109,6 +122,7 @@ pub struct TrainConfig {
     pub task: Task,
     pub method: Method,
     pub adapter: AdapterConfig,
+    pub start: Start,
     pub optimizer: Optimizer,
     pub schedule: Schedule,
     /// Optimiser steps an arm; `None` derives them from `epochs`, or from the size of the data.
@@ -163,6 +177,7 @@ impl Default for TrainConfig {
             task: Task::Auto,
             method: Method::Auto,
             adapter: AdapterConfig::default(),
+            start: Start::Auto,
             optimizer: Optimizer::Adamw,
             schedule: Schedule::Cosine,
             steps: None,

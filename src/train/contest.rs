@@ -137,6 +137,10 @@ impl Contest<'_> {
         let (label, seed) = (contender.arm.label(), contender.fit.seed);
         observer.event(&Event::ArmStart { arm: &label, seed, steps: until });
         let every = (steps / VALIDATIONS).max(1);
+        if contender.arm.fitted && contender.validations.is_empty() {
+            // With few labels nothing may be better than the fit itself.
+            self.validate(contender, observer)?;
+        }
         let mut saved = (contender.fit.step, Instant::now());
         while contender.fit.step < until && !self.stopped {
             let next = ((contender.fit.step / every + 1) * every).min(until);

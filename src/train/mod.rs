@@ -12,6 +12,7 @@ mod contest;
 mod data_free;
 mod events;
 mod fit;
+mod fitted;
 pub mod grad;
 mod guide;
 pub mod head;
@@ -25,7 +26,9 @@ mod schedule;
 mod session;
 mod source;
 
-pub use config::{AdapterConfig, ExecutorChoice, Method, Optimizer, Preset, Schedule, Task, TrainConfig};
+pub use config::{
+    AdapterConfig, ExecutorChoice, Method, Optimizer, Preset, Schedule, Start, Task, TrainConfig,
+};
 pub use data_free::invent;
 pub use events::{Event, Observer, Silent};
 pub use merge::{DataSets, MergeRequest, merge};

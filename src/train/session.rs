@@ -4,12 +4,13 @@ use super::align::Alignment;
 use super::arms::{Arm, Means, SourceKind};
 use super::batches::{Batches, Data, Examples, Help, mean_of};
 use super::fit::{Fit, LossProgram, Losses};
+use super::fitted::{self, Learner};
 use super::metric::{Measure, Tally, Truth};
 use super::model_step::Objective;
 use super::moving::{CYCLE, Moving, Pace, Trainer, measured_rows};
 use super::network::Network;
 use super::source::{Part, Source, Weights, measure_target};
-use super::{Event, Observer, Task, TrainConfig};
+use super::{Event, Observer, Start, Task, TrainConfig};
 use crate::error::{Error, Result};
 use crate::lpka::{self, Origin, Side, UpdateProgram};
 use crate::onnx::{Tensor, ValueId};
@@ -43,6 +44,8 @@ pub struct Session {
     objective: Objective,
     examples: Examples,
     forward: Box<dyn Compiled>,
+    /// Fits the target's layers to the sources', where any has corresponding ones.
+    learner: Option<Learner>,
     /// Trains the first source beside the target.
     trainer: Option<Trainer>,
     /// By whether the sources teach, and whether their activations are aligned with.
@@ -85,9 +88,15 @@ impl Session {
         } = parts;
         let weights = target.trainable(&config.freeze)?;
         let names: Vec<ValueId> = weights.iter().map(|(id, _)| id.clone()).collect();
+        let fits = !sources.is_empty() && config.start != Start::Mapped;
+        let learner = match fits {
+            true => Some(Learner::open(&target, target_data, &*model_executor)?),
+            false => None,
+        };
         let mut opened = vec![];
         for network in sources {
-            opened.push(Source::open(network, &target, source_data, &config, &*model_executor, observer)?);
+            let to = (&target, learner.as_ref());
+            opened.push(Source::open(network, to, source_data, &config, &*model_executor, observer)?);
         }
         let mut sources = opened;
         if let Some(source) = sources.first_mut() {
@@ -122,8 +131,11 @@ impl Session {
         }
         let (forward, facts) = target.forward(&order)?;
         let forward = model_executor.compile(&forward, &facts)?;
-        let means =
-            Means { adapter: sources.iter().any(|s| !s.pairing.weights.is_empty()), teacher: teaches };
+        let means = Means {
+            adapter: sources.iter().any(|s| !s.pairing.weights.is_empty()),
+            teacher: teaches,
+            tutor: sources.iter().any(Source::fits),
+        };
         let weights = weights.into_iter().filter(|(id, _)| order.contains(id)).collect();
         let mut session = Self {
             metric: measure.metric(),
@@ -137,6 +149,7 @@ impl Session {
             objective,
             examples,
             forward,
+            learner,
             trainer,
             losses: HashMap::new(),
             order,
@@ -166,7 +179,9 @@ impl Session {
             Some(Pace::Stages(_)) => self.sources.first().and_then(|s| s.past.first()).cloned(),
             _ => None,
         };
-        let update = self.update(arm, seed, moved.as_ref())?;
+        self.choose(arm, seed)?;
+        let fitted = self.fitted(arm, seed)?;
+        let update = self.update(arm, seed, moved.as_ref(), fitted)?;
         let mut fit = Fit::start(update, &self.order, self.adapter_executor.clone(), seed, steps)?;
         fit.parts = self.parts(arm, seed, moved.as_ref())?;
         fit.moving = pace.map(|_| Moving::new());
@@ -197,15 +212,44 @@ impl Session {
             if !arm.aligns() {
                 part.scales.clear();
             }
+            if arm.fitted {
+                // The target's activations are the source's own from the start, not its old ones.
+                part.scales.iter_mut().filter(|s| **s != 0.0).for_each(|s| *s = 1.0);
+            }
             Ok(part)
         };
         self.sources.iter_mut().enumerate().map(part).collect()
     }
 
+    /// Chooses which channels of the sources stand for the target's in an arm that starts from a fit.
+    fn choose(&mut self, arm: &Arm, seed: u64) -> Result<()> {
+        if !arm.fitted {
+            return Ok(());
+        }
+        let rows = measured_rows(&self.examples);
+        let choose = |source: &mut Source| source.choose(&self.target, arm.source, seed, &rows);
+        self.sources.iter_mut().try_for_each(choose)
+    }
+
+    /// What the weights of an arm start from, where it starts from a fit.
+    fn fitted(&mut self, arm: &Arm, seed: u64) -> Result<Weights> {
+        let Some(learner) = self.learner.as_mut().filter(|_| arm.fitted) else { return Ok(Weights::new()) };
+        let teachings = self.sources.iter_mut().filter_map(|s| s.teaching(arm.source, seed)).collect();
+        let executor = &*self.model_executor;
+        fitted::fit(&self.target, learner, teachings, &self.weights, &self.examples, executor)
+    }
+
     /// The update program of an arm, whose first source has `moved` weights.
-    fn update(&self, arm: &Arm, seed: u64, moved: Option<&Weights>) -> Result<UpdateProgram> {
+    fn update(
+        &self,
+        arm: &Arm,
+        seed: u64,
+        moved: Option<&Weights>,
+        fitted: Weights,
+    ) -> Result<UpdateProgram> {
         let (target, origins) = (self.side(), self.origins(arm, seed, moved));
-        lpka::build(&target, &origins, &self.order, &self.config, arm.gate, &*self.adapter_executor, seed)
+        let start = lpka::Start { gate: arm.gate, fitted };
+        lpka::build(&target, &origins, &self.order, &self.config, start, &*self.adapter_executor, seed)
     }
 
     /// Whether an arm's adapter has anything to carry.
@@ -226,6 +270,9 @@ impl Session {
             if !arm.aligns() {
                 origin.aligned.clear();
             }
+            if !arm.fitted {
+                origin.choices.clear();
+            }
             origin
         };
         sources.map(origin).collect()
@@ -243,7 +290,7 @@ impl Session {
             _ => None,
         };
         moving.stage = stage;
-        let update = self.update(arm, fit.seed, moved.as_ref())?;
+        let update = self.update(arm, fit.seed, moved.as_ref(), Weights::new())?;
         fit.refresh(update, self.adapter_executor.clone())?;
         fit.parts = self.parts(arm, fit.seed, moved.as_ref())?;
         Ok(())

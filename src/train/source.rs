@@ -3,8 +3,10 @@
 use super::align::{Alignment, View, alignments};
 use super::arms::SourceKind;
 use super::batches::Data;
+use super::fitted::{Choices, Learner, Teaching, Tutor, choose};
 use super::guide::{Guide, can_teach};
 use super::network::Network;
+use super::session::Split;
 use super::{Event, Observer, Preset, TrainConfig};
 use crate::error::{Error, Result};
 use crate::lpka::{self, Origin, Side};
@@ -24,9 +26,16 @@ pub struct Source {
     pub alignments: Vec<Alignment>,
     /// Its weights at earlier times, the earliest first; it itself comes after the last.
     pub past: Vec<Weights>,
+    /// Shows the target's layers what to make, where it can.
+    tutor: Option<Tutor>,
+    /// Which of its channels stand for the target's, by kind of source and seed.
+    choices: HashMap<(SourceKind, u64), Choices>,
     /// Standard deviations of the target's activations as it came, one an alignment.
     deviations: Vec<f64>,
 }
+
+/// Rows on which channels are chosen.
+const MEASURED: usize = 256;
 
 /// Weights by name.
 pub type Weights = HashMap<ValueId, Tensor>;
@@ -44,13 +53,14 @@ impl Source {
     /// Pairs a source with the target and finds out what it can do on the data.
     pub fn open(
         network: Network,
-        target: &Network,
+        (target, learner): (&Network, Option<&Learner>),
         data: Data<'_>,
         config: &TrainConfig,
         executor: &dyn Executor,
         observer: &mut dyn Observer,
     ) -> Result<Self> {
-        let pairing = match itself(target, &network) && config.map.is_empty() {
+        let itself = itself(target, &network);
+        let pairing = match itself && config.map.is_empty() {
             true => Pairing::within(&target.params),
             false => Pairing::automatic(&target.params, &network.params, &config.map)?,
         };
@@ -74,7 +84,55 @@ impl Source {
                 None
             }
         };
-        Ok(Self { network, pairing, guide, teaches, alignments, past: vec![], deviations: vec![] })
+        let mut source = Self {
+            network,
+            pairing,
+            guide,
+            teaches,
+            alignments,
+            past: vec![],
+            tutor: None,
+            choices: HashMap::new(),
+            deviations: vec![],
+        };
+        if let Some(learner) = learner.filter(|_| structured && source.guide.is_some() && !itself) {
+            let Source { network, pairing, .. } = &source;
+            source.tutor = Tutor::open((target, learner), network, pairing, teaches, data, executor)?;
+        }
+        Ok(source)
+    }
+    /// Whether it can show the target's layers what to make.
+    pub fn fits(&self) -> bool {
+        self.tutor.is_some()
+    }
+
+    /// It as a tutor in an arm.
+    pub fn teaching(&mut self, kind: SourceKind, seed: u64) -> Option<Teaching<'_>> {
+        let weights = (kind != SourceKind::Real).then(|| self.side(kind, seed, None).weights);
+        let choices = self.choices.get(&(kind, seed))?;
+        Some(Teaching { tutor: self.tutor.as_mut()?, weights, choices })
+    }
+
+    /// Chooses which of its channels stand for the target's in an arm, by its activations on `rows` of the training data.
+    pub fn choose(&mut self, target: &Network, kind: SourceKind, seed: u64, rows: &[usize]) -> Result<()> {
+        if self.choices.contains_key(&(kind, seed)) {
+            return Ok(());
+        }
+        let tensors = (kind != SourceKind::Real).then(|| self.side(kind, seed, None).weights);
+        let Some(guide) = &mut self.guide else { return Ok(()) };
+        let weights = tensors.map(|tensors| guide.with(&tensors));
+        let rows = &rows[..rows.len().min(MEASURED)];
+        let views = guide.observe(Split::Train, rows, None, weights.as_deref())?;
+        let mut choices = Choices::new();
+        for &(to, from) in &self.pairing.interfaces {
+            let (ours, theirs) =
+                (target.params.interface(to).channels, self.network.params.interface(from).channels);
+            let seen = self.alignments.iter().position(|a| (a.target, a.source) == (to, from));
+            let chosen = seen.and_then(|i| choose(views.get(i + 1)?, ours));
+            choices.insert((to, from), chosen.unwrap_or_else(|| lpka::selection(ours, theirs)));
+        }
+        self.choices.insert((kind, seed), choices);
+        Ok(())
     }
 
     /// Reads the source's weights at earlier times.
@@ -119,6 +177,7 @@ impl Source {
     /// What the adapter reads of it.
     pub fn origin(&self, kind: SourceKind, seed: u64, moved: Option<&Weights>) -> Origin<'_> {
         let mut origin = Origin::new(self.side(kind, seed, moved), &self.pairing);
+        origin.choices = self.choices.get(&(kind, seed)).cloned().unwrap_or_default();
         origin.aligned = self.alignments.iter().map(|a| (a.target, a.source)).collect();
         origin
     }

@@ -1,0 +1,106 @@
+//! What is measured: from which task and network into which, and by which runs of the program.
+
+use super::networks::Network;
+
+/// Which part of the claim a setting tests.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Structure,
+    Modality,
+    Task,
+    Itself,
+}
+
+impl Kind {
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Structure => "across structures",
+            Kind::Modality => "across modalities",
+            Kind::Task => "across tasks",
+            Kind::Itself => "self-transfer",
+        }
+    }
+}
+
+/// A task and the network that learns it.
+pub type Side = (&'static str, Network);
+
+pub struct Setting {
+    pub name: &'static str,
+    pub kind: Kind,
+    /// Not used where the target is its own source.
+    pub source: Side,
+    pub target: Side,
+    /// Labelled rows that the target has. The source is trained on the others, where the task is the same.
+    pub labels: usize,
+}
+
+const LARGE: Network = Network::Convolutions { channels: &[16, 32, 32], hidden: 64 };
+const SMALL: Network = Network::Convolutions { channels: &[8, 16], hidden: 32 };
+const DEEP: Network = Network::Dense { hidden: &[128, 96, 64] };
+const SHALLOW: Network = Network::Dense { hidden: &[48, 32] };
+
+const fn setting(name: &'static str, kind: Kind, source: Side, target: Side, labels: usize) -> Setting {
+    Setting { name, kind, source, target, labels }
+}
+
+pub const SETTINGS: [Setting; 15] = [
+    setting("fixtures", Kind::Structure, ("digits", LARGE), ("digits", SMALL), 100),
+    setting("images", Kind::Structure, ("images", LARGE), ("images", SMALL), 100),
+    setting("images-300", Kind::Structure, ("images", LARGE), ("images", SMALL), 300),
+    setting("photographs", Kind::Structure, ("objects", LARGE), ("objects", SMALL), 300),
+    setting("dense", Kind::Structure, ("images", DEEP), ("images", SHALLOW), 100),
+    setting("cnn-dense", Kind::Structure, ("images", LARGE), ("images", SHALLOW), 100),
+    setting("words", Kind::Structure, ("reviews", LARGE), ("reviews", SMALL), 300),
+    setting("image-speech", Kind::Modality, ("images", LARGE), ("speech", SMALL), 300),
+    setting("speech-image", Kind::Modality, ("speech", LARGE), ("images", SMALL), 100),
+    setting("class-parity", Kind::Task, ("images", LARGE), ("parity", SMALL), 100),
+    setting("class-value", Kind::Task, ("images", LARGE), ("value", SMALL), 100),
+    setting("self-images", Kind::Itself, ("images", LARGE), ("images", LARGE), 300),
+    setting("self-speech", Kind::Itself, ("speech", LARGE), ("speech", LARGE), 300),
+    setting("self-words", Kind::Itself, ("reviews", LARGE), ("reviews", LARGE), 300),
+    setting("self-table", Kind::Itself, ("housing", DEEP), ("housing", DEEP), 1000),
+];
+
+/// A call of the program, and what its result is called.
+pub struct Run {
+    pub name: &'static str,
+    pub start: Start,
+    pub args: &'static [&'static str],
+    /// Whether the arms of the report count by their own names, or what was shipped as one arm of the run's name.
+    pub arms: bool,
+}
+
+/// What is trained.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// Source and target.
+    Pair,
+    /// The same, where the source reads the target's data.
+    Shown,
+    /// The same, where it also answers for the target.
+    Taught,
+    /// The target alone.
+    Target,
+    /// The target after an even selection of the source's weights (arXiv 2311.18823), alone.
+    Selected,
+    /// The target with the layers of its own architecture trained on the source's task, alone: what there is to transfer.
+    Headroom,
+}
+
+const fn run(name: &'static str, start: Start, args: &'static [&'static str], arms: bool) -> Run {
+    Run { name, start, args, arms }
+}
+
+pub const RUNS: [Run; 10] = [
+    run("fitted", Start::Shown, &["--method", "lpka", "--start", "fitted", "--ablate"], true),
+    run("fitted+kd", Start::Taught, &["--method", "lpka+kd", "--start", "fitted", "--ablate"], true),
+    run("mapped", Start::Pair, &["--method", "lpka", "--gate", "1", "--ablate"], true),
+    run("closed", Start::Pair, &["--method", "lpka", "--gate", "0", "--ablate"], true),
+    run("auto", Start::Pair, &[], false),
+    run("low-rank", Start::Target, &["--low-rank", "4"], false),
+    run("selection", Start::Selected, &[], false),
+    run("headroom", Start::Headroom, &[], false),
+    run("residual", Start::Pair, &["--method", "lpka", "--preset", "residual", "--ablate"], true),
+    run("paper", Start::Pair, &["--method", "lpka", "--preset", "paper", "--ablate"], true),
+];

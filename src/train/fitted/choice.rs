@@ -1,0 +1,37 @@
+//! Which channels of a source a target with fewer of them takes over: those from which the others follow best.
+
+/// Picks `count` of as many columns as `gram` = AᵀA has rows, greedily: each time the one that explains most of what the
+/// columns picked before leave unexplained, in least squares. In ascending order; `None` where there aren't so many live ones.
+pub fn leading(mut gram: Vec<Vec<f64>>, count: usize) -> Option<Vec<usize>> {
+    let dead = 1e-9 * gram.iter().enumerate().map(|(i, row)| row[i]).fold(0.0, f64::max);
+    let mut picked: Vec<usize> = vec![];
+    while picked.len() < count {
+        let explained = |c: usize| gram.iter().map(|row| row[c] * row[c]).sum::<f64>() / gram[c][c];
+        let live = (0..gram.len()).filter(|c| !picked.contains(c) && gram[*c][*c] > dead);
+        let best = live.max_by(|&a, &b| explained(a).total_cmp(&explained(b)))?;
+        let (column, power): (Vec<f64>, f64) = (gram.iter().map(|row| row[best]).collect(), gram[best][best]);
+        for (row, a) in gram.iter_mut().zip(&column) {
+            row.iter_mut().zip(&column).for_each(|(v, b)| *v -= a * b / power);
+        }
+        picked.push(best);
+    }
+    picked.sort();
+    Some(picked)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gram(columns: &[[f64; 4]]) -> Vec<Vec<f64>> {
+        let product = |a: &[f64; 4], b: &[f64; 4]| a.iter().zip(b).map(|(a, b)| a * b).sum();
+        columns.iter().map(|a| columns.iter().map(|b| product(a, b)).collect()).collect()
+    }
+
+    #[test]
+    fn doubles_and_dead_columns_are_left_out() {
+        let columns = [[0.0; 4], [3.0, 0.0, 0.0, 0.0], [2.9, 0.1, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]];
+        assert_eq!(leading(gram(&columns), 2), Some(vec![1, 3]));
+        assert_eq!(leading(gram(&columns), 4), None);
+    }
+}
