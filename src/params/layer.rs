@@ -1,9 +1,10 @@
 //! A matrix at work: what it is applied to, and what it leaves before anything nonlinear.
 
-use super::{ParamGraph, Reading, Role, WeightId};
+use super::{InterfaceUse, ParamGraph, Reading, Role, Weight, WeightId};
 use crate::onnx::{Facts, Graph, Node, Tensor, ValueId};
 
-/// A convolution or linear layer that alone makes its interface: `settled = scale · (W x + b) + shift`, channel by channel.
+/// A convolution or linear layer: `settled = scale · (W x + b) + shift`, channel by channel, which may be added to something
+/// else.
 #[derive(Clone, Debug)]
 pub struct Layer {
     pub weight: WeightId,
@@ -13,13 +14,27 @@ pub struct Layer {
     pub data: ValueId,
     /// b, where there is one.
     pub bias: Option<ValueId>,
-    /// The last value before a nonlinearity, a branch or the end.
+    /// The last value before a nonlinearity, a branch, a sum with other values, or the end.
     pub settled: Reading,
     pub scale: Vec<f64>,
     pub shift: Vec<f64>,
+    /// The sum with other values that follows, as in a residual stream.
+    pub sum: Option<Sum>,
+}
+
+/// A layer's output added to something else.
+#[derive(Clone, Debug)]
+pub struct Sum {
+    pub total: Reading,
+    pub other: Reading,
 }
 
 impl Layer {
+    /// What the layer leaves: the sum, or else its own output.
+    pub fn made(&self) -> &Reading {
+        self.sum.as_ref().map_or(&self.settled, |sum| &sum.total)
+    }
+
     /// All such layers of a model for `rows` rows, in the order in which it uses them.
     pub fn all(graph: &Graph, facts: &Facts, params: &ParamGraph, rows: usize) -> Vec<Self> {
         params.matrices().filter_map(|(id, _)| Self::find(graph, facts, params, id, rows)).collect()
@@ -27,17 +42,16 @@ impl Layer {
 
     fn find(graph: &Graph, facts: &Facts, params: &ParamGraph, id: WeightId, rows: usize) -> Option<Self> {
         let weight = params.weight(id);
-        let (view, output) = (weight.view.as_ref()?, weight.output_use()?);
-        let whole = (output.offset, output.positions, output.channels) == (0, 1, view.out);
-        let alone = params.interface(output.interface).producers == [id];
-        let known = matches!(weight.role, Role::Conv | Role::Linear) && view.group == 1;
-        if !(known && whole && alone && weight.nodes.len() == 1) {
+        let view = weight.view.as_ref()?;
+        let whole = weight.output.iter().map(InterfaceUse::len).sum::<usize>() == view.out;
+        let known = matches!(weight.role, Role::Conv | Role::DepthwiseConv | Role::Linear);
+        if !(known && whole && weight.nodes.len() == 1) {
             return None;
         }
         let node = super::reading::node_of(graph, weight)?.clone();
         let plain = node.float_or("alpha", 1.0) == 1.0 && node.float_or("beta", 1.0) == 1.0;
         let data = node.input(0).filter(|_| plain)?.clone();
-        let convolves = weight.role == Role::Conv;
+        let convolves = weight.role != Role::Linear;
         let mut channels = Channels { graph, facts, count: view.out, axis: convolves.then_some(1) };
         let mut value = node.output(0)?.clone();
         let mut bias = node.input(2).cloned();
@@ -48,9 +62,20 @@ impl Layer {
             return None;
         }
         let (settled, scale, shift) = channels.settle(value);
-        let settled = Reading::at(settled, facts, rows, view.out, !convolves)?;
-        Some(Self { weight: id, node, data, bias, settled, scale, shift })
+        let read = |value: ValueId| Reading::at(value, facts, rows, view.out, !convolves);
+        let sum = channels
+            .sum(&settled)
+            .and_then(|(total, other)| Some(Sum { total: read(total)?, other: read(other)? }));
+        let settled = read(settled)?;
+        Some(Self { weight: id, node, data, bias, settled, scale, shift, sum })
     }
+}
+
+/// The parts of a weight's output side, in the order of its features: several where projections are fused.
+pub fn outputs(weight: &Weight) -> Vec<&InterfaceUse> {
+    let mut parts: Vec<&InterfaceUse> = weight.output.iter().collect();
+    parts.sort_by_key(|part| part.offset);
+    parts
 }
 
 /// Follows values whose channels stay apart.
@@ -96,6 +121,14 @@ impl Channels<'_> {
         let full = self.graph.initializers.get(operand)?.len() == self.count;
         self.constant(operand, value).filter(|_| full)?;
         Some((node.output(0)?.clone(), operand.clone()))
+    }
+
+    /// The sum of `value` and another of its shape, and that other.
+    fn sum(&self, value: &ValueId) -> Option<(ValueId, ValueId)> {
+        let node = self.reader(value).filter(|n| n.is("Add") || n.is("Sum") && n.inputs.len() == 2)?;
+        let other = node.inputs.iter().flatten().find(|i| *i != value)?;
+        let same = self.facts.get(other)?.shape == self.facts.get(value)?.shape;
+        same.then(|| Some((node.output(0)?.clone(), other.clone())))?
     }
 
     /// Where `value` is last only scaled and shifted, and by what.
@@ -179,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bias_added_behind_a_product_is_the_layers_own_and_sums_of_layers_are_nobodys() {
+    fn a_bias_added_behind_a_product_is_the_layers_own_and_a_stream_is_a_sum() {
         let mut b = Builder::new("test");
         let x = b.input("x", Fact::new(DType::F32, &[2, 5, 4]));
         let weight = |b: &mut Builder, name: &str, shape: &[usize]| {
@@ -201,5 +234,9 @@ mod tests {
             (first.bias.as_ref(), &first.settled.value, &first.settled.grid[..]),
             (Some(&bias), &y, &[5][..])
         );
+        assert!(first.sum.is_none());
+        let second = layers.iter().find(|l| params.weight(l.weight).name == v).unwrap();
+        let stream = second.sum.as_ref().unwrap();
+        assert_eq!((&second.settled.value, &stream.total.value, &stream.other.value), (&back, &sum, &x));
     }
 }

@@ -13,7 +13,7 @@ mod reading;
 pub mod spectrum;
 mod within;
 
-pub use layer::Layer;
+pub use layer::{Layer, outputs};
 pub use matrix::{Matrix, MatrixView};
 pub use pair::{Pairing, WeightPair};
 pub use reading::Reading;

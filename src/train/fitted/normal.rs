@@ -19,23 +19,31 @@ const RIDGE: f64 = 1e-2;
 /// The same for b: only against a singular matrix.
 const RIDGE_OF_BIAS: f64 = 1e-6;
 
-/// The forward pass up to a layer: the model's inputs, its weights, what is wanted (rows × channels × positions) and which rows
-/// count (0 or 1) in; [X 1]ᵀ[X 1] and [X 1]ᵀY out.
+/// The forward pass up to a layer: the model's inputs, its weights, what it is wanted to leave (rows × channels × positions) and
+/// which rows count (0 or 1) in; [X 1]ᵀ[X 1] and [X 1]ᵀY out, one for each group of the layer's channels.
 pub fn program(network: &Network, layer: &Layer, view: &MatrixView) -> Result<(Model, Facts)> {
     let (mut b, _) = freed(network)?;
     let reading = &layer.settled;
     let (rows, channels, positions) = (reading.rows, reading.channels, reading.positions());
-    let wanted = b.input("fit.wanted", Fact::new(DType::F32, &[rows, channels, positions]));
+    let (groups, count) = (view.group, rows * positions);
+    let mut wanted = b.input("fit.wanted", Fact::new(DType::F32, &[rows, channels, positions]));
     let counts = b.input("fit.counts", Fact::new(DType::F32, &[rows]));
-    let counts = b.reshape(&counts, &[rows, 1]);
-    let counts = b.expand(&counts, &[rows, positions]);
-    let counts = b.reshape(&counts, &[rows * positions, 1]);
-    let inputs = inputs(&mut b, layer, view, rows * positions);
+    let counts = b.reshape(&counts, &[1, rows, 1, 1]);
+    let counts = b.expand(&counts, &[groups, rows, positions, 1]);
+    let counts = b.reshape(&counts, &[groups, count, 1]);
+    let inputs = inputs(&mut b, layer, view, positions);
     let inputs = b.mul(&inputs, &counts);
-    let inputs = b.concat(&[&inputs, &counts], 1);
-    let wanted = b.transpose(&wanted, &[0, 2, 1]);
-    let wanted = b.reshape(&wanted, &[rows * positions, channels]);
-    let turned = b.transpose(&inputs, &[1, 0]);
+    let inputs = b.concat(&[&inputs, &counts], 2);
+    if let Some(sum) = &layer.sum {
+        // What it is added to is there already.
+        let other = sum.other.emit(&mut b);
+        let other = b.cast(&other, DType::F32);
+        wanted = b.sub(&wanted, &other);
+    }
+    let wanted = b.reshape(&wanted, &[rows, groups, channels / groups, positions]);
+    let wanted = b.transpose(&wanted, &[1, 0, 3, 2]);
+    let wanted = b.reshape(&wanted, &[groups, count, channels / groups]);
+    let turned = b.transpose(&inputs, &[0, 2, 1]);
     let gram = b.matmul(&turned, &inputs);
     let cross = b.matmul(&turned, &wanted);
     b.output_as("fit.gram", &gram);
@@ -43,73 +51,88 @@ pub fn program(network: &Network, layer: &Layer, view: &MatrixView) -> Result<(M
     settled(network, b)
 }
 
-/// X: what each output of the layer is a linear function of, in the order of the matrix's columns.
-fn inputs(b: &mut Builder, layer: &Layer, view: &MatrixView, count: usize) -> ValueId {
-    let features = view.cols();
+/// X: groups × (rows · positions) × features, what each output is a linear function of in the order of the matrix's columns.
+fn inputs(b: &mut Builder, layer: &Layer, view: &MatrixView, positions: usize) -> ValueId {
+    let (groups, features, rows) = (view.group, view.cols(), layer.settled.rows);
     let data = b.cast(&layer.data, DType::F32);
     if layer.node.op != "Conv" {
-        return b.reshape(&data, &[count, features]);
+        return b.reshape(&data, &[1, rows * positions, features]);
     }
     // A convolution with one filter for each input channel and tap lays the patches side by side.
-    let mut each = vec![0.0; features * features];
-    each.iter_mut().step_by(features + 1).for_each(|v| *v = 1.0);
-    let filters = b.constant(Tensor::f32(&[&[features, view.inn], &view.taps[..]].concat(), &each));
+    let mut each = vec![0.0; groups * features * features];
+    for (filter, values) in each.chunks_mut(features).enumerate() {
+        values[filter % features] = 1.0;
+    }
+    let filters = b.constant(Tensor::f32(&[&[groups * features, view.inn], &view.taps[..]].concat(), &each));
     let attributes: Vec<_> = layer.node.attrs.iter().map(|(k, v)| (k.as_str(), v.clone())).collect();
     let patches = b.op_with("Conv", &[&data, &filters], &attributes);
-    let rows = layer.settled.rows;
-    let patches = b.reshape(&patches, &[rows, features, count / rows]);
-    let patches = b.transpose(&patches, &[0, 2, 1]);
-    b.reshape(&patches, &[count, features])
+    let patches = b.reshape(&patches, &[rows, groups, features, positions]);
+    let patches = b.transpose(&patches, &[1, 0, 3, 2]);
+    b.reshape(&patches, &[groups, rows * positions, features])
 }
 
-/// [X 1]ᵀ[X 1] and [X 1]ᵀY, summed over batches.
+/// [X 1]ᵀ[X 1] and [X 1]ᵀY of each group, summed over batches.
 pub struct Sums {
-    gram: DMatrix<f64>,
-    cross: DMatrix<f64>,
+    groups: Vec<(DMatrix<f64>, DMatrix<f64>)>,
 }
 
 impl Sums {
-    pub fn new(features: usize, channels: usize) -> Self {
-        Self {
-            gram: DMatrix::zeros(features + 1, features + 1),
-            cross: DMatrix::zeros(features + 1, channels),
-        }
+    pub fn new(view: &MatrixView) -> Self {
+        let size = view.cols() + 1;
+        let zeros = (DMatrix::zeros(size, size), DMatrix::zeros(size, view.out / view.group));
+        Self { groups: vec![zeros; view.group] }
     }
     pub fn add(&mut self, gram: &Tensor, cross: &Tensor) {
-        for (sum, part) in [(&mut self.gram, gram), (&mut self.cross, cross)] {
-            *sum += DMatrix::from_row_iterator(sum.nrows(), sum.ncols(), part.to_f64());
+        let (grams, crosses) = (gram.to_f64(), cross.to_f64());
+        let (g, c) = (grams.len() / self.groups.len(), crosses.len() / self.groups.len());
+        let parts = grams.chunks(g).zip(crosses.chunks(c));
+        for ((gram, cross), (more, further)) in self.groups.iter_mut().zip(parts) {
+            *gram += DMatrix::from_row_iterator(gram.nrows(), gram.ncols(), more.iter().copied());
+            *cross += DMatrix::from_row_iterator(cross.nrows(), cross.ncols(), further.iter().copied());
         }
     }
 
     /// W (out × features) and b for which `scale · (W x + b) + shift` is closest to what was wanted; `bias` holds b where it
     /// can't be changed. `None` where the equations have no finite solution.
-    pub fn solve(mut self, scale: &[f64], shift: &[f64], bias: Option<&[f64]>) -> Option<(Matrix, Vec<f64>)> {
-        let features = self.gram.nrows() - 1;
-        let total = self.gram.column(features).into_owned();
-        for (c, mut wanted) in self.cross.column_iter_mut().enumerate() {
-            let fixed = shift[c] + scale[c] * bias.map_or(0.0, |b| b[c]);
-            wanted -= &total * fixed;
-            wanted /= scale[c];
+    pub fn solve(self, scale: &[f64], shift: &[f64], bias: Option<&[f64]>) -> Option<(Matrix, Vec<f64>)> {
+        let mut weights = vec![];
+        let mut offsets = vec![];
+        let features = self.groups.first()?.0.nrows() - 1;
+        for (gram, cross) in self.groups {
+            let range = offsets.len()..offsets.len() + cross.ncols();
+            let (scale, shift) = (&scale[range.clone()], &shift[range.clone()]);
+            let solved = solve(gram, cross, scale, shift, bias.map(|b| &b[range]))?;
+            for column in solved.column_iter() {
+                weights.extend(column.rows(0, features).iter().map(|v| *v as f32));
+                offsets.push(if bias.is_some() { f64::NAN } else { column[features] });
+            }
         }
-        let mean = self.gram.diagonal().rows(0, features).mean();
-        for i in 0..features {
-            self.gram[(i, i)] += RIDGE * mean;
-        }
-        self.gram[(features, features)] += RIDGE_OF_BIAS * mean;
-        let size = if bias.is_some() { features } else { features + 1 };
-        let gram = self.gram.view((0, 0), (size, size)).into_owned();
-        let solved = Cholesky::new(gram)?.solve(&self.cross.rows(0, size).into_owned());
-        if !solved.iter().all(|v| v.is_finite()) {
-            return None;
-        }
-        let channels = solved.ncols();
-        let weights = (0..channels)
-            .flat_map(|c| solved.column(c).rows(0, features).iter().map(|v| *v as f32).collect::<Vec<_>>());
-        let matrix = Matrix::new(channels, features, weights.collect());
-        let offset = match bias {
-            Some(bias) => bias.to_vec(),
-            None => solved.row(features).iter().copied().collect(),
-        };
-        Some((matrix, offset))
+        let matrix = Matrix::new(offsets.len(), features, weights);
+        Some((matrix, bias.map_or(offsets, <[f64]>::to_vec)))
     }
+}
+
+/// One group's weights, a column a channel, b behind them where it isn't given.
+fn solve(
+    mut gram: DMatrix<f64>,
+    mut cross: DMatrix<f64>,
+    scale: &[f64],
+    shift: &[f64],
+    bias: Option<&[f64]>,
+) -> Option<DMatrix<f64>> {
+    let features = gram.nrows() - 1;
+    let total = gram.column(features).into_owned();
+    for (c, mut wanted) in cross.column_iter_mut().enumerate() {
+        wanted -= &total * (shift[c] + scale[c] * bias.map_or(0.0, |b| b[c]));
+        wanted /= scale[c];
+    }
+    let mean = gram.diagonal().rows(0, features).mean();
+    for i in 0..features {
+        gram[(i, i)] += RIDGE * mean;
+    }
+    gram[(features, features)] += RIDGE_OF_BIAS * mean;
+    let size = if bias.is_some() { features } else { features + 1 };
+    let gram = gram.view((0, 0), (size, size)).into_owned();
+    let solved = Cholesky::new(gram)?.solve(&cross.rows(0, size).into_owned());
+    solved.iter().all(|v| v.is_finite()).then_some(solved)
 }
