@@ -14,19 +14,21 @@ const VALIDATION: usize = 500;
 /// Inputs and truths, row for row.
 #[derive(Clone)]
 pub struct Rows {
-    pub x: Tensor,
+    /// By the names of models' inputs: what the target reads, then the same things as others see them.
+    pub x: Vec<(String, Tensor)>,
     pub y: Tensor,
 }
 
 impl Rows {
     pub fn len(&self) -> usize {
-        self.x.shape()[0]
+        self.y.shape()[0]
     }
     fn pick(&self, rows: &[usize]) -> Self {
-        Self { x: pick(&self.x, rows), y: pick(&self.y, rows) }
+        let x = self.x.iter().map(|(name, x)| (name.clone(), pick(x, rows))).collect();
+        Self { x, y: pick(&self.y, rows) }
     }
     pub fn save(&self, path: &Path) -> Result<()> {
-        write_npz(path, &[("x".into(), self.x.clone()), ("y".into(), self.y.clone())])
+        write_npz(path, &[&self.x[..], &[("y".into(), self.y.clone())]].concat())
     }
 }
 
@@ -35,8 +37,8 @@ pub struct Task {
     pub train: Rows,
     pub val: Rows,
     pub test: Rows,
-    /// Shape of one input, the batch left out.
-    pub input: Vec<usize>,
+    /// Name and shape of the input, the batch left out.
+    pub input: (String, Vec<usize>),
     /// Words, where inputs are numbers of words.
     pub vocabulary: Option<usize>,
     /// Classes, or numbers to predict.
@@ -46,13 +48,13 @@ pub struct Task {
 /// A task by its name, or `None` where its files aren't there.
 pub fn load(name: &str, folder: Option<&Path>) -> Result<Option<Task>> {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
-    let (folder, stem, pooled, scale) = match name {
-        "digits" => (Some(fixtures.as_path()), "digits", 1, 1.0),
-        "images" | "parity" | "value" => (folder, "digits_image", 2, 1.0 / 255.0),
-        "speech" => (folder, "digits_speech", 2, 1.0),
-        "objects" => (folder, "objects_image", 2, 1.0 / 255.0),
-        "reviews" => (folder, "reviews_text", 1, 1.0),
-        "housing" => (folder, "housing_table", 1, 1.0),
+    let (folder, stem, input, pooled, scale) = match name {
+        "digits" => (Some(fixtures.as_path()), "digits", "image", 1, 1.0),
+        "images" | "parity" | "value" | "edges" => (folder, "digits_image", "image", 2, 1.0 / 255.0),
+        "speech" | "bands" => (folder, "digits_speech", "spectrogram", 2, 1.0),
+        "objects" => (folder, "objects_image", "photograph", 2, 1.0 / 255.0),
+        "reviews" => (folder, "reviews_text", "words", 1, 1.0),
+        "housing" => (folder, "housing_table", "table", 1, 1.0),
         _ => return Err(Error::usage(format!("there is no task '{name}'"))),
     };
     let file = |part: &str| folder.map(|f| f.join(format!("{stem}_{part}.npz"))).filter(|p| p.is_file());
@@ -60,18 +62,24 @@ pub fn load(name: &str, folder: Option<&Path>) -> Result<Option<Task>> {
         return Ok(None);
     };
     let open = |path: &PathBuf| -> Result<Rows> {
-        let rows = read(path)?;
-        let x = match rows.x.rank() {
-            4 => average(&rows.x, pooled, scale),
-            _ => rows.x,
+        let (raw, y) = read(path)?;
+        let seen = match raw.rank() {
+            4 => average(&raw, pooled, scale),
+            _ => raw.clone(),
         };
-        Ok(Rows { x, y: relabel(name, &rows.y) })
+        let mut x = vec![(input.to_owned(), seen)];
+        match name {
+            "edges" => x.insert(0, ("edges".into(), average(&edges(&raw), pooled, scale))),
+            "bands" => x.insert(0, ("bands".into(), bands(&raw))),
+            _ => {}
+        }
+        Ok(Rows { x, y: relabel(name, &y) })
     };
     let (mut train, mut val, mut test) = (open(&train)?, open(&val)?, open(&test)?);
     if name == "housing" {
-        let like = train.x.clone();
+        let like = train.x[0].1.clone();
         for rows in [&mut train, &mut val, &mut test] {
-            rows.x = standardised(&rows.x, &like);
+            rows.x[0].1 = standardised(&rows.x[0].1, &like);
         }
     }
     let some: Vec<usize> = (0..val.len().min(VALIDATION)).collect();
@@ -80,11 +88,12 @@ pub fn load(name: &str, folder: Option<&Path>) -> Result<Option<Task>> {
         true => train.y.shape()[1..].iter().product(),
         false => 1 + train.y.to_i64().iter().max().copied().unwrap_or(0) as usize,
     };
-    let vocabulary = (train.x.dtype() == DType::I64)
-        .then(|| [&train, &val, &test].iter().flat_map(|r| r.x.to_i64().into_owned()).max())
+    let (input, x) = &train.x[0];
+    let vocabulary = (x.dtype() == DType::I64)
+        .then(|| [&train, &val, &test].iter().flat_map(|r| r.x[0].1.to_i64().into_owned()).max())
         .flatten()
         .map(|most| most as usize + 1);
-    let input = train.x.shape()[1..].to_vec();
+    let input = (input.clone(), x.shape()[1..].to_vec());
     Ok(Some(Task { train, val, test, input, vocabulary, outputs }))
 }
 
@@ -98,14 +107,14 @@ impl Task {
     }
 }
 
-fn read(path: &Path) -> Result<Rows> {
+fn read(path: &Path) -> Result<(Tensor, Tensor)> {
     let mut arrays = read_npz(path)?;
     let mut take = |name: &str| {
         let at = arrays.iter().position(|(n, _)| n == name);
         at.map(|i| arrays.swap_remove(i).1)
             .ok_or_else(|| Error::usage(format!("{} has no array '{name}'", path.display())))
     };
-    Ok(Rows { x: take("x")?, y: take("y")? })
+    Ok((take("x")?, take("y")?))
 }
 
 /// The truth that a task asks for, from that of its data.
@@ -145,6 +154,34 @@ fn average(x: &Tensor, side: usize, scale: f64) -> Tensor {
         }
     }
     Tensor::from_f64(DType::F32, &[n, c, height, width], &out)
+}
+
+/// How steep images are at each pixel: the length of Sobel's gradient.
+fn edges(x: &Tensor) -> Tensor {
+    let &[_, _, h, w] = x.shape() else { return x.clone() };
+    let values = x.to_f64();
+    let mut out = vec![];
+    for plane in values.chunks(h * w) {
+        let at =
+            |i: usize, j: usize| plane[i.saturating_sub(1).min(h - 1) * w + j.saturating_sub(1).min(w - 1)];
+        for (i, j) in (0..h).flat_map(|i| (0..w).map(move |j| (i, j))) {
+            let row = |a: usize| at(i + a, j) + 2.0 * at(i + a, j + 1) + at(i + a, j + 2);
+            let column = |b: usize| at(i, j + b) + 2.0 * at(i + 1, j + b) + at(i + 2, j + b);
+            out.push(((row(2) - row(0)).hypot(column(2) - column(0)) / 4.0).min(255.0));
+        }
+    }
+    Tensor::from_f64(DType::F32, x.shape(), &out)
+}
+
+/// How loud each band of a spectrogram is in each quarter of its time.
+fn bands(x: &Tensor) -> Tensor {
+    let &[n, _, h, w] = x.shape() else { return x.clone() };
+    let quarter = w / 4;
+    let values = x.to_f64();
+    let means = values.chunks(w).flat_map(|band| {
+        band.chunks(quarter).take(4).map(|part| part.iter().sum::<f64>() / quarter as f64).collect::<Vec<_>>()
+    });
+    Tensor::from_f64(DType::F32, &[n, 4 * h], &means.collect::<Vec<_>>())
 }
 
 /// Columns with the mean and deviation that `like` has taken out.

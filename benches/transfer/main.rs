@@ -104,7 +104,7 @@ impl Bench {
             .runs
             .iter()
             .copied()
-            .filter(|run| applies(run, setting) && !self.done(setting, seed, run))
+            .filter(|run| self.applies(run, setting) && !self.done(setting, seed, run))
             .collect();
         if missing.is_empty() {
             return Ok(());
@@ -115,6 +115,20 @@ impl Bench {
             self.record(record)?;
         }
         Ok(())
+    }
+
+    /// Whether a run says anything in a setting.
+    fn applies(&self, run: &Run, setting: &Setting) -> bool {
+        let itself = setting.kind == Kind::Itself;
+        let (source, target) = (&self.tasks[setting.source.0], &self.tasks[setting.target.0]);
+        let readable = target.train.x.iter().any(|(name, _)| *name == source.input.0);
+        match run.start {
+            Start::Shown => !itself && readable,
+            Start::Taught => !itself && readable && setting.kind != Kind::Task,
+            Start::Selected => !itself && starts::select_between(setting.source.1, setting.target.1),
+            Start::Headroom => !itself,
+            Start::Pair | Start::Target => true,
+        }
     }
 
     fn done(&self, setting: &Setting, seed: u64, run: &Run) -> bool {
@@ -230,18 +244,6 @@ impl Bench {
             "run": run.name, "metric": report["metric"], "untouched": report["untouched"]["test"], "arms": arms,
             "method": report["method"], "seconds": report["seconds"]["train"], "steps": self.steps,
         }))
-    }
-}
-
-/// Whether a run says anything in a setting.
-fn applies(run: &Run, setting: &Setting) -> bool {
-    let itself = setting.kind == Kind::Itself;
-    match run.start {
-        Start::Shown => !itself && setting.kind != Kind::Modality,
-        Start::Taught => !itself && setting.source.0 == setting.target.0,
-        Start::Selected => !itself && starts::select_between(setting.source.1, setting.target.1),
-        Start::Headroom => !itself,
-        Start::Pair | Start::Target => true,
     }
 }
 

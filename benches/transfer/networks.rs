@@ -17,17 +17,29 @@ pub enum Network {
     Convolutions { channels: &'static [usize], hidden: usize },
     /// Hidden layers with ReLU over the flattened input, and a head.
     Dense { hidden: &'static [usize] },
+    /// Two stages of residual blocks, the second at half the side and twice the width, an average over positions, a head.
+    Residual { width: usize, blocks: usize, block: Block },
+}
+
+/// What is added to a residual stream.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Block {
+    /// Two 3×3 convolutions (arXiv 1512.03385).
+    Plain,
+    /// Three times as many channels, filtered one by one, and back (arXiv 1801.04381).
+    Inverted,
 }
 
 /// Writes the network with fresh weights: Kaiming's uniform start, biases zero.
 pub fn write(network: Network, task: &Task, seed: u64, path: &Path) -> Result<()> {
     let mut maker = Maker { b: Builder::new("network"), random: ChaCha8Rng::seed_from_u64(seed) };
     let mut shape = vec![1];
-    shape.extend(&task.input);
+    let (input, sizes) = &task.input;
+    shape.extend(sizes);
     let dtype = if task.vocabulary.is_some() { DType::I64 } else { DType::F32 };
-    let mut x = maker.b.input("input", Fact::new(dtype, &shape));
+    let mut x = maker.b.input(input, Fact::new(dtype, &shape));
     if let (Some(words), Network::Convolutions { channels, .. }) = (task.vocabulary, network) {
-        let table = maker.weight("embedding.weight", &[words, channels[0]], 3);
+        let table = maker.weight("embedding.weight", &[words, channels[0]], 100);
         let found = maker.b.op("Gather", &[&table, &x]);
         x = maker.b.transpose(&found, &[0, 2, 1]);
     }
@@ -42,6 +54,17 @@ pub fn write(network: Network, task: &Task, seed: u64, path: &Path) -> Result<()
             std::slice::from_ref(hidden)
         }
         Network::Dense { hidden } => hidden,
+        &Network::Residual { width, blocks, block } => {
+            for stage in 1..=2 {
+                x = maker.filter(&format!("stem{stage}"), &x, width * stage, (3, stage), 1);
+                x = maker.b.op("Relu", &[&x]);
+                for i in 1..=blocks {
+                    x = maker.block(&format!("stage{stage}.{i}"), &x, block);
+                }
+            }
+            x = maker.b.mean(&x, &[2, 3], false);
+            &[]
+        }
     };
     if maker.b.rank(&x) > 2 {
         x = maker.b.op_with("Flatten", &[&x], &[("axis", 1i64.into())]);
@@ -92,6 +115,41 @@ impl Maker {
         }
         let two: Attr = vec![2i64; 2].into();
         self.b.op_with("MaxPool", &[&x], &[("kernel_shape", two.clone()), ("strides", two)])
+    }
+    /// A convolution over images: a kernel of some side, and a stride.
+    fn filter(
+        &mut self,
+        name: &str,
+        x: &ValueId,
+        width: usize,
+        (side, stride): (usize, usize),
+        group: usize,
+    ) -> ValueId {
+        let inn = self.b.shape(x)[1] / group;
+        let weight = self.weight(&format!("{name}.weight"), &[width, inn, side, side], inn * side * side);
+        let bias = self.bias(&format!("{name}.bias"), width);
+        let attributes: [(&str, Attr); 3] = [
+            ("pads", vec![side as i64 / 2; 4].into()),
+            ("strides", vec![stride as i64; 2].into()),
+            ("group", (group as i64).into()),
+        ];
+        self.b.op_with("Conv", &[x, &weight, &bias], &attributes)
+    }
+    fn block(&mut self, name: &str, x: &ValueId, block: Block) -> ValueId {
+        let width = self.b.shape(x)[1];
+        let (first, wide) = match block {
+            Block::Plain => (3, width),
+            Block::Inverted => (1, 3 * width),
+        };
+        let y = self.filter(&format!("{name}.in"), x, wide, (first, 1), 1);
+        let mut y = self.b.op("Relu", &[&y]);
+        if block == Block::Inverted {
+            y = self.filter(&format!("{name}.each"), &y, wide, (3, 1), wide);
+            y = self.b.op("Relu", &[&y]);
+        }
+        let y = self.filter(&format!("{name}.out"), &y, width, (first, 1), 1);
+        let x = self.b.add(x, &y);
+        if block == Block::Plain { self.b.op("Relu", &[&x]) } else { x }
     }
     fn linear(&mut self, name: &str, x: &ValueId, width: usize) -> ValueId {
         let features = self.b.shape(x)[1];

@@ -1,6 +1,6 @@
 //! What is measured: from which task and network into which, and by which runs of the program.
 
-use super::networks::Network;
+use super::networks::{Block, Network};
 
 /// Which part of the claim a setting tests.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -40,20 +40,28 @@ const SMALL: Network = Network::Convolutions { channels: &[8, 16], hidden: 32 };
 const DEEP: Network = Network::Dense { hidden: &[128, 96, 64] };
 const SHALLOW: Network = Network::Dense { hidden: &[48, 32] };
 
+const RESIDUAL: Network = Network::Residual { width: 16, blocks: 2, block: Block::Plain };
+const SMALL_RESIDUAL: Network = Network::Residual { width: 8, blocks: 1, block: Block::Plain };
+const INVERTED: Network = Network::Residual { width: 8, blocks: 1, block: Block::Inverted };
+
 const fn setting(name: &'static str, kind: Kind, source: Side, target: Side, labels: usize) -> Setting {
     Setting { name, kind, source, target, labels }
 }
 
-pub const SETTINGS: [Setting; 15] = [
+pub const SETTINGS: [Setting; 19] = [
     setting("fixtures", Kind::Structure, ("digits", LARGE), ("digits", SMALL), 100),
     setting("images", Kind::Structure, ("images", LARGE), ("images", SMALL), 100),
     setting("images-300", Kind::Structure, ("images", LARGE), ("images", SMALL), 300),
     setting("photographs", Kind::Structure, ("objects", LARGE), ("objects", SMALL), 300),
     setting("dense", Kind::Structure, ("images", DEEP), ("images", SHALLOW), 100),
     setting("cnn-dense", Kind::Structure, ("images", LARGE), ("images", SHALLOW), 100),
+    setting("residual", Kind::Structure, ("images", RESIDUAL), ("images", SMALL_RESIDUAL), 100),
+    setting("residual-inverted", Kind::Structure, ("images", RESIDUAL), ("images", INVERTED), 100),
     setting("words", Kind::Structure, ("reviews", LARGE), ("reviews", SMALL), 300),
     setting("image-speech", Kind::Modality, ("images", LARGE), ("speech", SMALL), 300),
     setting("speech-image", Kind::Modality, ("speech", LARGE), ("images", SMALL), 100),
+    setting("picture-edges", Kind::Modality, ("images", LARGE), ("edges", SMALL), 100),
+    setting("spectrogram-bands", Kind::Modality, ("speech", LARGE), ("bands", SHALLOW), 300),
     setting("class-parity", Kind::Task, ("images", LARGE), ("parity", SMALL), 100),
     setting("class-value", Kind::Task, ("images", LARGE), ("value", SMALL), 100),
     setting("self-images", Kind::Itself, ("images", LARGE), ("images", LARGE), 300),

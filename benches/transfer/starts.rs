@@ -5,9 +5,10 @@ use onnx_merge::Result;
 use onnx_merge::onnx::{Graph, Tensor, ValueId, read, save};
 use std::path::Path;
 
-/// Whether weight selection has a rule for these two.
+/// Whether weight selection has a rule for these two: chains of the same make.
 pub fn select_between(source: Network, target: Network) -> bool {
-    std::mem::discriminant(&source) == std::mem::discriminant(&target)
+    let stream = matches!(source, Network::Residual { .. });
+    std::mem::discriminant(&source) == std::mem::discriminant(&target) && !stream
 }
 
 /// The target with every tensor that `donor` has in the same shape; with its head only if all others fit.

@@ -46,6 +46,8 @@ pub struct Session {
     forward: Box<dyn Compiled>,
     /// Fits the target's layers to the sources', where any has corresponding ones.
     learner: Option<Learner>,
+    /// Its fits, by kind of source and seed.
+    fits: HashMap<(SourceKind, u64), Weights>,
     /// Trains the first source beside the target.
     trainer: Option<Trainer>,
     /// By whether the sources teach, and whether their activations are aligned with.
@@ -88,7 +90,11 @@ impl Session {
         } = parts;
         let weights = target.trainable(&config.freeze)?;
         let names: Vec<ValueId> = weights.iter().map(|(id, _)| id.clone()).collect();
-        let fits = !sources.is_empty() && config.start != Start::Mapped;
+        let fits = match config.start {
+            Start::Auto => config.adapter.gate.is_none(),
+            start => start == Start::Fitted,
+        };
+        let fits = fits && !sources.is_empty();
         let learner = match fits {
             true => Some(Learner::open(&target, target_data, &*model_executor)?),
             false => None,
@@ -150,6 +156,7 @@ impl Session {
             examples,
             forward,
             learner,
+            fits: HashMap::new(),
             trainer,
             losses: HashMap::new(),
             order,
@@ -180,7 +187,7 @@ impl Session {
             _ => None,
         };
         self.choose(arm, seed)?;
-        let fitted = self.fitted(arm, seed)?;
+        let fitted = self.fitted(arm, seed, steps)?;
         let update = self.update(arm, seed, moved.as_ref(), fitted)?;
         let mut fit = Fit::start(update, &self.order, self.adapter_executor.clone(), seed, steps)?;
         fit.parts = self.parts(arm, seed, moved.as_ref())?;
@@ -231,12 +238,18 @@ impl Session {
         self.sources.iter_mut().try_for_each(choose)
     }
 
-    /// What the weights of an arm start from, where it starts from a fit.
-    fn fitted(&mut self, arm: &Arm, seed: u64) -> Result<Weights> {
+    /// What the weights of an arm start from, where it starts from a fit: the same for all arms with the same source.
+    fn fitted(&mut self, arm: &Arm, seed: u64, steps: usize) -> Result<Weights> {
         let Some(learner) = self.learner.as_mut().filter(|_| arm.fitted) else { return Ok(Weights::new()) };
+        if let Some(known) = self.fits.get(&(arm.source, seed)) {
+            return Ok(known.clone());
+        }
         let teachings = self.sources.iter_mut().filter_map(|s| s.teaching(arm.source, seed)).collect();
-        let executor = &*self.model_executor;
-        fitted::fit(&self.target, learner, teachings, &self.weights, &self.examples, executor)
+        let (executor, effort) = (&*self.model_executor, steps * self.config.batch);
+        let (target, examples) = (&self.target, &self.examples);
+        let fit = fitted::fit(target, learner, teachings, &self.weights, examples, effort, executor)?;
+        self.fits.insert((arm.source, seed), fit.clone());
+        Ok(fit)
     }
 
     /// The update program of an arm, whose first source has `moved` weights.

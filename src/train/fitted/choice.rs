@@ -1,8 +1,10 @@
 //! Which channels of a source a target with fewer of them takes over: those from which the others follow best.
 
+use crate::onnx::Tensor;
+
 /// Picks `count` of as many columns as `gram` = AᵀA has rows, greedily: each time the one that explains most of what the
 /// columns picked before leave unexplained, in least squares. In ascending order; `None` where there aren't so many live ones.
-pub fn leading(mut gram: Vec<Vec<f64>>, count: usize) -> Option<Vec<usize>> {
+fn leading(mut gram: Vec<Vec<f64>>, count: usize) -> Option<Vec<usize>> {
     let dead = 1e-9 * gram.iter().enumerate().map(|(i, row)| row[i]).fold(0.0, f64::max);
     let mut picked: Vec<usize> = vec![];
     while picked.len() < count {
@@ -17,6 +19,31 @@ pub fn leading(mut gram: Vec<Vec<f64>>, count: usize) -> Option<Vec<usize>> {
     }
     picked.sort();
     Some(picked)
+}
+
+/// [`leading`] channels of activations, rows × channels × positions.
+pub fn choose(seen: &Tensor, count: usize) -> Option<Vec<usize>> {
+    let &[_, channels, positions] = seen.shape() else { return None };
+    if count >= channels {
+        return None;
+    }
+    let values = seen.to_f32().into_owned();
+    let mut gram = vec![vec![0.0; channels]; channels];
+    for row in values.chunks(channels * positions) {
+        let channel = |c: usize| &row[c * positions..(c + 1) * positions];
+        for i in 0..channels {
+            for j in 0..=i {
+                let product: f32 = channel(i).iter().zip(channel(j)).map(|(a, b)| a * b).sum();
+                gram[i][j] += product as f64;
+            }
+        }
+    }
+    for i in 0..channels {
+        for j in 0..i {
+            gram[j][i] = gram[i][j];
+        }
+    }
+    leading(gram, count)
 }
 
 #[cfg(test)]

@@ -1,0 +1,211 @@
+//! What the layers of a target learn from a source: which of its layers is whose partner, and what is wanted then.
+
+use super::Learner;
+use crate::error::Result;
+use crate::onnx::{Tensor, ValueId};
+use crate::params::{InterfaceId, InterfaceKind, InterfaceUse, Layer, Pairing, Role, Weight, outputs};
+use crate::runtime::Executor;
+use crate::train::align::View;
+use crate::train::batches::Data;
+use crate::train::guide::Guide;
+use crate::train::network::Network;
+use std::collections::HashMap;
+
+/// What a source can show them.
+pub struct Tutor {
+    pub(super) guide: Guide,
+    /// For those of the learner's layers that have a partner: what they learn.
+    pub(super) lessons: HashMap<usize, Lesson>,
+}
+
+pub(super) enum Lesson {
+    /// What a view shows.
+    Hidden {
+        parts: Vec<Part>,
+        view: usize,
+    },
+    Answer,
+}
+
+/// The source channels that stand for a pair's target channels.
+pub type Choices = HashMap<(InterfaceId, InterfaceId), Vec<usize>>;
+
+impl Tutor {
+    /// `None` where no layer of the target corresponds to one of the source.
+    ///
+    /// # Errors
+    /// Where the source can't read the data.
+    pub fn open(
+        (target, learner): (&Network, &Learner),
+        source: &Network,
+        pairing: &Pairing,
+        teaches: bool,
+        data: Data<'_>,
+        executor: &dyn Executor,
+    ) -> Result<Option<Self>> {
+        let known = Layer::all(&source.model.graph, &source.facts, &source.params, source.batch);
+        let mut views = vec![];
+        let mut lessons = HashMap::new();
+        for spaces in spaces_of(target, &learner.layers) {
+            let source_of = |&id: &InterfaceId| pairing.source_of(id);
+            let Some(others) = spaces.iter().map(source_of).collect::<Option<Vec<_>>>() else { continue };
+            if spaces.iter().any(|&id| target.params.interface(id).kind != InterfaceKind::Hidden) {
+                continue;
+            }
+            let makers = makers_of(target, &learner.layers, &spaces);
+            for (i, other) in partners(&makers, &makers_of(source, &known, &others)) {
+                let (ours, theirs) = (learner.layers[i].made(), known[other].made());
+                // A grid tells nothing of a single value, nor the reverse.
+                let weights = (weight_of(target, &learner.layers[i]), weight_of(source, &known[other]));
+                let fits = ours.grid.len() == theirs.grid.len();
+                if let Some(parts) = parts(weights.0, weights.1).filter(|_| fits) {
+                    lessons.insert(i, Lesson::Hidden { parts, view: views.len() });
+                    views.push(View::new(theirs.clone(), ours.grid.clone()));
+                }
+            }
+        }
+        let head = learner.layers.iter().position(|l| l.made().value == target.head.answer);
+        if let Some(head) = head.filter(|&i| teaches && learner.layers[i].made().grid.is_empty()) {
+            lessons.insert(head, Lesson::Answer);
+        }
+        if !lessons.values().any(|l| matches!(l, Lesson::Hidden { .. })) {
+            return Ok(None);
+        }
+        let guide = Guide::open(source, data, &views.iter().collect::<Vec<_>>(), executor)?;
+        Ok(Some(Self { guide, lessons }))
+    }
+}
+
+fn weight_of<'a>(network: &'a Network, layer: &Layer) -> &'a Weight {
+    network.params.weight(layer.weight)
+}
+
+/// The interfaces that a layer makes, in the order of its features.
+fn made_spaces(network: &Network, layer: &Layer) -> Vec<InterfaceId> {
+    outputs(weight_of(network, layer)).iter().map(|part| part.interface).collect()
+}
+
+/// What layers make, each once.
+fn spaces_of(network: &Network, layers: &[Layer]) -> Vec<Vec<InterfaceId>> {
+    let mut all: Vec<Vec<InterfaceId>> = layers.iter().map(|layer| made_spaces(network, layer)).collect();
+    all.sort();
+    all.dedup();
+    all
+}
+
+/// Places and kinds of the layers that make just these interfaces.
+fn makers_of(network: &Network, layers: &[Layer], spaces: &[InterfaceId]) -> Vec<(usize, Kind)> {
+    let makes = |(_, layer): &(usize, &Layer)| made_spaces(network, layer) == spaces;
+    let kind = |layer: &Layer| Kind {
+        adds: layer.sum.is_some(),
+        depthwise: weight_of(network, layer).role == Role::DepthwiseConv,
+    };
+    layers.iter().enumerate().filter(makes).map(|(i, layer)| (i, kind(layer))).collect()
+}
+
+/// A part of a layer's features and the source's features that correspond to it.
+pub(super) struct Part {
+    pair: (InterfaceId, InterfaceId),
+    ours: InterfaceUse,
+    theirs: InterfaceUse,
+}
+
+/// The parts of two layers that make paired interfaces; `None` where these lie otherwise.
+fn parts(target: &Weight, source: &Weight) -> Option<Vec<Part>> {
+    let part = |(ours, theirs): (&InterfaceUse, &InterfaceUse)| {
+        let pair = (ours.interface, theirs.interface);
+        (ours.positions == theirs.positions).then(|| Part {
+            pair,
+            ours: ours.clone(),
+            theirs: theirs.clone(),
+        })
+    };
+    outputs(target).into_iter().zip(outputs(source)).map(part).collect()
+}
+
+impl Part {
+    /// Puts the source's feature for each of the target's in its place.
+    fn pick(&self, choice: &[usize], features: &mut [usize]) -> Option<()> {
+        let feature =
+            |u: &InterfaceUse, c: usize, p: usize| u.offset + c * u.channel_stride + p * u.position_stride;
+        for c in 0..self.ours.channels {
+            let channel = choice.get(self.ours.start + c)?.checked_sub(self.theirs.start)?;
+            if channel >= self.theirs.channels {
+                return None;
+            }
+            for p in 0..self.ours.positions {
+                *features.get_mut(feature(&self.ours, c, p))? = feature(&self.theirs, channel, p);
+            }
+        }
+        Some(())
+    }
+}
+
+/// What kind of maker of an interface a layer is.
+#[derive(Clone, Copy, PartialEq)]
+struct Kind {
+    /// Whether it adds to what is there already.
+    adds: bool,
+    depthwise: bool,
+}
+
+/// Which source layer each layer of the target learns from, among those that make two paired interfaces. The k-th of its kind
+/// learns from the one that is as far along, the last from the last. Where channels are also filtered one by one in only one of
+/// the two, there is nothing to learn: a channel can't become another there.
+fn partners(ours: &[(usize, Kind)], theirs: &[(usize, Kind)]) -> Vec<(usize, usize)> {
+    let filters = |all: &[(usize, Kind)]| all.iter().any(|(_, kind)| kind.depthwise);
+    if filters(ours) != filters(theirs) {
+        return vec![];
+    }
+    let mut found = vec![];
+    for &(layer, kind) in ours {
+        let like = |all: &[(usize, Kind)]| -> Vec<usize> {
+            all.iter().filter(|(_, k)| *k == kind).map(|(i, _)| *i).collect()
+        };
+        let (mine, others) = (like(ours), like(theirs));
+        let rank = mine.iter().position(|&i| i == layer).unwrap_or(0);
+        let at = ((rank + 1) * others.len() / mine.len().max(1)).max(1) - 1;
+        // A chain and a stream: what either leaves last.
+        let last = theirs.last().filter(|_| (ours.len(), others.len()) == (1, 0)).map(|(i, _)| *i);
+        found.extend(others.get(at).copied().or(last).map(|other| (layer, other)));
+    }
+    found
+}
+
+/// A tutor as an arm has it.
+pub struct Teaching<'a> {
+    pub tutor: &'a mut Tutor,
+    /// Its weights, by name, where they aren't as they came.
+    pub weights: Option<HashMap<ValueId, Tensor>>,
+    pub choices: &'a Choices,
+}
+
+impl Teaching<'_> {
+    /// What is wanted of a layer, rows × channels × positions, where this tutor has something to say.
+    pub(super) fn wanted(&self, index: usize, layer: &Layer, seen: &[Tensor]) -> Option<Tensor> {
+        match self.tutor.lessons.get(&index)? {
+            Lesson::Answer => {
+                let answer = seen.first()?;
+                let rows = answer.shape()[0];
+                (answer.len() == rows * layer.settled.channels)
+                    .then(|| answer.reshaped(&[rows, layer.settled.channels, 1]))
+            }
+            Lesson::Hidden { parts, view } => {
+                let mut features = vec![0; layer.settled.channels];
+                parts.iter().try_for_each(|p| p.pick(self.choices.get(&p.pair)?, &mut features))?;
+                Some(picked(seen.get(view + 1)?, &features))
+            }
+        }
+    }
+}
+
+/// Some channels of rows × channels × positions.
+fn picked(seen: &Tensor, choice: &[usize]) -> Tensor {
+    let &[rows, channels, positions] = seen.shape() else { return seen.clone() };
+    let values = seen.to_f32();
+    let mut out = Vec::with_capacity(rows * choice.len() * positions);
+    for row in values.chunks(channels * positions) {
+        choice.iter().for_each(|&c| out.extend_from_slice(&row[c * positions..(c + 1) * positions]));
+    }
+    Tensor::f32(&[rows, choice.len(), positions], &out)
+}
