@@ -239,9 +239,11 @@ impl Bench {
             }
         };
         eprintln!("{} seed {seed}: {} done", setting.name, run.name);
+        let copied = matches!(run.start, Start::Selected | Start::Headroom);
+        let untouched = if copied { &Json::Null } else { &report["untouched"]["test"] };
         Ok(json!({
             "setting": setting.name, "kind": setting.kind.name(), "labels": setting.labels, "seed": seed,
-            "run": run.name, "metric": report["metric"], "untouched": report["untouched"]["test"], "arms": arms,
+            "run": run.name, "metric": report["metric"], "untouched": untouched, "arms": arms,
             "method": report["method"], "seconds": report["seconds"]["train"], "steps": self.steps,
         }))
     }

@@ -7,7 +7,7 @@ use super::contest::{Contender, Contest};
 use super::data_free;
 use super::network::Network;
 use super::session::{Parts, Session, Split};
-use super::{Event, Method, Observer, TrainConfig};
+use super::{Event, Method, Observer, Start, TrainConfig};
 use crate::data::Dataset;
 use crate::error::{Error, Result, ResultExt};
 use crate::onnx::{self, SiteId, Tensor, ValueId};
@@ -238,6 +238,10 @@ fn nothing_to_try(config: &TrainConfig, session: &Session) -> Error {
     let why = match config.method {
         Method::Kd | Method::LpkaKd if !session.means.teacher => {
             "the source can't answer for the target's data"
+        }
+        _ if config.start == Start::Fitted && !session.means.tutor => {
+            "the source can't read the target's data, or none of its layers corresponds to one of the target, so nothing can \
+             be fitted"
         }
         _ if !session.means.adapter => "no weight of the source pairs with one of the target",
         _ => "the data has no labels",

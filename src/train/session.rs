@@ -168,6 +168,9 @@ impl Session {
             ));
         }
         session.means.adapter = adapts;
+        if session.config.start == Start::Fitted && !session.means.tutor {
+            observer.event(&Event::Note("no layer of the target can be fitted to one of the source's"));
+        }
         Ok(session)
     }
 

@@ -2,9 +2,10 @@
 
 use crate::merge::{only_weights_differ, report, run};
 use crate::transcript::Sandbox;
-use onnx_merge::onnx::Tensor;
+use onnx_merge::data::{read_npz, write_npz};
+use onnx_merge::onnx::{Tensor, ValueId};
 use onnx_merge::params::{Matrix, low_rank};
-use onnx_merge::report::Report;
+use onnx_merge::report::{ArmSource, Report};
 
 const DATA: &str = "--data digits_train100.npz --val digits_val.npz --test digits_test.npz --executor tract";
 
@@ -73,6 +74,64 @@ fn checkpoints_that_never_change_change_nothing() {
     let plain = report(&sandbox, &run, 0);
     let followed = report(&sandbox, &format!("{run} --trajectory step_*.onnx"), 0);
     assert_eq!(plain.output.unwrap().sha256, followed.output.unwrap().sha256);
+}
+
+#[test]
+fn a_fit_to_the_source_needs_hardly_any_training() {
+    let sandbox = sandbox().fixtures(&["digits_transformer.onnx"]);
+    let arguments = format!(
+        "digits_cnn.onnx digits_small_cnn.onnx -o out.onnx {DATA} --method lpka --start fitted --steps 24 --ablate"
+    );
+    let found = report(&sandbox, &arguments, 0);
+    let test = |source: ArmSource| {
+        let arm = found.arms.iter().find(|a| a.source == source && a.name.starts_with("lpka, fitted"));
+        arm.expect("the arm and its twins were trained").test[0]
+    };
+    assert!(test(ArmSource::Real) > 0.93, "{}", test(ArmSource::Real));
+    for twin in [ArmSource::Shuffled, ArmSource::Untrained] {
+        assert!(test(twin) < 0.9, "{twin:?}: {}", test(twin));
+    }
+    let repeated = report(&sandbox, "--config merge.toml", 0);
+    assert_eq!(found.output.unwrap().sha256, repeated.output.unwrap().sha256);
+    sandbox.transcript(
+        "$ onnx-merge digits_cnn.onnx digits_transformer.onnx -o x.onnx --data digits_val.npz --method lpka --start fitted
+         ...
+         error: this method can't be used here: the source can't read the target's data, or none of its layers corresponds [..]
+         hint: `--method auto` uses whatever applies
+         [exit 2]",
+    );
+}
+
+/// Pictures and their negatives, row for row: each model reads the array that is named as its input.
+#[test]
+fn models_that_see_the_same_things_otherwise_learn_from_paired_rows() {
+    let sandbox = sandbox();
+    for name in ["digits_train100.npz", "digits_val.npz", "digits_test.npz"] {
+        let mut arrays = read_npz(&sandbox.path(name)).unwrap();
+        let image = arrays.iter().find(|(name, _)| name == "x").unwrap().1.clone();
+        let negative: Vec<f32> = image.to_f32().iter().map(|v| 1.0 - v).collect();
+        arrays.retain(|(name, _)| name != "x");
+        arrays.push(("negative".into(), Tensor::f32(image.shape(), &negative)));
+        arrays.push(("image".into(), image));
+        write_npz(&sandbox.path(&format!("paired_{name}")), &arrays).unwrap();
+    }
+    let mut model = onnx_merge::onnx::read(sandbox.path("digits_small_cnn.onnx")).unwrap().model;
+    let (old, new) = (model.graph.inputs[0].id.clone(), ValueId::new("negative"));
+    model.graph.inputs[0].id = new.clone();
+    for input in model.graph.nodes.iter_mut().flat_map(|n| n.inputs.iter_mut().flatten()) {
+        if *input == old {
+            *input = new.clone();
+        }
+    }
+    onnx_merge::onnx::save(&model, sandbox.path("negatives.onnx")).unwrap();
+    let found = report(
+        &sandbox,
+        "digits_cnn.onnx negatives.onnx -o out.onnx --data paired_digits_train100.npz --val paired_digits_val.npz \
+         --test paired_digits_test.npz --executor tract --method lpka --start fitted --steps 24",
+        0,
+    );
+    assert!(found.untouched.test.unwrap() < 0.5, "{:?}", found.untouched);
+    assert!(test(&found) > 0.9, "{}", test(&found));
 }
 
 #[test]
