@@ -108,7 +108,7 @@ impl Source {
 
     /// It as a tutor in an arm.
     pub fn teaching(&mut self, kind: SourceKind, seed: u64) -> Option<Teaching<'_>> {
-        let weights = (kind != SourceKind::Real).then(|| self.side(kind, seed, None).weights);
+        let weights = self.side(kind, seed, None).weights;
         let choices = self.choices.get(&(kind, seed))?;
         Some(Teaching { tutor: self.tutor.as_mut()?, weights, choices })
     }

@@ -3,7 +3,9 @@
 use super::Learner;
 use crate::error::Result;
 use crate::onnx::{Tensor, ValueId};
-use crate::params::{InterfaceId, InterfaceKind, InterfaceUse, Layer, Pairing, Role, Weight, outputs};
+use crate::params::{
+    InterfaceId, InterfaceKind, InterfaceUse, Layer, Matrix, MatrixView, Pairing, Role, Weight, outputs,
+};
 use crate::runtime::Executor;
 use crate::train::align::View;
 use crate::train::batches::Data;
@@ -16,6 +18,7 @@ pub struct Tutor {
     pub(super) guide: Guide,
     /// For those of the learner's layers that have a partner: what they learn.
     pub(super) lessons: HashMap<usize, Lesson>,
+    tables: Vec<Table>,
 }
 
 pub(super) enum Lesson {
@@ -72,7 +75,7 @@ impl Tutor {
             return Ok(None);
         }
         let guide = Guide::open(source, data, &views.iter().collect::<Vec<_>>(), executor)?;
-        Ok(Some(Self { guide, lessons }))
+        Ok(Some(Self { guide, lessons, tables: tables(target, source, pairing) }))
     }
 }
 
@@ -172,15 +175,54 @@ fn partners(ours: &[(usize, Kind)], theirs: &[(usize, Kind)]) -> Vec<(usize, usi
     found
 }
 
+/// Tables of as many entries, looked up into paired interfaces: nobody needs examples to copy one.
+struct Table {
+    pair: (InterfaceId, InterfaceId),
+    ours: Weight,
+    theirs: Weight,
+}
+
+fn tables(target: &Network, source: &Network, pairing: &Pairing) -> Vec<Table> {
+    let of = |network: &Network, id: InterfaceId| -> Vec<Weight> {
+        let makers = network.params.interface(id).producers.iter().map(|&w| network.params.weight(w));
+        makers.filter(|w| w.role == Role::Embedding && w.output_use().is_some()).cloned().collect()
+    };
+    let entries = |w: &Weight| w.view.as_ref().map(MatrixView::cols);
+    let mut found = vec![];
+    for &pair in &pairing.interfaces {
+        let mut theirs = of(source, pair.1);
+        for ours in of(target, pair.0) {
+            if let Some(at) = theirs.iter().position(|w| entries(w) == entries(&ours)) {
+                found.push(Table { pair, ours, theirs: theirs.remove(at) });
+            }
+        }
+    }
+    found
+}
+
 /// A tutor as an arm has it.
 pub struct Teaching<'a> {
     pub tutor: &'a mut Tutor,
-    /// Its weights, by name, where they aren't as they came.
-    pub weights: Option<HashMap<ValueId, Tensor>>,
+    /// The source's weights, by name.
+    pub weights: HashMap<ValueId, Tensor>,
     pub choices: &'a Choices,
 }
 
 impl Teaching<'_> {
+    /// The target's tables with the chosen channels of the source's.
+    pub(super) fn copied(&self) -> Vec<(ValueId, Tensor)> {
+        let copy = |table: &Table| {
+            let (view, other) = (table.ours.view.as_ref()?, table.theirs.view.as_ref()?);
+            let matrix = other.matrix_of(self.weights.get(&table.theirs.name)?);
+            let choice = self.choices.get(&table.pair)?;
+            let rows = choice.iter().map(|&c| (c < matrix.rows).then(|| matrix.row(c)));
+            let data = rows.collect::<Option<Vec<_>>>()?.concat();
+            let matrix = (choice.len() == view.out).then(|| Matrix::new(view.out, view.cols(), data))?;
+            let ours = &table.ours;
+            Some((ours.name.clone(), view.tensor_of(&matrix, &ours.shape, ours.dtype)))
+        };
+        self.tutor.tables.iter().filter_map(copy).collect()
+    }
     /// What is wanted of a layer, rows × channels × positions, where this tutor has something to say.
     pub(super) fn wanted(&self, index: usize, layer: &Layer, seen: &[Tensor]) -> Option<Tensor> {
         match self.tutor.lessons.get(&index)? {

@@ -69,11 +69,13 @@ pub fn fit(
     let rows = Rows::some(examples, count);
     let mut seen = vec![];
     for teaching in &mut teachings {
-        let weights = teaching.weights.as_ref().map(|w| teaching.tutor.guide.with(w));
-        seen.push(rows.observe(&mut teaching.tutor.guide, weights.as_deref())?);
+        let weights = teaching.tutor.guide.with(&teaching.weights);
+        seen.push(rows.observe(&mut teaching.tutor.guide, Some(&weights))?);
     }
     let mut own: Option<Vec<Tensor>> = None;
-    let mut fitted: HashMap<ValueId, Tensor> = HashMap::new();
+    let tables = teachings.iter().rev().flat_map(Teaching::copied);
+    let may = |id: &ValueId| trainable.iter().any(|(name, _)| name == id);
+    let mut fitted: HashMap<ValueId, Tensor> = tables.filter(|(id, _)| may(id)).collect();
     for (i, layer) in learner.layers.iter().enumerate() {
         let lesson = teachings.iter().zip(&seen).find_map(|(t, seen)| t.wanted(i, layer, seen));
         let wanted = match (lesson, &mut own) {
@@ -223,7 +225,8 @@ mod tests {
         assert_eq!(tutor.lessons.len(), layers, "every layer has its partner");
         let channels = |id: InterfaceId| target.params.interface(id).channels;
         let choices = pairing.interfaces.iter().map(|&p| (p, (0..channels(p.0)).collect())).collect();
-        let teaching = Teaching { tutor: &mut tutor, weights: None, choices: &choices };
+        let weights = source.model.graph.initializers.clone().into_iter().collect();
+        let teaching = Teaching { tutor: &mut tutor, weights, choices: &choices };
         let trainable = target.trainable(&[])?;
         let fitted = fit(&target, &mut learner, vec![teaching], &trainable, &examples, 1 << 16, &executor)?;
         let rows: Vec<usize> = (0..200).collect();
