@@ -29,6 +29,9 @@ use std::collections::HashMap;
 const MOST_ROWS: usize = 2048;
 /// Most numbers that are kept of what is wanted (a quarter of a gigabyte).
 const MOST_NUMBERS: usize = 1 << 26;
+/// Equations for each unknown that are enough, and rows that are always looked at: positions of one row are much alike.
+const ENOUGH: usize = 100;
+const FEWEST_ROWS: usize = 512;
 /// Rows of training for each row that a layer is shown: a layer costs half a forward pass on average, a step three for each row
 /// of its batch, so that a fit takes about a tenth of the training behind it.
 const SHARE: usize = 2;
@@ -130,7 +133,9 @@ impl Run<'_> {
         let (model, facts) = normal::program(self.target, self.layer, view)?;
         let mut program = self.executor.compile(&model, &facts)?;
         let mut sums = normal::Sums::new(view);
-        for some in self.rows.batches(self.target.batch).chunks(self.executor.lanes().max(1)) {
+        let enough = ENOUGH * view.cols() / self.layer.settled.positions().max(1);
+        let batches = self.rows.batches(self.target.batch, enough.max(FEWEST_ROWS));
+        for some in batches.chunks(self.executor.lanes().max(1)) {
             let mut runs = vec![];
             for batch in some {
                 let (mut feeds, more) = self.rows.feeds(self.target, *batch, wanted)?;

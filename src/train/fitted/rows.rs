@@ -46,12 +46,15 @@ impl<'a> Rows<'a> {
         Ok(all.iter().map(tensor).collect())
     }
 
-    /// Rows that one run of the target takes, and the places of theirs among all.
-    pub fn batches(&self, size: usize) -> Vec<(Split, &[usize], usize)> {
+    /// Rows that one run of the target takes, and the places of theirs among all, until there are `enough`.
+    pub fn batches(&self, size: usize, enough: usize) -> Vec<(Split, &[usize], usize)> {
         let mut at = 0;
         let mut batches = vec![];
         for (split, rows) in &self.parts {
             for some in rows.chunks(size.max(1)) {
+                if at >= enough {
+                    break;
+                }
                 batches.push((*split, some, at));
                 at += some.len();
             }
