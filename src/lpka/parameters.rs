@@ -226,6 +226,8 @@ impl Plan {
         for layer in &self.layers {
             let emitted = layer.emit(b, values, noise);
             for (base, addition) in emitted.additions {
+                // A matrix view may split axes that the weight has as one.
+                let addition = b.reshape(&addition, &self.bases[base].shape);
                 merged[base] = b.add(&merged[base], &addition);
             }
             maps.extend(emitted.maps);

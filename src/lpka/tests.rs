@@ -213,6 +213,21 @@ fn a_fitted_start_is_where_the_first_step_begins() -> Result<()> {
 }
 
 #[test]
+fn weights_whose_view_splits_their_axes_keep_their_shape() -> Result<()> {
+    let (mut t, s) = (target(), source());
+    let view = t.weights[2].view.as_mut().expect("the second convolution");
+    view.split.insert(0, 1);
+    view.perm = (0..view.split.len()).collect();
+    let (ours, theirs) = (random_side(&t, 1), random_side(&s, 2));
+    let pairing = pairing();
+    let origins = [Origin::new(theirs, &pairing)];
+    let program = build(&ours, &origins, &names(&t), &config(Preset::Structured), 1.0, &*executor(), 3)?;
+    let first = &program.initial.iter().find(|(n, _)| n.as_str() == "w1").expect("it is trained").1;
+    assert_eq!(first.shape(), ours.weights["w1"].shape());
+    steps(&program, 2, 0.1).map(drop)
+}
+
+#[test]
 fn chosen_channels_are_what_an_open_gate_starts_from() -> Result<()> {
     let (t, s) = (target(), source());
     let (ours, theirs) = (random_side(&t, 1), random_side(&s, 2));
