@@ -125,20 +125,20 @@ impl Cell {
             .collect();
         let pairs: Vec<Json> = self
             .pairs()
-            .map(|(a, b, mean, stderr, n)| json!({ "arm": a, "against": b, "mean": mean, "stderr": stderr, "n": n }))
+            .map(|(a, b, differences)| {
+                let (mean, stderr) = mean_and_stderr(&differences).unwrap_or((f64::NAN, None));
+                json!({ "arm": a, "against": b, "mean": mean, "stderr": stderr, "n": differences.len() })
+            })
             .collect();
         json!({
             "setting": self.setting, "kind": self.kind, "labels": self.labels, "metric": self.metric,
             "arms": arms, "paired_differences": pairs,
         })
     }
-    /// (arm, against, mean, standard error, seeds) of every comparison there are figures for.
-    fn pairs(&self) -> impl Iterator<Item = (&'static str, &'static str, f64, Option<f64>, usize)> {
-        PAIRS.iter().filter_map(|&(a, b)| {
-            let differences = self.differences(a, b);
-            let (mean, stderr) = mean_and_stderr(&differences)?;
-            Some((a, b, mean, stderr, differences.len()))
-        })
+    /// (arm, against, differences) of every comparison there are figures for.
+    fn pairs(&self) -> impl Iterator<Item = (&'static str, &'static str, Vec<f64>)> {
+        let all = PAIRS.iter().map(|&(a, b)| (a, b, self.differences(a, b)));
+        all.filter(|(.., differences)| !differences.is_empty())
     }
 }
 
@@ -165,8 +165,8 @@ fn markdown(cells: &[Cell]) -> String {
             );
         }
         let _ = writeln!(text, "\n| difference, seed for seed | |\n|---|---|");
-        for (a, b, ..) in cell.pairs() {
-            let _ = writeln!(text, "| {a} − {b} | {} |", difference(&cell.metric, &cell.differences(a, b)));
+        for (a, b, differences) in cell.pairs() {
+            let _ = writeln!(text, "| {a} − {b} | {} |", difference(&cell.metric, &differences));
         }
     }
     text

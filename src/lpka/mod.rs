@@ -63,14 +63,21 @@ pub struct Origin<'a> {
     pub pairing: &'a Pairing,
     /// (target, source) interfaces whose maps the model step wants too, to hold activations against each other.
     pub aligned: Vec<(InterfaceId, InterfaceId)>,
-    /// For (target, source) interfaces which source channel each target channel starts from, where that isn't simply an
-    /// even selection.
-    pub choices: HashMap<(InterfaceId, InterfaceId), Vec<usize>>,
+    /// Where these aren't simply even selections.
+    pub choices: Choices,
 }
+
+/// For (target, source) interfaces which source channel each target channel starts from.
+pub type Choices = HashMap<(InterfaceId, InterfaceId), Vec<usize>>;
 
 impl<'a> Origin<'a> {
     pub fn new(side: Side<'a>, pairing: &'a Pairing) -> Self {
-        Self { side, pairing, aligned: vec![], choices: HashMap::new() }
+        Self { side, pairing, aligned: vec![], choices: Choices::new() }
+    }
+    /// Which source channel each of so many target channels starts from.
+    fn choice(&self, to: InterfaceId, from: InterfaceId, channels: usize) -> Vec<usize> {
+        let known = self.choices.get(&(to, from)).filter(|c| c.len() == channels);
+        known.cloned().unwrap_or_else(|| selection(channels, self.side.graph.interface(from).channels))
     }
 }
 

@@ -3,7 +3,7 @@
 //! `T = (P_out B_s)(P_in A_s)ᵀ` with the source's rank-r factors B_s = U√Σ and A_s = V√Σ, kernels and flattened positions
 //! resampled first; the layer adds `g · ρ · T` to the target's own W, which starts at `(1 − g₀) · W`.
 
-use super::interface::{InterfaceMap, codes, selection};
+use super::interface::{InterfaceMap, codes};
 use super::lens::{Attended, Columns};
 use super::parameters::{Base, Emitted, Layer, Linked, Noise, ParamId, Parameters, Plan};
 use super::resample::{resample_positions, resampling};
@@ -220,7 +220,7 @@ impl Planner<'_> {
         let mut make = |&(to, from): &(InterfaceId, InterfaceId)| {
             let (target, source) = (self.target.graph.interface(to), self.origin.side.graph.interface(from));
             let codes = codes(self.target, target, rank).zip(codes(&self.origin.side, source, rank));
-            let choice = choice(self.origin, to, from, target.channels, source.channels);
+            let choice = self.origin.choice(to, from, target.channels);
             let name = format!("map{}", to.0);
             InterfaceMap::new(&name, (&choice, source.channels), codes, self.config, parameters)
         };
@@ -287,11 +287,9 @@ impl Planner<'_> {
         factors: &Matrix,
         inner: usize,
     ) -> Option<Vec<Block>> {
-        let mut uses: Vec<&InterfaceUse> = to.iter().collect();
-        uses.sort_by_key(|u| u.offset);
         let mut end = 0;
         let mut blocks = vec![];
-        for to in uses {
+        for to in InterfaceUse::in_order(to) {
             let wanted = self.origin.pairing.source_of(to.interface)?;
             let from = from.iter().find(|u| u.interface == wanted)?;
             let ordered = to.is_channel_major() || to.is_position_major();
@@ -378,18 +376,6 @@ impl Block {
     }
 }
 
-/// Which source channel each target channel starts from.
-fn choice(
-    origin: &Origin<'_>,
-    to: InterfaceId,
-    from: InterfaceId,
-    channels: usize,
-    others: usize,
-) -> Vec<usize> {
-    let known = origin.choices.get(&(to, from)).filter(|c| c.len() == channels);
-    known.cloned().unwrap_or_else(|| selection(channels, others))
-}
-
 /// A matrix of `out × (in · taps)` with its kernels resampled.
 pub(super) fn with_taps(matrix: &Matrix, from: &[usize], to: &[usize]) -> Matrix {
     if from == to {
@@ -433,7 +419,7 @@ fn start_vectors(
                 };
                 let Some(tensor) = source.weights.get(&theirs.name) else { continue };
                 let values = tensor.to_f32();
-                let choice = choice(origin, to, from, interface.channels, other.channels);
+                let choice = origin.choice(to, from, interface.channels);
                 let picked: Vec<f32> = choice.into_iter().map(|i| values[i]).collect();
                 plan.parameters.replace(plan.bases[base].parameter, gate, own, &picked);
                 plan.transfers.push(Transfer {

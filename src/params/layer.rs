@@ -1,7 +1,8 @@
 //! A matrix at work: what it is applied to, and what it leaves before anything nonlinear.
 
-use super::{InterfaceUse, ParamGraph, Reading, Role, Weight, WeightId};
+use super::{InterfaceUse, ParamGraph, Reading, Role, WeightId};
 use crate::onnx::{Facts, Graph, Node, Tensor, ValueId};
+use std::collections::HashMap;
 
 /// A convolution or linear layer: `settled = scale · (W x + b) + shift`, channel by channel, which may be added to something
 /// else.
@@ -37,10 +38,12 @@ impl Layer {
 
     /// All such layers of a model for `rows` rows, in the order in which it uses them.
     pub fn all(graph: &Graph, facts: &Facts, params: &ParamGraph, rows: usize) -> Vec<Self> {
-        params.matrices().filter_map(|(id, _)| Self::find(graph, facts, params, id, rows)).collect()
+        let model = Known { graph, facts, consumers: graph.consumers() };
+        params.matrices().filter_map(|(id, _)| Self::find(&model, params, id, rows)).collect()
     }
 
-    fn find(graph: &Graph, facts: &Facts, params: &ParamGraph, id: WeightId, rows: usize) -> Option<Self> {
+    fn find(model: &Known<'_>, params: &ParamGraph, id: WeightId, rows: usize) -> Option<Self> {
+        let Known { graph, facts, .. } = *model;
         let weight = params.weight(id);
         let view = weight.view.as_ref()?;
         let whole = weight.output.iter().map(InterfaceUse::len).sum::<usize>() == view.out;
@@ -52,7 +55,7 @@ impl Layer {
         let plain = node.float_or("alpha", 1.0) == 1.0 && node.float_or("beta", 1.0) == 1.0;
         let data = node.input(0).filter(|_| plain)?.clone();
         let convolves = weight.role != Role::Linear;
-        let mut channels = Channels { graph, facts, count: view.out, axis: convolves.then_some(1) };
+        let channels = Channels { model, count: view.out, axis: convolves.then_some(1) };
         let mut value = node.output(0)?.clone();
         let mut bias = node.input(2).cloned();
         if let (None, Some((next, operand))) = (&bias, channels.addition(&value)) {
@@ -71,17 +74,16 @@ impl Layer {
     }
 }
 
-/// The parts of a weight's output side, in the order of its features: several where projections are fused.
-pub fn outputs(weight: &Weight) -> Vec<&InterfaceUse> {
-    let mut parts: Vec<&InterfaceUse> = weight.output.iter().collect();
-    parts.sort_by_key(|part| part.offset);
-    parts
+/// A graph, and what is known of its values.
+struct Known<'a> {
+    graph: &'a Graph,
+    facts: &'a Facts,
+    consumers: HashMap<ValueId, Vec<usize>>,
 }
 
 /// Follows values whose channels stay apart.
 struct Channels<'a> {
-    graph: &'a Graph,
-    facts: &'a Facts,
+    model: &'a Known<'a>,
     count: usize,
     /// The axis of the channels; the last where there is none.
     axis: Option<usize>,
@@ -90,17 +92,15 @@ struct Channels<'a> {
 impl Channels<'_> {
     /// The only node that reads a value which isn't an output.
     fn reader(&self, value: &ValueId) -> Option<&Node> {
-        let reads = |n: &&Node| crate::onnx::node_reads(n).contains(value);
-        let mut readers = self.graph.nodes.iter().filter(reads);
-        let only = readers.next()?;
-        let end = self.graph.outputs.iter().any(|o| o.id == *value);
-        (readers.next().is_none() && !end).then_some(only)
+        let &[only] = self.model.consumers.get(value)?.as_slice() else { return None };
+        let end = self.model.graph.outputs.iter().any(|o| o.id == *value);
+        (!end).then(|| &self.model.graph.nodes[only])
     }
 
     /// A constant with an element a channel, or one for all.
     fn constant(&self, id: &ValueId, beside: &ValueId) -> Option<Vec<f64>> {
-        let tensor = self.graph.initializers.get(id).filter(|t| t.dtype().is_float())?;
-        let rank = self.facts.get(beside)?.rank();
+        let tensor = self.model.graph.initializers.get(id).filter(|t| t.dtype().is_float())?;
+        let rank = self.model.facts.get(beside)?.rank();
         let axis = self.axis.unwrap_or(rank - 1);
         let lies = |tensor: &Tensor| {
             let missing = rank.checked_sub(tensor.rank())?;
@@ -118,7 +118,7 @@ impl Channels<'_> {
     fn addition(&self, value: &ValueId) -> Option<(ValueId, ValueId)> {
         let node = self.reader(value).filter(|n| n.is("Add"))?;
         let operand = node.inputs.iter().flatten().find(|i| *i != value)?;
-        let full = self.graph.initializers.get(operand)?.len() == self.count;
+        let full = self.model.graph.initializers.get(operand)?.len() == self.count;
         self.constant(operand, value).filter(|_| full)?;
         Some((node.output(0)?.clone(), operand.clone()))
     }
@@ -127,12 +127,13 @@ impl Channels<'_> {
     fn sum(&self, value: &ValueId) -> Option<(ValueId, ValueId)> {
         let node = self.reader(value).filter(|n| n.is("Add") || n.is("Sum") && n.inputs.len() == 2)?;
         let other = node.inputs.iter().flatten().find(|i| *i != value)?;
-        let same = self.facts.get(other)?.shape == self.facts.get(value)?.shape;
-        same.then(|| Some((node.output(0)?.clone(), other.clone())))?
+        let same = self.model.facts.get(other)?.shape == self.model.facts.get(value)?.shape;
+        let total = node.output(0).filter(|_| same)?;
+        Some((total.clone(), other.clone()))
     }
 
     /// Where `value` is last only scaled and shifted, and by what.
-    fn settle(&mut self, mut value: ValueId) -> (ValueId, Vec<f64>, Vec<f64>) {
+    fn settle(&self, mut value: ValueId) -> (ValueId, Vec<f64>, Vec<f64>) {
         let (mut scale, mut shift) = (vec![1.0; self.count], vec![0.0; self.count]);
         while let Some((next, by, plus)) = self.step(&value) {
             for c in 0..self.count {
@@ -159,7 +160,7 @@ impl Channels<'_> {
             "Mul" => (constant()?, zero),
             "Div" if first => (constant()?.iter().map(|v| 1.0 / v).collect(), zero),
             "BatchNormalization" if first && node.int_or("training_mode", 0) == 0 => {
-                let part = |i: usize| self.graph.initializers.get(node.input(i)?).map(Tensor::to_f64);
+                let part = |i: usize| self.model.graph.initializers.get(node.input(i)?).map(Tensor::to_f64);
                 let (scale, shift, mean, variance) = (part(1)?, part(2)?, part(3)?, part(4)?);
                 let epsilon = node.float_or("epsilon", 1e-5) as f64;
                 let by: Vec<f64> =

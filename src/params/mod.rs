@@ -13,7 +13,7 @@ mod reading;
 pub mod spectrum;
 mod within;
 
-pub use layer::{Layer, outputs};
+pub use layer::Layer;
 pub use matrix::{Matrix, MatrixView};
 pub use pair::{Pairing, WeightPair};
 pub use reading::Reading;
@@ -174,11 +174,19 @@ impl InterfaceUse {
     pub fn is_position_major(&self) -> bool {
         self.channel_stride == 1 && (self.positions == 1 || self.position_stride == self.channels)
     }
+    /// The feature of a channel, counted from the first that is used, at a position.
+    pub fn feature(&self, channel: usize, position: usize) -> usize {
+        self.offset + channel * self.channel_stride + position * self.position_stride
+    }
     /// The feature of each channel and position, channel by channel.
     pub fn features(&self) -> impl Iterator<Item = usize> + '_ {
-        (0..self.channels).flat_map(move |c| {
-            (0..self.positions).map(move |p| self.offset + c * self.channel_stride + p * self.position_stride)
-        })
+        (0..self.channels).flat_map(move |c| (0..self.positions).map(move |p| self.feature(c, p)))
+    }
+    /// The parts of a weight's side in the order of its features: several where projections are fused or inputs joined.
+    pub fn in_order(side: &[InterfaceUse]) -> Vec<&InterfaceUse> {
+        let mut parts: Vec<&InterfaceUse> = side.iter().collect();
+        parts.sort_by_key(|part| part.offset);
+        parts
     }
 }
 

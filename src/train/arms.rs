@@ -92,7 +92,7 @@ pub struct Means {
     pub adapter: bool,
     /// A source that reads the target's data and answers in the target's terms.
     pub teacher: bool,
-    /// A source that reads the target's data and has layers that correspond to the target's.
+    /// A source that reads the target's data and has layers that correspond to the target's, where these are to be fitted.
     pub tutor: bool,
 }
 
@@ -105,14 +105,10 @@ pub fn candidates(config: &TrainConfig, means: Means, supervised: bool) -> Vec<A
         None if config.adapter.preset == super::Preset::Structured => vec![1.0, 0.5, 0.0],
         None => vec![0.0],
     };
-    let (fits, maps) = match (config.start, config.adapter.gate) {
-        (Start::Fitted, _) => (means.tutor, false),
-        (Start::Mapped, _) | (Start::Auto, Some(_)) => (false, true),
-        (Start::Auto, None) => (means.tutor, true),
-    };
+    let gates = if config.start == Start::Fitted { vec![] } else { gates };
     let lpka = |teacher: bool| {
-        let mapped = gates.iter().filter(move |_| maps).map(move |&g| Arm::lpka(g, teacher));
-        fits.then(|| Arm::fitted(teacher)).into_iter().chain(mapped).collect::<Vec<_>>()
+        let mapped = gates.iter().map(move |&g| Arm::lpka(g, teacher));
+        means.tutor.then(|| Arm::fitted(teacher)).into_iter().chain(mapped).collect::<Vec<_>>()
     };
     let mut arms = match config.method {
         Method::Finetune => vec![Arm::finetune()],

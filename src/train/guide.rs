@@ -117,11 +117,14 @@ impl Guide {
         Ok(answer.reshaped(&[rows.len(), answer.len() / rows.len().max(1)]))
     }
 
+    /// The views on some of the training data.
+    pub fn sample(&mut self, rows: &[usize], weights: Option<&[Value]>) -> Result<Vec<Tensor>> {
+        let rows = &rows[..rows.len().min(MEASURED)];
+        Ok(self.observe(Split::Train, rows, None, weights)?.split_off(1))
+    }
     /// Standard deviations of the views on some of the training data.
     pub fn deviations(&mut self, rows: &[usize], weights: Option<&[Value]>) -> Result<Vec<f64>> {
-        let rows = &rows[..rows.len().min(MEASURED)];
-        let views = self.observe(Split::Train, rows, None, weights)?;
-        Ok(views.iter().skip(1).map(deviation).collect())
+        Ok(self.sample(rows, weights)?.iter().map(deviation).collect())
     }
 }
 

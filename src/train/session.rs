@@ -94,17 +94,17 @@ impl Session {
             Start::Auto => config.adapter.gate.is_none(),
             start => start == Start::Fitted,
         };
-        let fits = fits && !sources.is_empty();
-        let learner = match fits {
-            true => Some(Learner::open(&target, target_data, &*model_executor)?),
-            false => None,
-        };
+        let layers = if fits && !sources.is_empty() { fitted::layers(&target) } else { vec![] };
         let mut opened = vec![];
         for network in sources {
-            let to = (&target, learner.as_ref());
+            let to = (&target, &layers[..]);
             opened.push(Source::open(network, to, source_data, &config, &*model_executor, observer)?);
         }
         let mut sources = opened;
+        let learner = match sources.iter().any(Source::fits) {
+            true => Some(Learner::open(&target, layers, target_data, &*model_executor)?),
+            false => None,
+        };
         if let Some(source) = sources.first_mut() {
             source.remember(trajectory, &*model_executor)?;
         }
@@ -140,7 +140,7 @@ impl Session {
         let means = Means {
             adapter: sources.iter().any(|s| !s.pairing.weights.is_empty()),
             teacher: teaches,
-            tutor: sources.iter().any(Source::fits),
+            tutor: learner.is_some(),
         };
         let weights = weights.into_iter().filter(|(id, _)| order.contains(id)).collect();
         let mut session = Self {

@@ -3,15 +3,14 @@
 use super::align::{Alignment, View, alignments};
 use super::arms::SourceKind;
 use super::batches::Data;
-use super::fitted::{Choices, Learner, Teaching, Tutor, choose};
+use super::fitted::{Teaching, Tutor, choose};
 use super::guide::{Guide, can_teach};
 use super::network::Network;
-use super::session::Split;
 use super::{Event, Observer, Preset, TrainConfig};
 use crate::error::{Error, Result};
-use crate::lpka::{self, Origin, Side};
+use crate::lpka::{self, Choices, Origin, Side};
 use crate::onnx::{Tensor, ValueId};
-use crate::params::{Pairing, Weight};
+use crate::params::{Layer, Pairing, Weight};
 use crate::runtime::{Executor, Value};
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -34,9 +33,6 @@ pub struct Source {
     deviations: Vec<f64>,
 }
 
-/// Rows on which channels are chosen.
-const MEASURED: usize = 256;
-
 /// Weights by name.
 pub type Weights = HashMap<ValueId, Tensor>;
 
@@ -50,10 +46,11 @@ pub struct Part {
 }
 
 impl Source {
-    /// Pairs a source with the target and finds out what it can do on the data.
+    /// Pairs a source with the target and finds out what it can do on the data, and for those of the target's layers that
+    /// are to be fitted.
     pub fn open(
         network: Network,
-        (target, learner): (&Network, Option<&Learner>),
+        (target, layers): (&Network, &[Layer]),
         data: Data<'_>,
         config: &TrainConfig,
         executor: &dyn Executor,
@@ -95,9 +92,9 @@ impl Source {
             choices: HashMap::new(),
             deviations: vec![],
         };
-        if let Some(learner) = learner.filter(|_| structured && source.guide.is_some() && !itself) {
+        if !layers.is_empty() && structured && source.guide.is_some() && !itself {
             let Source { network, pairing, .. } = &source;
-            source.tutor = Tutor::open((target, learner), network, pairing, teaches, data, executor)?;
+            source.tutor = Tutor::open((target, layers), network, pairing, teaches, data, executor)?;
         }
         Ok(source)
     }
@@ -121,14 +118,13 @@ impl Source {
         let tensors = (kind != SourceKind::Real).then(|| self.side(kind, seed, None).weights);
         let Some(guide) = &mut self.guide else { return Ok(()) };
         let weights = tensors.map(|tensors| guide.with(&tensors));
-        let rows = &rows[..rows.len().min(MEASURED)];
-        let views = guide.observe(Split::Train, rows, None, weights.as_deref())?;
+        let views = guide.sample(rows, weights.as_deref())?;
         let mut choices = Choices::new();
         for &(to, from) in &self.pairing.interfaces {
             let (ours, theirs) =
                 (target.params.interface(to).channels, self.network.params.interface(from).channels);
             let seen = self.alignments.iter().position(|a| (a.target, a.source) == (to, from));
-            let chosen = seen.and_then(|i| choose(views.get(i + 1)?, ours));
+            let chosen = seen.and_then(|i| choose(views.get(i)?, ours));
             choices.insert((to, from), chosen.unwrap_or_else(|| lpka::selection(ours, theirs)));
         }
         self.choices.insert((kind, seed), choices);

@@ -1,10 +1,11 @@
 //! What the layers of a target learn from a source: which of its layers is whose partner, and what is wanted then.
 
-use super::Learner;
+use super::layers as layers_of;
 use crate::error::Result;
+use crate::lpka::Choices;
 use crate::onnx::{Tensor, ValueId};
 use crate::params::{
-    InterfaceId, InterfaceKind, InterfaceUse, Layer, Matrix, MatrixView, Pairing, Role, Weight, outputs,
+    InterfaceId, InterfaceKind, InterfaceUse, Layer, Matrix, MatrixView, Pairing, Role, Weight,
 };
 use crate::runtime::Executor;
 use crate::train::align::View;
@@ -16,7 +17,7 @@ use std::collections::HashMap;
 /// What a source can show them.
 pub struct Tutor {
     pub(super) guide: Guide,
-    /// For those of the learner's layers that have a partner: what they learn.
+    /// For those of the target's layers that have a partner: what they learn.
     pub(super) lessons: HashMap<usize, Lesson>,
     tables: Vec<Table>,
 }
@@ -30,36 +31,33 @@ pub(super) enum Lesson {
     Answer,
 }
 
-/// The source channels that stand for a pair's target channels.
-pub type Choices = HashMap<(InterfaceId, InterfaceId), Vec<usize>>;
-
 impl Tutor {
     /// `None` where no layer of the target corresponds to one of the source.
     ///
     /// # Errors
     /// Where the source can't read the data.
     pub fn open(
-        (target, learner): (&Network, &Learner),
+        (target, layers): (&Network, &[Layer]),
         source: &Network,
         pairing: &Pairing,
         teaches: bool,
         data: Data<'_>,
         executor: &dyn Executor,
     ) -> Result<Option<Self>> {
-        let known = Layer::all(&source.model.graph, &source.facts, &source.params, source.batch);
+        let known = layers_of(source);
         let mut views = vec![];
         let mut lessons = HashMap::new();
-        for spaces in spaces_of(target, &learner.layers) {
+        for spaces in spaces_of(target, layers) {
             let source_of = |&id: &InterfaceId| pairing.source_of(id);
             let Some(others) = spaces.iter().map(source_of).collect::<Option<Vec<_>>>() else { continue };
             if spaces.iter().any(|&id| target.params.interface(id).kind != InterfaceKind::Hidden) {
                 continue;
             }
-            let makers = makers_of(target, &learner.layers, &spaces);
+            let makers = makers_of(target, layers, &spaces);
             for (i, other) in partners(&makers, &makers_of(source, &known, &others)) {
-                let (ours, theirs) = (learner.layers[i].made(), known[other].made());
+                let (ours, theirs) = (layers[i].made(), known[other].made());
                 // A grid tells nothing of a single value, nor the reverse.
-                let weights = (weight_of(target, &learner.layers[i]), weight_of(source, &known[other]));
+                let weights = (weight_of(target, &layers[i]), weight_of(source, &known[other]));
                 let fits = ours.grid.len() == theirs.grid.len();
                 if let Some(parts) = parts(weights.0, weights.1).filter(|_| fits) {
                     lessons.insert(i, Lesson::Hidden { parts, view: views.len() });
@@ -67,8 +65,8 @@ impl Tutor {
                 }
             }
         }
-        let head = learner.layers.iter().position(|l| l.made().value == target.head.answer);
-        if let Some(head) = head.filter(|&i| teaches && learner.layers[i].made().grid.is_empty()) {
+        let head = layers.iter().position(|l| l.made().value == target.head.answer);
+        if let Some(head) = head.filter(|&i| teaches && layers[i].made().grid.is_empty()) {
             lessons.insert(head, Lesson::Answer);
         }
         if !lessons.values().any(|l| matches!(l, Lesson::Hidden { .. })) {
@@ -85,7 +83,7 @@ fn weight_of<'a>(network: &'a Network, layer: &Layer) -> &'a Weight {
 
 /// The interfaces that a layer makes, in the order of its features.
 fn made_spaces(network: &Network, layer: &Layer) -> Vec<InterfaceId> {
-    outputs(weight_of(network, layer)).iter().map(|part| part.interface).collect()
+    InterfaceUse::in_order(&weight_of(network, layer).output).iter().map(|part| part.interface).collect()
 }
 
 /// What layers make, each once.
@@ -123,21 +121,20 @@ fn parts(target: &Weight, source: &Weight) -> Option<Vec<Part>> {
             theirs: theirs.clone(),
         })
     };
-    outputs(target).into_iter().zip(outputs(source)).map(part).collect()
+    let (ours, theirs) = (InterfaceUse::in_order(&target.output), InterfaceUse::in_order(&source.output));
+    ours.into_iter().zip(theirs).map(part).collect()
 }
 
 impl Part {
     /// Puts the source's feature for each of the target's in its place.
     fn pick(&self, choice: &[usize], features: &mut [usize]) -> Option<()> {
-        let feature =
-            |u: &InterfaceUse, c: usize, p: usize| u.offset + c * u.channel_stride + p * u.position_stride;
         for c in 0..self.ours.channels {
             let channel = choice.get(self.ours.start + c)?.checked_sub(self.theirs.start)?;
             if channel >= self.theirs.channels {
                 return None;
             }
             for p in 0..self.ours.positions {
-                *features.get_mut(feature(&self.ours, c, p))? = feature(&self.theirs, channel, p);
+                *features.get_mut(self.ours.feature(c, p))? = self.theirs.feature(channel, p);
             }
         }
         Some(())

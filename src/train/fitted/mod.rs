@@ -12,7 +12,7 @@ mod normal;
 mod rows;
 
 pub use choice::choose;
-pub use lessons::{Choices, Teaching, Tutor};
+pub use lessons::{Teaching, Tutor};
 
 use super::align::View;
 use super::batches::{Data, Examples};
@@ -43,11 +43,20 @@ pub struct Learner {
     own: Guide,
 }
 
+/// The layers of a network that can be fitted, or fitted to.
+pub fn layers(network: &Network) -> Vec<Layer> {
+    Layer::all(&network.model.graph, &network.facts, &network.params, network.batch)
+}
+
 impl Learner {
     /// # Errors
     /// Where the target can't run on the data.
-    pub fn open(target: &Network, data: Data<'_>, executor: &dyn Executor) -> Result<Self> {
-        let layers = Layer::all(&target.model.graph, &target.facts, &target.params, target.batch);
+    pub fn open(
+        target: &Network,
+        layers: Vec<Layer>,
+        data: Data<'_>,
+        executor: &dyn Executor,
+    ) -> Result<Self> {
         let views: Vec<View> =
             layers.iter().map(|l| View::new(l.made().clone(), l.made().grid.clone())).collect();
         let own = Guide::open(target, data, &views.iter().collect::<Vec<_>>(), executor)?;
@@ -76,9 +85,9 @@ pub fn fit(
         seen.push(rows.observe(&mut teaching.tutor.guide, Some(&weights))?);
     }
     let mut own: Option<Vec<Tensor>> = None;
+    let fit = Fit { target, trainable, rows: &rows, executor };
     let tables = teachings.iter().rev().flat_map(Teaching::copied);
-    let may = |id: &ValueId| trainable.iter().any(|(name, _)| name == id);
-    let mut fitted: HashMap<ValueId, Tensor> = tables.filter(|(id, _)| may(id)).collect();
+    let mut fitted: HashMap<ValueId, Tensor> = tables.filter(|(id, _)| fit.may(id)).collect();
     for (i, layer) in learner.layers.iter().enumerate() {
         let lesson = teachings.iter().zip(&seen).find_map(|(t, seen)| t.wanted(i, layer, seen));
         let wanted = match (lesson, &mut own) {
@@ -87,40 +96,42 @@ pub fn fit(
             (None, Some(own)) => own[i + 1].clone(),
             (None, own) => own.insert(rows.observe(&mut learner.own, None)?)[i + 1].clone(),
         };
-        let run = Run { target, layer, trainable, rows: &rows, executor };
-        fitted.extend(run.solve(&learner.own.with(&fitted), &wanted)?);
+        fitted.extend(fit.solve(layer, &learner.own.with(&fitted), &wanted)?);
     }
     Ok(fitted)
 }
 
-/// One layer's turn.
-struct Run<'a> {
+/// What each layer is solved with.
+struct Fit<'a> {
     target: &'a Network,
-    layer: &'a Layer,
     trainable: &'a [(ValueId, Tensor)],
     rows: &'a Rows<'a>,
     executor: &'a dyn Executor,
 }
 
-impl Run<'_> {
+impl Fit<'_> {
+    /// Whether a weight may be changed.
+    fn may(&self, id: &ValueId) -> bool {
+        self.trainable.iter().any(|(name, _)| name == id)
+    }
+
     /// The layer's weight and bias that come closest to what is wanted, as far as they may be changed; `now` are the target's
     /// weights. Nothing for a layer that can't be fitted.
-    fn solve(&self, now: &[Value], wanted: &Tensor) -> Result<Vec<(ValueId, Tensor)>> {
-        let weight = self.target.params.weight(self.layer.weight);
-        let may = |id: &ValueId| self.trainable.iter().any(|(name, _)| name == id);
-        let moves = may(&weight.name) && self.layer.scale.iter().all(|s| s.is_normal());
+    fn solve(&self, layer: &Layer, now: &[Value], wanted: &Tensor) -> Result<Vec<(ValueId, Tensor)>> {
+        let weight = self.target.params.weight(layer.weight);
+        let moves = self.may(&weight.name) && layer.scale.iter().all(|s| s.is_normal());
         let view = weight.view.as_ref().filter(|v| moves && v.cols() <= normal::MOST_FEATURES);
         let Some(view) = view else { return Ok(vec![]) };
-        let sums = self.sums(now, wanted, view)?;
+        let sums = self.sums(layer, now, wanted, view)?;
         let value = |id: &ValueId| self.target.model.graph.initializers.get(id);
-        let bias = self.layer.bias.as_ref().and_then(|id| Some((id, value(id)?)));
-        let moving = bias.filter(|(id, _)| may(id));
+        let bias = layer.bias.as_ref().and_then(|id| Some((id, value(id)?)));
+        let moving = bias.filter(|(id, _)| self.may(id));
         let fixed = match (bias, moving) {
             (_, Some(_)) => None,
             (Some((_, values)), None) => Some(values.to_f64()),
             (None, None) => Some(vec![0.0; view.out]),
         };
-        let solved = sums.solve(&self.layer.scale, &self.layer.shift, fixed.as_deref());
+        let solved = sums.solve(&layer.scale, &layer.shift, fixed.as_deref());
         let Some((matrix, offset)) = solved else { return Ok(vec![]) };
         let mut found = vec![(weight.name.clone(), view.tensor_of(&matrix, &weight.shape, weight.dtype))];
         found.extend(
@@ -129,11 +140,11 @@ impl Run<'_> {
         Ok(found)
     }
 
-    fn sums(&self, now: &[Value], wanted: &Tensor, view: &MatrixView) -> Result<normal::Sums> {
-        let (model, facts) = normal::program(self.target, self.layer, view)?;
+    fn sums(&self, layer: &Layer, now: &[Value], wanted: &Tensor, view: &MatrixView) -> Result<normal::Sums> {
+        let (model, facts) = normal::program(self.target, layer, view)?;
         let mut program = self.executor.compile(&model, &facts)?;
         let mut sums = normal::Sums::new(view);
-        let enough = ENOUGH * view.cols() / self.layer.settled.positions().max(1);
+        let enough = ENOUGH * view.cols() / layer.settled.positions().max(1);
         let batches = self.rows.batches(self.target.batch, enough.max(FEWEST_ROWS));
         for some in batches.chunks(self.executor.lanes().max(1)) {
             let mut runs = vec![];
@@ -221,11 +232,11 @@ mod tests {
         let declared: Vec<_> = target.file.model.graph.required_inputs().cloned().collect();
         let examples = Examples::new(all, &declared, 0)?;
         let pairing = Pairing::automatic(&target.params, &source.params, &[])?;
-        let mut learner = Learner::open(&target, all, &executor)?;
+        let mut learner = Learner::open(&target, super::layers(&target), all, &executor)?;
         let names: Vec<&str> =
             learner.layers.iter().map(|l| target.params.weight(l.weight).name.as_str()).collect();
         assert_eq!(names.len(), layers, "{names:?}");
-        let tutor = Tutor::open((&target, &learner), &source, &pairing, true, all, &executor)?;
+        let tutor = Tutor::open((&target, &learner.layers), &source, &pairing, true, all, &executor)?;
         let mut tutor = tutor.expect("the same layers correspond");
         assert_eq!(tutor.lessons.len(), layers, "every layer has its partner");
         let channels = |id: InterfaceId| target.params.interface(id).channels;

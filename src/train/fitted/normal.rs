@@ -5,8 +5,7 @@
 //! float64.
 
 use crate::error::Result;
-use crate::onnx::Facts;
-use crate::onnx::{Builder, DType, Fact, Model, Tensor, ValueId};
+use crate::onnx::{Builder, DType, Fact, Facts, Model, Tensor, ValueId};
 use crate::params::{Layer, Matrix, MatrixView};
 use crate::train::align::{freed, settled};
 use crate::train::network::Network;
@@ -104,11 +103,10 @@ impl Sums {
             let solved = solve(gram, cross, scale, shift, bias.map(|b| &b[range]))?;
             for column in solved.column_iter() {
                 weights.extend(column.rows(0, features).iter().map(|v| *v as f32));
-                offsets.push(if bias.is_some() { f64::NAN } else { column[features] });
+                offsets.push(bias.map_or_else(|| column[features], |b| b[offsets.len()]));
             }
         }
-        let matrix = Matrix::new(offsets.len(), features, weights);
-        Some((matrix, bias.map_or(offsets, <[f64]>::to_vec)))
+        Some((Matrix::new(offsets.len(), features, weights), offsets))
     }
 }
 
