@@ -5,7 +5,9 @@
 //! The variable names a Python that has torch; without it only this program is measured. Every case runs in a process
 //! of its own, so that peak memory and the time to the first step are its own too; rounds alternate between the two
 //! sides, since a machine's speed drifts. `ONNX_MERGE_BENCH_THREADS`, `…_BATCH`, `…_STEPS` and `…_ROUNDS` change the
-//! size. Figures and what they mean: docs/benchmarks.md.
+//! size, `…_EXECUTORS` which executors run (`ort,tract`), `…_DEVICE` where PyTorch runs (`cpu`). With `…_MODELS` naming a
+//! folder, the larger networks that `torch_steps.py export FOLDER` writes there take part. Figures and what they mean:
+//! docs/benchmarks.md.
 
 use onnx_merge::lpka::{self, Origin, Side};
 use onnx_merge::onnx::{DType, Tensor, ValueId};
@@ -22,12 +24,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// (kind, network): the model's own step, and the adapter's that carries `digits_cnn` into the network.
-const CASES: [(&str, &str); 4] = [
+const CASES: &[(&str, &str)] = &[
     ("model", "digits_cnn"),
     ("model", "digits_small_cnn"),
     ("model", "digits_transformer"),
     ("adapter", "digits_small_cnn"),
 ];
+
+/// Larger networks, which PyTorch's side writes.
+const LARGE: &[(&str, &str)] = &[("model", "resnet18"), ("model", "encoder")];
 
 struct Size {
     threads: usize,
@@ -67,8 +72,10 @@ fn all(size: &Size) {
         "| step | side | fastest, ms | ÷ PyTorch | median, ms | first step, s | memory of the step, MB | ÷ PyTorch | whole process, MB |"
     );
     println!("|---|---|---|---|---|---|---|---|---|");
-    for (kind, network) in CASES {
-        let sides: Vec<&str> = torch.iter().map(|_| "PyTorch").chain(["ort", "tract"]).collect();
+    let executors = std::env::var("ONNX_MERGE_BENCH_EXECUTORS").unwrap_or_else(|_| "ort,tract".into());
+    let large = if std::env::var_os("ONNX_MERGE_BENCH_MODELS").is_some() { LARGE } else { &[] };
+    for &(kind, network) in CASES.iter().chain(large) {
+        let sides: Vec<&str> = torch.iter().map(|_| "PyTorch").chain(executors.split(',')).collect();
         let mut results: Vec<Option<Json>> = vec![None; sides.len()];
         for _ in 0..size.rounds {
             for (side, best) in sides.iter().zip(&mut results) {
@@ -101,6 +108,12 @@ fn all(size: &Size) {
     }
 }
 
+/// A folder of this repository: where it was built, or where it was carried to and is run.
+fn here(folder: &str) -> PathBuf {
+    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
+    if built.exists() { built } else { folder.into() }
+}
+
 /// The smaller of two results, figure by figure: noise only ever adds.
 fn better(a: Option<Json>, b: Option<Json>) -> Option<Json> {
     let (Some(a), Some(b)) = (a.clone(), b.clone()) else { return a.or(b) };
@@ -120,7 +133,7 @@ fn step_memory_of(json: &Json) -> f64 {
 }
 
 fn by_torch(python: &Path, kind: &str, network: &str, size: &Size) -> Option<Json> {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches").join("torch_steps.py");
+    let script = here("benches").join("torch_steps.py");
     let numbers = [size.batch, size.threads, size.steps].map(|n| n.to_string());
     last_line(Command::new(python).arg(script).args([kind, network]).args(numbers))
 }
@@ -147,9 +160,17 @@ fn last_line(command: &mut Command) -> Option<Json> {
 
 /// One case in this process; prints one line of JSON.
 fn case(executor: &str, kind: &str, network: &str, size: &Size, begun: Instant) -> Result<()> {
-    let choice = if executor == "ort" { ExecutorChoice::Ort } else { ExecutorChoice::Tract };
+    let choice = match executor {
+        "ort" => ExecutorChoice::Ort,
+        "wgpu" => ExecutorChoice::Wgpu,
+        _ => ExecutorChoice::Tract,
+    };
     let options = ExecutorOptions { threads: Some(size.threads), ..ExecutorOptions::default() };
     let executor = runtime::open(choice, &options)?;
+    #[cfg(feature = "wgpu")]
+    if kind == "kernels" {
+        return kernels(&executor, network, size.batch);
+    }
     let idle = anonymous("self");
     let mut step = match kind {
         "model" => model_step(&executor, network, size.batch)?,
@@ -179,7 +200,11 @@ fn case(executor: &str, kind: &str, network: &str, size: &Size, begun: Instant) 
 type Step = Box<dyn FnMut() -> Result<()>>;
 
 fn open(executor: &Arc<dyn Executor>, network: &str, batch: usize) -> Result<Network> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(format!("{network}.onnx"));
+    let name = format!("{network}.onnx");
+    let mut path = here("fixtures").join(&name);
+    if let (false, Some(folder)) = (path.exists(), std::env::var_os("ONNX_MERGE_BENCH_MODELS")) {
+        path = Path::new(&folder).join(name);
+    }
     Network::open(&path, batch, None, &**executor)
 }
 
@@ -219,6 +244,27 @@ fn model_step(executor: &Arc<dyn Executor>, network: &str, batch: usize) -> Resu
         merged = links.merged.iter().map(|fetch| outputs.get(*fetch).clone()).collect();
         Ok(())
     }))
+}
+
+/// Prints what each kernel of a network's model step takes on the GPU: `--case wgpu kernels NETWORK`.
+#[cfg(feature = "wgpu")]
+fn kernels(executor: &Arc<dyn Executor>, network: &str, batch: usize) -> Result<()> {
+    let network = open(executor, network, batch)?;
+    let weights = network.trainable(&[])?;
+    let names: Vec<ValueId> = weights.iter().map(|(id, _)| id.clone()).collect();
+    let step = network.step(&names, Objective::Classes)?;
+    let gpu = runtime::WgpuExecutor::open(true)?;
+    let mut inputs = vec![];
+    for input in step.model.graph.required_inputs() {
+        let weight = weights.iter().find(|(id, _)| *id == input.id).map(|(_, tensor)| tensor.clone());
+        let fact = &step.facts[&input.id];
+        inputs.push(gpu.upload(&weight.unwrap_or_else(|| Tensor::zeros(fact.dtype, &fact.shape)))?);
+    }
+    println!("{}, {} kernels", gpu.device(), gpu.kernels());
+    for time in gpu.profile(&step.model, &step.facts, &inputs)? {
+        println!("{:16} {:5} dispatches {:9.3} ms", time.kernel, time.dispatches, time.seconds * 1e3);
+    }
+    Ok(())
 }
 
 /// The adapter's step for fixed gradients: backward through the maps, AdamW, the next merged weights.

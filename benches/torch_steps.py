@@ -3,12 +3,15 @@
     python benches/torch_steps.py model digits_cnn 64 2 200        # kind, case, batch, threads, steps
     python benches/torch_steps.py adapter digits_small_cnn 64 2 200
 
+    python benches/torch_steps.py export FOLDER                    # the larger networks, as ONNX files
+
 Run by the bench when ONNX_MERGE_TORCH names a Python that has torch; never by the program itself. `seconds` is the
 fastest step (noise only ever adds), `median` the middle one, `first` the time from the start of the process to the end
 of the first step, `peak` the largest resident memory of the process in bytes, `idle` what PyTorch alone holds apart
 from files' pages, before the model is made.
 """
 import json
+import os
 import pathlib
 import resource
 import statistics
@@ -20,6 +23,11 @@ BEGUN = time.time()
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+
+DEVICE = os.environ.get("ONNX_MERGE_BENCH_DEVICE", "cpu")
+# float32 throughout, as on our side.
+torch.backends.cuda.matmul.allow_tf32 = False
+torch.backends.cudnn.allow_tf32 = False
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "fixtures"))
 
@@ -51,7 +59,73 @@ def models():
         "digits_small_cnn": make.SmallCnn,
         "digits_mlp": make.Mlp,
         "digits_transformer": make.Transformer,
+        **LARGE,
     }
+
+
+class Block(nn.Module):
+    """ResNet's basic block."""
+
+    def __init__(self, inputs, outputs, stride):
+        super().__init__()
+        conv = lambda i, o, k, s: nn.Sequential(nn.Conv2d(i, o, k, s, k // 2, bias=False), nn.BatchNorm2d(o))
+        self.a, self.b = conv(inputs, outputs, 3, stride), conv(outputs, outputs, 3, 1)
+        self.short = nn.Identity() if inputs == outputs else conv(inputs, outputs, 1, stride)
+
+    def forward(self, x):
+        return F.relu(self.b(F.relu(self.a(x))) + self.short(x))
+
+
+class ResNet18(nn.Module):
+    """ResNet-18 for 3 × 32 × 32 images: a 3 × 3 stem without pooling."""
+
+    shape = (3, 32, 32)
+
+    def __init__(self):
+        super().__init__()
+        widths = [64, 64, 128, 256, 512]
+        blocks = [nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
+        for i in range(4):
+            blocks += [Block(widths[i], widths[i + 1], 1 if i == 0 else 2), Block(widths[i + 1], widths[i + 1], 1)]
+        self.body, self.head = nn.Sequential(*blocks), nn.Linear(512, 10)
+
+    def forward(self, x):
+        return self.head(self.body(x).mean((2, 3)))
+
+
+class Encoder(nn.Module):
+    """Six transformer layers of width 512 with 8 heads over 128 vectors of 64 numbers."""
+
+    shape = (128, 64)
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(64, 512)
+        make = lambda: nn.TransformerEncoderLayer(512, 8, 2048, 0.0, F.gelu, batch_first=True, norm_first=True)
+        self.layers, self.head = nn.ModuleList(make() for _ in range(6)), nn.Linear(512, 10)
+
+    def forward(self, x):
+        x = self.embed(x)
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x.mean(1))
+
+
+LARGE = {"resnet18": ResNet18, "encoder": Encoder}
+
+
+def export(folder):
+    """Batch normalisation keeps its running statistics (as in training by this program) and its nodes."""
+    # Its fused kernel for inference can't be exported.
+    torch.backends.mha.set_fastpath_enabled(False)
+    for name, make in LARGE.items():
+        model = make().eval()
+        settings = dict(training=torch.onnx.TrainingMode.PRESERVE, dynamo=False, opset_version=18)
+        axes = {"x": {0: "n"}, "y": {0: "n"}}
+        torch.onnx.export(
+            model, (torch.rand(2, *make.shape),), f"{folder}/{name}.onnx", input_names=["x"], output_names=["y"],
+            dynamic_axes=axes, **settings,
+        )
 
 
 class Map(nn.Module):
@@ -105,12 +179,15 @@ class Adapter(nn.Module):
 
 
 def model_step(kinds, case, batch):
-    model = kinds[case]().train()
+    model = kinds[case]().train().to(DEVICE)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=1e-4)
-    x, y = torch.rand(batch, 1, 8, 8), torch.randint(0, 10, (batch,))
+    shape = LARGE[case].shape if case in LARGE else (1, 8, 8)
+    x, y = torch.rand(batch, *shape, device=DEVICE), torch.randint(0, 10, (batch,), device=DEVICE)
 
     def step():
         optimizer.zero_grad()
@@ -123,7 +200,7 @@ def model_step(kinds, case, batch):
 
 
 def adapter_step(kinds, case, _):
-    adapter = Adapter(kinds[case](), kinds["digits_cnn"]())
+    adapter = Adapter(kinds[case](), kinds["digits_cnn"]()).to(DEVICE)
     optimizer = torch.optim.AdamW(adapter.parameters(), 1e-3, weight_decay=1e-4)
     merged = adapter()
     gradients = [torch.randn_like(w) * 1e-3 for w in merged]
@@ -134,16 +211,20 @@ def adapter_step(kinds, case, _):
         torch.autograd.backward(held["merged"], gradients)
         optimizer.step()
         held["merged"] = adapter()
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
         return 0.0
 
     return step
 
 
 def main():
+    if sys.argv[1] == "export":
+        return export(sys.argv[2])
     kind, case, batch, threads, steps = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:6])
     torch.set_num_threads(threads)
     kinds = models()
-    warm = nn.Parameter(torch.zeros(1))
+    warm = nn.Parameter(torch.zeros(1, device=DEVICE))
     warm.sum().backward()
     torch.optim.AdamW([warm]).step()
     idle = anonymous()

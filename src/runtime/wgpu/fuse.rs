@@ -14,6 +14,8 @@ use std::fmt::Write;
 
 /// Operations in one kernel at most: drivers compile long kernels slowly.
 const MAX_OPERATIONS: usize = 40;
+/// Elements that an invocation computes where sizes allow it: a vector's.
+const WIDE: usize = 4;
 /// How far back a kernel to join is looked for.
 const LOOK_BACK: usize = 64;
 
@@ -210,43 +212,121 @@ impl Group {
             params.extend(strides);
         }
         let mut reads: Vec<StorageId> = vec![];
-        let mut bindings = String::new();
         for load in &self.loads {
             if !reads.contains(&load.storage) {
-                let _ = binding(&mut bindings, "read", "x", reads.len(), reads.len() + 1, load.elem);
                 reads.push(load.storage);
             }
         }
-        let (mut writes, mut stores) = (vec![], String::new());
-        for (i, &(storage, elem, inside)) in self.made.iter().enumerate() {
-            if uses[storage] > inside {
-                let at = reads.len() + writes.len() + 1;
-                let _ = binding(&mut bindings, "read_write", "y", writes.len(), at, elem);
-                let _ = writeln!(stores, "    y{}[i] = v{i};", writes.len());
-                writes.push(storage);
-            }
-        }
-        let loads = self.load_text(&reads);
-        let values = [("bindings", &bindings), ("loads", &loads), ("body", &self.body), ("stores", &stores)];
+        let written = |&(storage, _, inside): &(StorageId, Elem, usize)| uses[storage] > inside;
+        let writes: Vec<StorageId> = self.made.iter().filter(|m| written(m)).map(|m| m.0).collect();
+        let width = match n.is_multiple_of(WIDE) && walk.dims.last().is_none_or(|&d| d % WIDE as i32 == 0) {
+            true => WIDE,
+            false => 1,
+        };
+        let text = Text { group: &self, reads: &reads, walk: &walk, width, written: &written };
+        let (bindings, chain) = (text.bindings(), text.chain());
+        let (loads, stores) = (text.loads(), text.stores());
+        let values = [("bindings", &bindings), ("chain", &chain), ("loads", &loads), ("stores", &stores)];
         let values = values.map(|(name, text)| (name, text.trim_end()));
+        let width_text = width.to_string();
+        let values = [&values[..], &[("width", &width_text)]].concat();
         debug_assert!(plan.storages.len() == uses.len());
         Call {
             source: ELEMENTWISE.expand(params.len(), &values),
             params,
             reads,
             // A group whose results nobody reads computes nothing.
-            groups: if writes.is_empty() { 0 } else { n.div_ceil(GROUP) },
+            groups: if writes.is_empty() { 0 } else { (n / width).div_ceil(GROUP) },
             writes,
         }
     }
-    /// Reads every operand into its variable; strided ones walk the dimensions together.
-    fn load_text(&self, reads: &[StorageId]) -> String {
+}
+
+/// The changing parts of a group's kernel.
+struct Text<'a> {
+    group: &'a Group,
+    reads: &'a [StorageId],
+    walk: &'a Walk,
+    /// Elements that an invocation computes, next to each other.
+    width: usize,
+    written: &'a dyn Fn(&(StorageId, Elem, usize)) -> bool,
+}
+
+/// How an invocation's neighbouring elements of an operand lie.
+#[derive(Clone, Copy, PartialEq)]
+enum Lie {
+    /// As one vector.
+    Vector,
+    /// All are one.
+    Same,
+    /// As elements a stride apart.
+    Elements,
+}
+
+impl Text<'_> {
+    fn strided(&self) -> Vec<usize> {
+        (0..self.group.loads.len()).filter(|&i| self.group.loads[i].view.is_some()).collect()
+    }
+    fn buffer(&self, storage: StorageId) -> usize {
+        self.reads.iter().position(|&r| r == storage).unwrap_or(0)
+    }
+    fn lie(&self, i: usize) -> Lie {
+        let Some(k) = self.strided().iter().position(|&s| s == i) else { return Lie::Vector };
+        let offset = self.group.loads[i].view.as_ref().map_or(0, |view| view.offset);
+        match self.walk.strides[k].split_last() {
+            Some((1, outer)) if outer.iter().chain([&offset]).all(|s| s % WIDE as i32 == 0) => Lie::Vector,
+            Some((0, _)) | None => Lie::Same,
+            _ => Lie::Elements,
+        }
+    }
+    /// A buffer is read by vectors where everybody reads it so.
+    fn by_vectors(&self, storage: StorageId) -> bool {
+        let loads = (0..self.group.loads.len()).filter(|&i| self.group.loads[i].storage == storage);
+        self.width == WIDE && loads.into_iter().all(|i| self.lie(i) == Lie::Vector)
+    }
+    fn vector(elem: Elem) -> String {
+        format!("vec{WIDE}<{}>", elem.wgsl())
+    }
+    fn bindings(&self) -> String {
         let mut text = String::new();
-        let buffer = |storage| reads.iter().position(|&r| r == storage).unwrap_or(0);
-        let strided: Vec<usize> = (0..self.loads.len()).filter(|&i| self.loads[i].view.is_some()).collect();
+        let mut binding = |access: &str, name: String, ty: String| {
+            let at = text.lines().count() + 1;
+            let _ = writeln!(text, "@group(0) @binding({at}) var<storage, {access}> {name}: array<{ty}>;");
+        };
+        for (k, &storage) in self.reads.iter().enumerate() {
+            let elem = self.group.loads.iter().find(|l| l.storage == storage).map_or(Elem::F32, |l| l.elem);
+            let ty = if self.by_vectors(storage) { Self::vector(elem) } else { elem.wgsl().to_owned() };
+            binding("read", format!("x{k}"), ty);
+        }
+        for (k, made) in self.group.made.iter().filter(|m| (self.written)(m)).enumerate() {
+            let ty = if self.width == WIDE { Self::vector(made.1) } else { made.1.wgsl().to_owned() };
+            binding("read_write", format!("y{k}"), ty);
+        }
+        text
+    }
+    /// The chain for one element, as a function of its operands that returns what is written.
+    fn chain(&self) -> String {
+        let mut text = String::from("struct Results {\n");
+        let made = || self.group.made.iter().enumerate().filter(|(_, m)| (self.written)(m));
+        for (i, (_, elem, _)) in made() {
+            let _ = writeln!(text, "    v{i}: {},", elem.wgsl());
+        }
+        let operands: Vec<String> = (self.group.loads.iter().enumerate())
+            .map(|(i, load)| format!("a{i}: {}", load.elem.wgsl()))
+            .collect();
+        let results: Vec<String> = made().map(|(i, _)| format!("v{i}")).collect();
+        let _ = writeln!(text, "}}\n\nfn chain({}) -> Results {{", operands.join(", "));
+        text.push_str(&self.group.body);
+        let _ = writeln!(text, "    return Results({});\n}}", results.join(", "));
+        text
+    }
+    /// Reads the operands of every element into variables; strided ones walk the dimensions together.
+    fn loads(&self) -> String {
+        let mut text = String::new();
+        let strided = self.strided();
         if !strided.is_empty() {
-            let sizes = 2 + self.numbers.len();
-            let _ = writeln!(text, "    let rank = param(1);\n    var rest = i;");
+            let sizes = 2 + self.group.numbers.len();
+            let _ = writeln!(text, "    let rank = param(1);\n    var rest = first;");
             for (k, i) in strided.iter().enumerate() {
                 let _ = writeln!(text, "    let o{i} = {sizes} + rank + {k} * (rank + 1);");
                 let _ = writeln!(text, "    var at{i} = param(o{i});");
@@ -260,24 +340,44 @@ impl Group {
             }
             let _ = writeln!(text, "    }}");
         }
-        for (i, load) in self.loads.iter().enumerate() {
-            let at = if load.view.is_some() { format!("at{i}") } else { "i".into() };
-            let _ = writeln!(text, "    let a{i} = x{}[{at}];", buffer(load.storage));
+        for (i, load) in self.group.loads.iter().enumerate() {
+            let x = format!("x{}", self.buffer(load.storage));
+            let at = if load.view.is_some() { format!("at{i}") } else { "first".into() };
+            if self.by_vectors(load.storage) {
+                let _ = writeln!(text, "    let whole{i} = {x}[{at} / {WIDE}];");
+            }
+            let step = match self.lie(i) {
+                Lie::Elements => format!("param(o{i} + rank)"),
+                _ => "1".to_owned(),
+            };
+            for e in 0..self.width {
+                let _ = match self.by_vectors(load.storage) {
+                    true => writeln!(text, "    let a{i}_{e} = whole{i}[{e}];"),
+                    false if e > 0 && self.lie(i) == Lie::Same => writeln!(text, "    let a{i}_{e} = a{i}_0;"),
+                    false if e > 0 => writeln!(text, "    let a{i}_{e} = {x}[{at} + {e} * {step}];"),
+                    false => writeln!(text, "    let a{i}_{e} = {x}[{at}];"),
+                };
+            }
         }
         text
     }
-}
-
-fn binding(
-    out: &mut String,
-    access: &str,
-    prefix: &str,
-    k: usize,
-    at: usize,
-    elem: Elem,
-) -> std::fmt::Result {
-    let ty = elem.wgsl();
-    writeln!(out, "@group(0) @binding({at}) var<storage, {access}> {prefix}{k}: array<{ty}>;")
+    fn stores(&self) -> String {
+        let mut text = String::new();
+        for e in 0..self.width {
+            let operands: Vec<String> =
+                (0..self.group.loads.len()).map(|i| format!("a{i}_{e}")).collect();
+            let _ = writeln!(text, "    let r{e} = chain({});", operands.join(", "));
+        }
+        let made = self.group.made.iter().enumerate().filter(|(_, m)| (self.written)(m));
+        for (k, (i, (_, elem, _))) in made.enumerate() {
+            let parts: Vec<String> = (0..self.width).map(|e| format!("r{e}.v{i}")).collect();
+            let _ = match self.width {
+                1 => writeln!(text, "    y{k}[first] = r0.v{i};"),
+                _ => writeln!(text, "    y{k}[first / {WIDE}] = {}({});", Self::vector(*elem), parts.join(", ")),
+            };
+        }
+        text
+    }
 }
 
 fn squeezed(shape: &[usize]) -> Vec<usize> {

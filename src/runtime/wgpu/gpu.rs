@@ -11,6 +11,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// How the error of a lost device begins.
 const LOST: &str = "the device was lost";
 
+/// What wgpu adds to kernels: divisions of whole numbers are by data, too, and must not be by zero.
+const CHECKS: wgpu::ShaderRuntimeChecks = wgpu::ShaderRuntimeChecks {
+    bounds_checks: false,
+    force_loop_bounding: false,
+    ..wgpu::ShaderRuntimeChecks::checked()
+};
+
 /// Threads may panic elsewhere; what these locks guard stays valid.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -97,6 +104,8 @@ pub struct Gpu {
     pub max_buffers: usize,
     pub max_groups: u32,
     pub uniform_alignment: usize,
+    /// Nanoseconds of a tick of the device's clock; `None` where it has none to read.
+    pub tick: Option<f64>,
     pipelines: Mutex<HashMap<String, wgpu::ComputePipeline>>,
     free: Mutex<HashMap<u64, Vec<wgpu::Buffer>>>,
     /// Bytes of all tensors' buffers, waiting ones included, and what they may come to.
@@ -137,7 +146,7 @@ impl Gpu {
         let limits = adapter.limits();
         let request = adapter.request_device(&wgpu::DeviceDescriptor {
             label: Some("onnx-merge"),
-            required_features: wgpu::Features::empty(),
+            required_features: adapter.features() & wgpu::Features::TIMESTAMP_QUERY,
             required_limits: limits.clone(),
             memory_hints: wgpu::MemoryHints::Performance,
             ..Default::default()
@@ -145,6 +154,8 @@ impl Gpu {
         let (device, queue) = pollster::block_on(request).map_err(|e| {
             fail(format!("{} can't be opened: {e}", report.name)).hint("is its driver up to date?")
         })?;
+        let timed = device.features().contains(wgpu::Features::TIMESTAMP_QUERY);
+        let tick = timed.then(|| f64::from(queue.get_timestamp_period()));
         let fault = Arc::new(Mutex::new(None));
         let note = |fault: &Arc<Mutex<Option<String>>>| {
             let fault = fault.clone();
@@ -168,6 +179,7 @@ impl Gpu {
             max_buffers: (limits.max_storage_buffers_per_shader_stage as usize).clamp(4, 16),
             max_groups: limits.max_compute_workgroups_per_dimension,
             uniform_alignment: limits.min_uniform_buffer_offset_alignment.max(16) as usize,
+            tick,
             pipelines: Mutex::default(),
             free: Mutex::default(),
             allocated: AtomicU64::new(0),
@@ -271,10 +283,12 @@ impl Gpu {
             return Ok(pipeline.clone());
         }
         let label = Some(super::kernel::kernel_name(source));
-        let module = self.device.create_shader_module(wgpu::ShaderModuleDescriptor {
-            label,
-            source: wgpu::ShaderSource::Wgsl(source.into()),
-        });
+        let descriptor =
+            wgpu::ShaderModuleDescriptor { label, source: wgpu::ShaderSource::Wgsl(source.into()) };
+        // SAFETY: kernels are our own, and the host checks shapes before it forms their parameters: every loop ends, and
+        // every index is inside its buffer or guarded by a comparison (indices that come with data are clamped). Checks
+        // cost up to five sixths of a kernel's speed, since loops with a counter of their own aren't unrolled.
+        let module = unsafe { self.device.create_shader_module_trusted(descriptor, CHECKS) };
         let pipeline = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
             label,
             layout: None,
@@ -301,10 +315,14 @@ impl Gpu {
     }
     /// Copies the first `words` elements of a buffer to the host, after everything submitted before.
     pub fn read(&self, memory: &Memory, words: usize) -> Result<Vec<u32>> {
-        if words == 0 {
+        self.read_as(&memory.buffer, words)
+    }
+    /// The first `count` numbers of a buffer.
+    pub fn read_as<T: bytemuck::Pod>(&self, buffer: &wgpu::Buffer, count: usize) -> Result<Vec<T>> {
+        if count == 0 {
             return Ok(vec![]);
         }
-        let size = words as u64 * 4;
+        let size = (count * size_of::<T>()) as u64;
         let staging = self.device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("readback"),
             size,
@@ -312,7 +330,7 @@ impl Gpu {
             mapped_at_creation: false,
         });
         let mut encoder = self.device.create_command_encoder(&Default::default());
-        encoder.copy_buffer_to_buffer(&memory.buffer, 0, &staging, 0, size);
+        encoder.copy_buffer_to_buffer(buffer, 0, &staging, 0, size);
         self.queue.submit([encoder.finish()]);
         let (send, receive) = std::sync::mpsc::channel();
         staging.map_async(wgpu::MapMode::Read, .., move |result| {

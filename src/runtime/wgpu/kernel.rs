@@ -38,8 +38,8 @@ kernels! {
     MATMUL_TILED = "matmul_tiled",
     POOL_MAX = "pool_max",
     POOL_SUM = "pool_sum",
-    REDUCE_GROUP = "reduce_group",
-    REDUCE_ROWS = "reduce_rows",
+    REDUCE_GROUP = "reduce_group" with "reduce",
+    REDUCE_ROWS = "reduce_rows" with "reduce",
     SCAN = "scan",
     SCATTER = "scatter",
     SCATTER_APPLY = "scatter_apply",
@@ -63,15 +63,37 @@ pub fn kernel_name(source: &str) -> &str {
 }
 
 impl Kernel {
-    /// The kernel's text for dispatches with `params` parameter words, its placeholders replaced.
+    /// The kernel's text for dispatches with `params` parameter words: loops written out, placeholders replaced.
     pub fn expand(self, params: usize, values: &[(&str, &str)]) -> String {
-        let mut text = format!("// {}\n{COMMON}{}{}", self.name, self.shared, self.text);
         let vectors = (block_words(params) / 4).to_string();
-        for (name, value) in values.iter().chain(&[("words", vectors.as_str())]) {
+        let values: Vec<(&str, &str)> = values.iter().copied().chain([("words", vectors.as_str())]).collect();
+        let mut text = format!("// {}\n{COMMON}{}{}", self.name, self.shared, written_out(self.text, &values));
+        for (name, value) in values {
             text = text.replace(&format!("{{{{{name}}}}}"), value);
         }
         text
     }
+}
+
+/// Repeats what stands between `{{for NAME in 0..COUNT}}` and `{{end}}`, `{{NAME}}` replaced by 0, 1, …; COUNT is a number or
+/// the name of a value. Registers need it: drivers don't unroll every loop, and what isn't unrolled can't index them.
+fn written_out(text: &str, values: &[(&str, &str)]) -> String {
+    const FOR: &str = "{{for ";
+    const END: &str = "{{end}}";
+    let mut text = text.to_owned();
+    // The first end closes the last loop that was opened before it.
+    while let Some(end) = text.find(END) {
+        let Some(begin) = text[..end].rfind(FOR) else { break };
+        let Some((head, body)) = text[begin + FOR.len()..end].split_once("}}") else { break };
+        let (name, count) = head.split_once(" in 0..").unwrap_or((head, "0"));
+        let count = values.iter().find(|(known, _)| *known == count).map_or(count, |(_, value)| value);
+        let body = body.strip_prefix('\n').unwrap_or(body);
+        let turn = |i: usize| body.replace(&format!("{{{{{name}}}}}"), &i.to_string());
+        let all: String = (0..count.parse().unwrap_or(0)).map(turn).collect();
+        let rest = &text[end + END.len()..];
+        text = [&text[..begin], &all, rest.strip_prefix('\n').unwrap_or(rest)].concat();
+    }
+    text
 }
 
 #[cfg(test)]
@@ -82,9 +104,17 @@ mod tests {
     /// Values for every placeholder of every kernel.
     const SAMPLE: &[(&str, &str)] = &[
         ("type", "f32"),
+        ("size", "64"),
         ("map", "v * v"),
         ("combine", "a + b"),
         ("quads", "2"),
+        ("depth", "16"),
+        ("buffers", "2"),
+        ("loads", "2"),
+        ("unroll", "4"),
+        ("c", "f32"),
+        ("vectors", "0"),
+        ("scalars", "4"),
         ("load_a", "1"),
         ("load_b", "2"),
         ("better", "v > best"),
@@ -94,19 +124,32 @@ mod tests {
             "@group(0) @binding(1) var<storage, read> x0: array<f32>;
              @group(0) @binding(2) var<storage, read_write> y0: array<f32>;",
         ),
-        ("loads", "let a0 = x0[i];"),
-        ("body", "let v0 = sigmoid(power(erf(softplus(tanh_safe(a0))), f32(power_i32(2, 3))));"),
-        ("stores", "y0[i] = v0;"),
+        (
+            "chain",
+            "struct Results { v0: f32 }
+             fn chain(a0: f32) -> Results {
+                 return Results(sigmoid(power(erf(softplus(tanh_safe(a0))), f32(power_i32(2, 3)))));
+             }",
+        ),
+        ("width", "1"),
+        ("stores", "y0[first] = chain(x0[first]).v0;"),
         ("binding", "@group(0) @binding(3) var<storage, read_write> index: array<i32>;"),
         ("store", "index[i] = plane * size + place;"),
         ("parts", "if (j < param(9)) { v = x0[j]; }"),
     ];
 
     #[test]
+    fn loops_are_written_out_from_the_inside() {
+        let text = "{{for i in 0..n}}\n{{for j in 0..2}}s{{i}}{{j}} {{end}}\n{{end}}\n{{for k in 0..none}}never{{end}}.";
+        assert_eq!(written_out(text, &[("n", "2"), ("none", "0")]), "s00 s01 s10 s11 .");
+    }
+
+    #[test]
     fn every_kernel_file_is_valid_wgsl() {
         for kernel in ALL {
             let own: &[(&str, &str)] = match kernel.name {
                 "scatter" | "scatter_apply" => &[("combine", "v + u")],
+                "elementwise" => &[("loads", "")],
                 "topk" => &[("better", "u > v")],
                 "concat" => &[(
                     "bindings",

@@ -243,33 +243,45 @@ impl Program {
         let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
         let mut pass = encoder.begin_compute_pass(&Default::default());
         for step in steps {
-            pass.set_pipeline(&step.pipeline);
-            match &step.bound {
-                Some(bound) => pass.set_bind_group(0, bound, &[]),
-                None => pass.set_bind_group(0, &self.bind(step, inputs, fresh)?, &[]),
-            }
-            pass.dispatch_workgroups(step.groups.0, step.groups.1, 1);
+            self.dispatch(&mut pass, step, inputs, fresh)?;
         }
         drop(pass);
         Ok(encoder.finish())
     }
+    fn dispatch(
+        &self,
+        pass: &mut wgpu::ComputePass,
+        step: &Step,
+        inputs: &[Arc<Memory>],
+        fresh: &[Arc<Memory>],
+    ) -> Result<()> {
+        pass.set_pipeline(&step.pipeline);
+        match &step.bound {
+            Some(bound) => pass.set_bind_group(0, bound, &[]),
+            None => pass.set_bind_group(0, &self.bind(step, inputs, fresh)?, &[]),
+        }
+        pass.dispatch_workgroups(step.groups.0, step.groups.1, 1);
+        Ok(())
+    }
     fn fresh(&self) -> Result<Vec<Arc<Memory>>> {
         self.fresh.iter().map(|&id| self.gpu.buffer(self.lens[id])).collect()
     }
-    /// Runs once with a wait after every dispatch, and says what each kernel file took, most expensive first.
-    /// Each dispatch includes the cost of submitting it.
+    /// Runs once, and says what each kernel file took, most expensive first: by the device's own clock, or, where it
+    /// has none, by waiting for every dispatch, which adds the cost of submitting it.
     ///
     /// # Errors
     /// As [`Compiled::run`].
     pub fn profile(&self, inputs: &[Value]) -> Result<Vec<KernelTime>> {
         let (inputs, fresh) = (self.receive(inputs)?, self.fresh()?);
+        let mut seconds = vec![];
+        for steps in self.steps.chunks(wgpu::QUERY_SET_MAX_QUERIES as usize / 2) {
+            seconds.extend(match self.gpu.tick {
+                Some(tick) => self.clocked(steps, &inputs, &fresh, tick)?,
+                None => self.waited_for(steps, &inputs, &fresh)?,
+            });
+        }
         let mut times: Vec<KernelTime> = vec![];
-        for step in &self.steps {
-            let start = std::time::Instant::now();
-            let commands = self.encode(std::slice::from_ref(step), &inputs, &fresh)?;
-            let index = self.gpu.queue.submit([commands]);
-            self.gpu.wait(Some(index))?;
-            let seconds = start.elapsed().as_secs_f64();
+        for (step, seconds) in self.steps.iter().zip(seconds) {
             match times.iter_mut().find(|time| time.kernel == step.kernel) {
                 Some(time) => {
                     time.dispatches += 1;
@@ -280,6 +292,59 @@ impl Program {
         }
         times.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
         Ok(times)
+    }
+    /// Seconds of each of `steps` by the device's clock, each in a pass of its own.
+    fn clocked(
+        &self,
+        steps: &[Step],
+        inputs: &[Arc<Memory>],
+        fresh: &[Arc<Memory>],
+        tick: f64,
+    ) -> Result<Vec<f64>> {
+        let device = &self.gpu.device;
+        let count = 2 * steps.len() as u32;
+        let queries = device.create_query_set(&wgpu::QuerySetDescriptor {
+            label: Some("profile"),
+            ty: wgpu::QueryType::Timestamp,
+            count,
+        });
+        let stamps = device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("profile"),
+            size: u64::from(count) * 8,
+            usage: wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC,
+            mapped_at_creation: false,
+        });
+        let mut encoder = device.create_command_encoder(&Default::default());
+        for (step, at) in steps.iter().zip((0..).step_by(2)) {
+            let timestamp_writes = Some(wgpu::ComputePassTimestampWrites {
+                query_set: &queries,
+                beginning_of_pass_write_index: Some(at),
+                end_of_pass_write_index: Some(at + 1),
+            });
+            let mut pass =
+                encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: None, timestamp_writes });
+            self.dispatch(&mut pass, step, inputs, fresh)?;
+        }
+        encoder.resolve_query_set(&queries, 0..count, &stamps, 0);
+        self.gpu.queue.submit([encoder.finish()]);
+        let ticks: Vec<u64> = self.gpu.read_as(&stamps, count as usize)?;
+        Ok(ticks.chunks(2).map(|t| t[1].saturating_sub(t[0]) as f64 * tick / 1e9).collect())
+    }
+    /// Seconds of each of `steps` by the host's clock.
+    fn waited_for(
+        &self,
+        steps: &[Step],
+        inputs: &[Arc<Memory>],
+        fresh: &[Arc<Memory>],
+    ) -> Result<Vec<f64>> {
+        let one = |step: &Step| {
+            let start = std::time::Instant::now();
+            let commands = self.encode(std::slice::from_ref(step), inputs, fresh)?;
+            let index = self.gpu.queue.submit([commands]);
+            self.gpu.wait(Some(index))?;
+            Ok(start.elapsed().as_secs_f64())
+        };
+        steps.iter().map(one).collect()
     }
 }
 

@@ -11,6 +11,7 @@ const TILED_FROM: usize = 32;
 const TILE: usize = 64;
 /// Large tiles that are needed to keep a GPU busy; with fewer, small ones share the work better.
 const MANY_TILES: usize = 64;
+fn many_tiles() -> usize { std::env::var("MANY").ok().and_then(|v| v.parse().ok()).unwrap_or(MANY_TILES) }
 /// Workgroups that keep a GPU busy; products with fewer are split along k where that is long.
 const BUSY: usize = 256;
 /// Length of a part of k at least.
@@ -116,7 +117,21 @@ pub fn product(l: &mut Lowering, a: &Operand, b: &Operand) -> Outcome<Operand> {
         Some(quads) => {
             let load_a = load(&va, &walk.strides[0], [rank, rank + 1], [m, k]);
             let load_b = load(&vb, &walk.strides[1], [rank + 1, rank], [n, k]);
-            let values = [("quads", quads.to_string()), ("load_a", load_a), ("load_b", load_b)];
+            let env = |n: &str, d: usize| std::env::var(n).ok().and_then(|v| v.parse().ok()).unwrap_or(d);
+            let depth = if quads == 2 { env("DEPTH", 16) } else { 16 };
+            let whole = n.is_multiple_of(4);
+            let values = [
+                ("quads", quads.to_string()),
+                ("load_a", load_a),
+                ("load_b", load_b),
+                ("depth", depth.to_string()),
+                ("loads", (quads * depth / 16).to_string()),
+                ("buffers", env("BUFFERS", 1).to_string()),
+                ("unroll", env("UNROLL", 1).to_string()),
+                ("c", if whole { "vec4<f32>" } else { "f32" }.to_owned()),
+                ("vectors", usize::from(whole).to_string()),
+                ("scalars", if whole { 0 } else { 4 }.to_string()),
+            ];
             let values = values.each_ref().map(|(name, value)| (*name, value.as_str()));
             let groups = parts * shape.tiles(quads);
             l.call(kernel::MATMUL_TILED, &values, params, &[a, b, a, b], &[&to], groups);
@@ -142,7 +157,7 @@ impl Shape {
     /// How many tiles of 64 × 64 a tile is wide; `None` where an invocation an element is better.
     fn quads(&self) -> Option<usize> {
         let tiled = self.m >= TILED_FROM && self.n >= TILED_FROM && self.k >= 8;
-        tiled.then(|| if self.tiles(2) >= MANY_TILES { 2 } else { 1 })
+        tiled.then(|| if self.tiles(2) >= many_tiles() { 2 } else { 1 })
     }
     /// Parts that k is cut into, where it is long and there is too little else to do at once.
     fn parts(&self) -> usize {

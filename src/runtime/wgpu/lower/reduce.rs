@@ -17,8 +17,12 @@ pub const TABLE: &[Row] = &[
 
 /// Rows shorter than this are reduced by one invocation each.
 const SHORT: usize = 32;
-/// From this many rows on, one invocation each keeps a GPU busy.
-const MANY: usize = 16_384;
+/// Invocations that keep a GPU busy; reductions with fewer are split where they are long.
+const BUSY: usize = 131_072;
+/// Elements for each invocation of a split reduction at least.
+const PART: usize = 32;
+/// Invocations of a workgroup that reduces a row, and those of a long row.
+const GROUPS: [usize; 2] = [64, 256];
 
 /// A reduction: `finish(combine over all v of map(v))`, from a start value.
 struct Kind {
@@ -86,26 +90,84 @@ pub fn over(l: &mut Lowering, op: &str, x: &Operand, axes: &[usize]) -> Outcome<
         Elem::I32 => kind.start_i32,
         Elem::Bool => return Err("booleans can't be reduced".into()),
     };
-    let View { shape, strides, offset } = &x.view;
-    let part = |hit: bool| {
-        let dims = (0..shape.len()).filter(move |i| axes.contains(i) == hit);
-        let (sizes, steps): (Vec<usize>, Vec<i32>) = dims.map(|i| (shape[i], strides[i])).unzip();
-        (sizes.iter().product::<usize>(), Walk::new(&sizes, &[&steps]))
-    };
-    let ((n, kept), (len, reduced)) = (part(false), part(true));
+    let reduction = Reduction::new(&x.view, axes);
     let out_shape: Vec<usize> =
-        (0..shape.len()).map(|i| if axes.contains(&i) { 1 } else { shape[i] }).collect();
-    let y = l.fresh(x.elem, &out_shape)?;
-    let mut params = vec![n as i32, len as i32, *offset, start, kept.rank(), reduced.rank()];
-    for walk in [&kept, &reduced] {
-        params.extend(walk.dims.iter().chain(&walk.strides[0]));
+        (0..x.view.rank()).map(|i| if axes.contains(&i) { 1 } else { x.view.shape[i] }).collect();
+    let values = [("type", x.elem.wgsl()), ("map", kind.map), ("combine", kind.combine)];
+    let parts = reduction.parts();
+    if parts == 1 {
+        let y = l.fresh(x.elem, &out_shape)?;
+        reduction.emit(l, &values, kind.finish, [start, 1, reduction.len as i32], x, &y);
+        return Ok(y);
     }
-    let (kernel, groups) = match len < SHORT || n >= MANY {
-        true => (kernel::REDUCE_ROWS, n.div_ceil(GROUP)),
-        false => (kernel::REDUCE_GROUP, n),
-    };
-    let values =
-        [("type", x.elem.wgsl()), ("map", kind.map), ("combine", kind.combine), ("finish", kind.finish)];
-    l.call(kernel, &values, params, &[x], &[&y], groups);
+    // Parts are combined in order, so the result is the same every time.
+    let partial = l.fresh(x.elem, &[&[parts], &out_shape[..]].concat())?;
+    reduction.emit(l, &values, "v", [start, parts as i32, 0], x, &partial);
+    let values = [("type", x.elem.wgsl()), ("map", "v"), ("combine", kind.combine)];
+    let y = l.fresh(x.elem, &out_shape)?;
+    let total = [start, 1, reduction.len as i32];
+    Reduction::new(&partial.view, &[0]).emit(l, &values, kind.finish, total, &partial, &y);
     Ok(y)
+}
+
+/// How the elements of a view are read: `n` outputs, of `len` elements each.
+struct Reduction {
+    n: usize,
+    len: usize,
+    offset: i32,
+    kept: Walk,
+    reduced: Walk,
+}
+
+impl Reduction {
+    fn new(view: &View, axes: &[usize]) -> Self {
+        let part = |hit: bool| {
+            let dims = (0..view.rank()).filter(move |i| axes.contains(i) == hit);
+            let (sizes, steps): (Vec<usize>, Vec<i32>) =
+                dims.map(|i| (view.shape[i], view.strides[i])).unzip();
+            (sizes.iter().product::<usize>(), Walk::new(&sizes, &[&steps]))
+        };
+        let ((n, kept), (len, reduced)) = (part(false), part(true));
+        Reduction { n, len, offset: view.offset, kept, reduced }
+    }
+    /// Invocations that share a row; 1 for short rows, and where neighbours in memory belong to different rows.
+    fn lanes(&self) -> usize {
+        let dense = |walk: &Walk| walk.strides[0].last() == Some(&1);
+        match () {
+            _ if self.len < SHORT => 1,
+            _ if dense(&self.kept) && !dense(&self.reduced) => 1,
+            _ => GROUPS[usize::from(self.len >= 4 * GROUPS[1])],
+        }
+    }
+    fn parts(&self) -> usize {
+        let lanes = self.lanes();
+        (BUSY / (self.n * lanes).max(1)).min(self.len / (lanes * PART)).max(1)
+    }
+    /// Adds the dispatch. `numbers`: the start value's bits, the parts, and what `finish` calls len.
+    fn emit(
+        &self,
+        l: &mut Lowering,
+        values: &[(&str, &str); 3],
+        finish: &str,
+        numbers: [i32; 3],
+        x: &Operand,
+        y: &Operand,
+    ) {
+        let [start, parts, total] = numbers;
+        let (n, len) = (self.n as i32, self.len as i32);
+        let mut params = vec![n, len, self.offset, start, self.kept.rank(), self.reduced.rank()];
+        params.extend([(len + parts - 1) / parts, parts, total]);
+        for walk in [&self.kept, &self.reduced] {
+            params.extend(walk.dims.iter().chain(&walk.strides[0]));
+        }
+        let lanes = self.lanes();
+        let outputs = self.n * parts as usize;
+        let (kernel, groups) = match lanes {
+            1 => (kernel::REDUCE_ROWS, outputs.div_ceil(GROUP)),
+            _ => (kernel::REDUCE_GROUP, outputs),
+        };
+        let size = lanes.to_string();
+        let all = [&values[..], &[("finish", finish), ("size", &size)]].concat();
+        l.call(kernel, &all, params, &[x], &[y], groups);
+    }
 }

@@ -1,0 +1,239 @@
+//! What is measured: single operators of the sizes that known networks have, as graphs of this program.
+
+use onnx_merge::autodiff;
+use onnx_merge::onnx::{Builder, DType, Fact, Facts, Model, ValueId, WORKING_OPSET};
+use onnx_merge::{Error, Result};
+use serde::Serialize;
+
+/// An operator with its sizes. Serialised, it is what the PyTorch side reads.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Case {
+    /// `batch` products of m × k by k × n.
+    Product { batch: usize, m: usize, k: usize, n: usize },
+    Conv {
+        #[serde(flatten)]
+        conv: Conv,
+        pass: Pass,
+    },
+    /// Along rows of `cols`.
+    Softmax { rows: usize, cols: usize },
+    LayerNorm { rows: usize, cols: usize, pass: Pass },
+    /// `x + gelu(y)`, elementwise.
+    AddGelu { rows: usize, cols: usize },
+    /// Sums of the rows, or of the columns.
+    Sum { rows: usize, cols: usize, axis: usize },
+    /// Into memory of the other order.
+    Transpose { rows: usize, cols: usize },
+}
+
+/// A convolution of n × c × size × size by o kernels of kernel × kernel, padded by half the kernel.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Conv {
+    pub n: usize,
+    pub c: usize,
+    pub size: usize,
+    pub o: usize,
+    pub kernel: usize,
+    pub stride: usize,
+    pub group: usize,
+}
+
+/// Which way through an operator.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pass {
+    Forward,
+    /// The gradient of the input from that of the output.
+    Input,
+    Weight,
+}
+
+impl Conv {
+    const fn new(n: usize, c: usize, size: usize, o: usize, kernel: usize, stride: usize) -> Self {
+        Conv { n, c, size, o, kernel, stride, group: 1 }
+    }
+    const fn depthwise(n: usize, c: usize, size: usize, kernel: usize, stride: usize) -> Self {
+        Conv { n, c, size, o: c, kernel, stride, group: c }
+    }
+    fn out(&self) -> usize {
+        (self.size + 2 * (self.kernel / 2) - self.kernel) / self.stride + 1
+    }
+    fn flops(&self) -> usize {
+        2 * self.n * self.o * self.out().pow(2) * self.c / self.group * self.kernel.pow(2)
+    }
+}
+
+/// Convolutions of ResNet-50 and of MobileNetV2, at 32 images of 224 × 224.
+const CONVS: &[Conv] = &[
+    Conv::new(32, 3, 224, 64, 7, 2),
+    Conv::new(32, 64, 56, 64, 3, 1),
+    Conv::new(32, 128, 28, 128, 3, 1),
+    Conv::new(32, 256, 14, 256, 3, 1),
+    Conv::new(32, 512, 7, 512, 3, 1),
+    Conv::new(32, 128, 56, 128, 3, 2),
+    Conv::new(32, 256, 56, 64, 1, 1),
+    Conv::new(32, 1024, 14, 256, 1, 1),
+    Conv::depthwise(32, 96, 112, 3, 2),
+    Conv::depthwise(32, 192, 28, 3, 1),
+    Conv::new(32, 32, 28, 192, 1, 1),
+];
+
+/// Every case, in the order of the table.
+pub fn all() -> Vec<Case> {
+    let mut cases = vec![];
+    for n in [256, 512, 1024, 2048, 4096, 8192] {
+        cases.push(Case::Product { batch: 1, m: n, k: n, n });
+    }
+    // A transformer's: projections of 32 × 128 tokens, attention's scores and sums over 8 heads.
+    cases.extend([
+        Case::Product { batch: 1, m: 4096, k: 512, n: 2048 },
+        Case::Product { batch: 256, m: 128, k: 64, n: 128 },
+        Case::Product { batch: 256, m: 128, k: 128, n: 64 },
+        Case::Product { batch: 1, m: 64, k: 4096, n: 64 },
+    ]);
+    for conv in CONVS {
+        cases.extend([Pass::Forward, Pass::Input, Pass::Weight].map(|pass| Case::Conv { conv: *conv, pass }));
+    }
+    let (rows, cols) = (16384, 1024);
+    cases.extend([
+        Case::Softmax { rows, cols },
+        Case::LayerNorm { rows, cols, pass: Pass::Forward },
+        Case::LayerNorm { rows, cols, pass: Pass::Input },
+        Case::AddGelu { rows, cols },
+        Case::Sum { rows, cols, axis: 1 },
+        Case::Sum { rows, cols, axis: 0 },
+        Case::Transpose { rows, cols },
+    ]);
+    cases
+}
+
+impl Case {
+    /// For people, and to choose by.
+    pub fn name(&self) -> String {
+        let way = |pass: &Pass| match pass {
+            Pass::Forward => "",
+            Pass::Input => ", input gradient",
+            Pass::Weight => ", weight gradient",
+        };
+        match self {
+            Case::Product { batch: 1, m, k, n } => format!("product {m}×{k}×{n}"),
+            Case::Product { batch, m, k, n } => format!("product {batch} of {m}×{k}×{n}"),
+            Case::Conv { conv: c, pass } => {
+                let kind = if c.group > 1 { "depthwise" } else { "conv" };
+                let (n, size, k, stride) = (c.n, c.size, c.kernel, c.stride);
+                format!("{kind} {n}×{}×{size}² → {}, {k}×{k}/{stride}{}", c.c, c.o, way(pass))
+            }
+            Case::Softmax { rows, cols } => format!("softmax {rows}×{cols}"),
+            Case::LayerNorm { rows, cols, pass } => format!("layer norm {rows}×{cols}{}", way(pass)),
+            Case::AddGelu { rows, cols } => format!("add, GELU {rows}×{cols}"),
+            Case::Sum { rows, cols, axis: 1 } => format!("row sums {rows}×{cols}"),
+            Case::Sum { rows, cols, .. } => format!("column sums {rows}×{cols}"),
+            Case::Transpose { rows, cols } => format!("transpose {rows}×{cols}"),
+        }
+    }
+    /// What the work comes to: floating-point operations where arithmetic bounds it, else bytes that must move at
+    /// least.
+    pub fn work(&self) -> Work {
+        let moved = |tensors: usize, rows: usize, cols: usize| Work::Bytes((tensors * rows * cols * 4) as f64);
+        match *self {
+            Case::Product { batch, m, k, n } => Work::Operations((2 * batch * m * k * n) as f64),
+            Case::Conv { conv, .. } => Work::Operations(conv.flops() as f64),
+            Case::Softmax { rows, cols } => moved(2, rows, cols),
+            Case::LayerNorm { rows, cols, pass: Pass::Forward } => moved(2, rows, cols),
+            Case::LayerNorm { rows, cols, .. } => moved(3, rows, cols),
+            Case::AddGelu { rows, cols } => moved(3, rows, cols),
+            Case::Sum { rows, cols, .. } => moved(1, rows, cols),
+            Case::Transpose { rows, cols } => moved(2, rows, cols),
+        }
+    }
+    /// The case as a graph; its inputs are in the order of the graph.
+    pub fn graph(&self) -> Result<(Model, Facts)> {
+        let mut b = Builder::new("case");
+        let input = |b: &mut Builder, name: &str, shape: &[usize]| b.input(name, Fact::new(DType::F32, shape));
+        let output = match *self {
+            Case::Product { batch, m, k, n } => {
+                let lead: &[usize] = if batch == 1 { &[] } else { &[batch] };
+                let x = input(&mut b, "a", &[lead, &[m, k]].concat());
+                let y = input(&mut b, "b", &[lead, &[k, n]].concat());
+                b.matmul(&x, &y)
+            }
+            Case::Conv { conv, pass } => {
+                let x = input(&mut b, "x", &[conv.n, conv.c, conv.size, conv.size]);
+                let w = input(&mut b, "w", &[conv.o, conv.c / conv.group, conv.kernel, conv.kernel]);
+                let pad = (conv.kernel / 2) as i64;
+                let ints = |v: usize| vec![v as i64; 2].into();
+                let y = b.op_with(
+                    "Conv",
+                    &[&x, &w],
+                    &[
+                        ("strides", ints(conv.stride)),
+                        ("pads", vec![pad; 4].into()),
+                        ("kernel_shape", ints(conv.kernel)),
+                        ("group", (conv.group as i64).into()),
+                    ],
+                );
+                through(&mut b, y, &x, &w, pass)?
+            }
+            Case::Softmax { rows, cols } => {
+                let x = input(&mut b, "x", &[rows, cols]);
+                b.softmax(&x, -1)
+            }
+            Case::LayerNorm { rows, cols, pass } => {
+                let x = input(&mut b, "x", &[rows, cols]);
+                let scale = input(&mut b, "scale", &[cols]);
+                let bias = input(&mut b, "bias", &[cols]);
+                let y = b.op("LayerNormalization", &[&x, &scale, &bias]);
+                through(&mut b, y, &x, &scale, pass)?
+            }
+            Case::AddGelu { rows, cols } => {
+                let x = input(&mut b, "x", &[rows, cols]);
+                let y = input(&mut b, "y", &[rows, cols]);
+                let g = b.op("Gelu", &[&y]);
+                b.add(&x, &g)
+            }
+            Case::Sum { rows, cols, axis } => {
+                let x = input(&mut b, "x", &[rows, cols]);
+                b.sum(&x, &[axis as i64], false)
+            }
+            Case::Transpose { rows, cols } => {
+                let x = input(&mut b, "x", &[rows, cols]);
+                b.transpose(&x, &[1, 0])
+            }
+        };
+        b.output(&output);
+        let (mut graph, facts) = b.finish();
+        graph.prune();
+        let (graph, facts) = autodiff::lower::lower(graph, facts)?;
+        Ok((Model::new(graph, WORKING_OPSET), facts))
+    }
+}
+
+/// `y` itself, or the cotangent of its input or weight for a given one of its own.
+fn through(b: &mut Builder, y: ValueId, x: &ValueId, w: &ValueId, pass: Pass) -> Result<ValueId> {
+    let of = match pass {
+        Pass::Forward => return Ok(y),
+        Pass::Input => x,
+        Pass::Weight => w,
+    };
+    let seed = b.input("cotangent", Fact::new(DType::F32, &b.shape(&y)));
+    let mut found = autodiff::backward(b, &[(y, seed)], std::slice::from_ref(of))?;
+    found.remove(of).ok_or_else(|| Error::tensor(of.as_str(), "has no gradient"))
+}
+
+/// How much a case is.
+#[derive(Clone, Copy, Debug)]
+pub enum Work {
+    Operations(f64),
+    Bytes(f64),
+}
+
+impl Work {
+    /// In TFLOP/s or GB/s.
+    pub fn rate(self, seconds: f64) -> String {
+        match self {
+            Work::Operations(n) => format!("{:.2} TFLOP/s", n / seconds / 1e12),
+            Work::Bytes(n) => format!("{:.0} GB/s", n / seconds / 1e9),
+        }
+    }
+}

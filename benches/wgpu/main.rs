@@ -1,0 +1,119 @@
+//! Operators on the GPU executor against PyTorch on the same device, in one run.
+//!
+//!     ONNX_MERGE_TORCH=/path/to/python cargo bench --bench wgpu
+//!
+//! The variable names a Python whose torch sees the GPU; without it only this program is measured. Device time is by the
+//! device's own clock, summed over the dispatches of a run; wall time is per run of many in a row, submitting included. On
+//! PyTorch's side both are by CUDA's events over many runs in a row. Everything is float32; PyTorch's TF32 is off.
+//! `ONNX_MERGE_BENCH_CASES` chooses cases by a part of their names, `ONNX_MERGE_BENCH_SOFTWARE=1` allows a software
+//! driver (figures then say nothing about GPUs), `ONNX_MERGE_BENCH_KERNELS=1` shows the kernels of each case. Figures:
+//! docs/benchmarks.md.
+
+mod cases;
+
+use cases::Case;
+use onnx_merge::onnx::Tensor;
+use onnx_merge::runtime::{self, Executor, Value, WgpuExecutor};
+use onnx_merge::{Error, Result};
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long a case is repeated, about.
+const LONG_ENOUGH: Duration = Duration::from_millis(150);
+
+fn main() -> Result<()> {
+    runtime::silence_telemetry();
+    let setting = |name: &str| std::env::var(format!("ONNX_MERGE_BENCH_{name}")).unwrap_or_default();
+    let gpu = match WgpuExecutor::open(setting("SOFTWARE") == "1") {
+        Ok(gpu) => gpu,
+        Err(error) => {
+            println!("no GPU to measure: {error}");
+            return Ok(());
+        }
+    };
+    let only = setting("CASES");
+    let cases: Vec<Case> = cases::all().into_iter().filter(|case| case.name().contains(&only)).collect();
+    let torch = by_torch(&cases);
+    println!("{}\n", gpu.device());
+    println!("| operator | dispatches | device, ms | rate | wall, ms | PyTorch, ms | device ÷ PyTorch |");
+    println!("|---|---|---|---|---|---|---|");
+    for (i, case) in cases.iter().enumerate() {
+        let reference = torch.as_ref().and_then(|all| all.get(i).copied());
+        match measure(&gpu, case) {
+            Ok(m) => println!(
+                "| {} | {} | {:.3} | {} | {:.3} | {} | {} |",
+                case.name(),
+                m.dispatches,
+                m.device * 1e3,
+                case.work().rate(m.device),
+                m.wall * 1e3,
+                reference.map_or("–".into(), |r| format!("{:.3}", r * 1e3)),
+                reference.map_or("–".into(), |r| format!("{:.2}", m.device / r)),
+            ),
+            Err(error) => println!("| {} | can't run: {error} | | | | | |", case.name()),
+        }
+    }
+    Ok(())
+}
+
+struct Measured {
+    dispatches: usize,
+    device: f64,
+    wall: f64,
+}
+
+fn measure(gpu: &WgpuExecutor, case: &Case) -> Result<Measured> {
+    let (model, facts) = case.graph()?;
+    let mut inputs: Vec<Value> = vec![];
+    for (k, input) in model.graph.required_inputs().enumerate() {
+        let fact = &facts[&input.id];
+        let values: Vec<f32> =
+            (0..fact.len()).map(|i| ((i * 7919 + k * 31) % 1999) as f32 / 999.0 - 1.0).collect();
+        inputs.push(gpu.upload(&Tensor::f32(&fact.shape, &values))?);
+    }
+    let mut program = gpu.compile(&model, &facts)?;
+    program.run(&inputs)?;
+    gpu.finish()?;
+    let begun = Instant::now();
+    let mut runs = 0;
+    while runs < 3 || (begun.elapsed() < LONG_ENOUGH && runs < 500) {
+        program.run(&inputs)?;
+        runs += 1;
+    }
+    gpu.finish()?;
+    let wall = begun.elapsed().as_secs_f64() / f64::from(runs);
+    let times = gpu.profile(&model, &facts, &inputs)?;
+    if std::env::var("ONNX_MERGE_BENCH_KERNELS").is_ok() {
+        for time in &times {
+            eprintln!("    {} × {}: {:.3} ms", time.kernel, time.dispatches, time.seconds * 1e3);
+        }
+    }
+    Ok(Measured {
+        dispatches: times.iter().map(|t| t.dispatches).sum(),
+        device: times.iter().map(|t| t.seconds).sum(),
+        wall,
+    })
+}
+
+/// PyTorch's seconds of every case; `None` where it isn't asked for, or fails.
+fn by_torch(cases: &[Case]) -> Option<Vec<f64>> {
+    let python = std::env::var_os("ONNX_MERGE_TORCH")?;
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/wgpu/torch_ops.py");
+    let script = if script.exists() { script } else { "benches/wgpu/torch_ops.py".into() };
+    let run = || -> std::result::Result<Vec<f64>, Box<dyn std::error::Error>> {
+        let mut child = Command::new(&python)
+            .arg(&script)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .spawn()?;
+        let mut stdin = child.stdin.take().ok_or_else(|| Error::usage("PyTorch's side takes no input"))?;
+        stdin.write_all(&serde_json::to_vec(cases)?)?;
+        drop(stdin);
+        let output = child.wait_with_output()?;
+        Ok(serde_json::from_slice(&output.stdout)?)
+    };
+    run().inspect_err(|error| eprintln!("PyTorch's side failed: {error}")).ok()
+}
