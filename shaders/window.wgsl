@@ -41,7 +41,8 @@ fn column(p: i32) -> Column {
 // What a window sees through a tap; `base` is where its group begins in X.
 fn seen(c: Column, base: i32, tap: vec4<i32>) -> f32 {
     let place = c.place + vec3<i32>((tap.z << 16u) >> 16u, tap.z >> 16u, tap.w);
-    if (all(place >= vec3<i32>(0)) && place.x < param(17) && place.y < param(16) && place.z < param(15)) {
+    // What is below 0 is large without a sign.
+    if (u32(place.x) < u32(param(17)) && u32(place.y) < u32(param(16)) && u32(place.z) < u32(param(15))) {
         return x[base + c.origin + tap.y];
     }
     return 0.0;

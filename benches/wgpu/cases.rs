@@ -1,7 +1,7 @@
 //! What is measured: single operators of the sizes that known networks have, as graphs of this program.
 
 use onnx_merge::autodiff;
-use onnx_merge::onnx::{Builder, DType, Fact, Facts, Model, ValueId, WORKING_OPSET};
+use onnx_merge::onnx::{Builder, DType, Fact, Facts, Forms, Model, ValueId, WORKING_OPSET};
 use onnx_merge::{Error, Result};
 use serde::Serialize;
 
@@ -150,6 +150,7 @@ impl Case {
     /// The case as a graph; its inputs are in the order of the graph.
     pub fn graph(&self) -> Result<(Model, Facts)> {
         let mut b = Builder::new("case");
+        b.forms = Forms::Windows;
         let input = |b: &mut Builder, name: &str, shape: &[usize]| b.input(name, Fact::new(DType::F32, shape));
         let output = match *self {
             Case::Product { batch, m, k, n } => {

@@ -14,12 +14,24 @@ pub const WORKING_OPSET: i64 = 18;
 /// Methods that emit a node return the value it makes. Facts of emitted values are inferred, so that
 /// [`Builder::shape`] and [`Builder::dtype`] answer for every value the builder has seen.
 pub struct Builder {
+    /// Which of several equal formulations rules emit.
+    pub forms: Forms,
     graph: Graph,
     facts: Facts,
     scope: String,
     taken: HashSet<ValueId>,
     constants: HashMap<(DType, Vec<usize>, Vec<u8>), ValueId>,
     counter: HashMap<String, usize>,
+}
+
+/// What is fast where a graph will run. Results are the same but for rounding.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Forms {
+    /// Matrix products: CPU executors.
+    #[default]
+    Products,
+    /// Convolutions of every shape, as large as images: our GPU executor.
+    Windows,
 }
 
 impl Builder {
@@ -34,7 +46,15 @@ impl Builder {
         for (id, tensor) in &graph.initializers {
             facts.entry(id.clone()).or_insert_with(|| Fact::of(tensor));
         }
-        Self { graph, facts, scope: String::new(), taken, constants: HashMap::new(), counter: HashMap::new() }
+        Self {
+            forms: Forms::default(),
+            graph,
+            facts,
+            scope: String::new(),
+            taken,
+            constants: HashMap::new(),
+            counter: HashMap::new(),
+        }
     }
     pub fn finish(self) -> (Graph, Facts) {
         (self.graph, self.facts)

@@ -17,7 +17,7 @@ mod tensor;
 mod wire;
 mod write;
 
-pub use builder::{Builder, WORKING_OPSET};
+pub use builder::{Builder, Forms, WORKING_OPSET};
 pub use dtype::DType;
 pub use graph::{
     Attr, Dim, Fact, Facts, Function, Graph, Model, Node, ValueId, ValueInfo, node_reads, outer_reads,

@@ -35,7 +35,7 @@ pub use split::SplitExecutor;
 pub use step::{Feed, Fetch, Outputs, Runner, Snapshot, State, StateId, StepProgram};
 
 use crate::error::Result;
-use crate::onnx::{Fact, Facts, Model, Tensor};
+use crate::onnx::{Fact, Facts, Forms, Model, Tensor};
 use std::any::Any;
 use std::sync::Arc;
 
@@ -66,6 +66,10 @@ pub trait Executor: Send + Sync {
     /// How many runs [`Compiled::run_each`] works on at once.
     fn lanes(&self) -> usize {
         1
+    }
+    /// Which formulations are fast here.
+    fn forms(&self) -> Forms {
+        Forms::default()
     }
     /// Whether a value is where this executor reads it without moving it.
     fn holds(&self, value: &Value) -> bool;

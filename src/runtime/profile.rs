@@ -5,7 +5,7 @@
 
 use super::{Compiled, Executor, Value};
 use crate::error::Result;
-use crate::onnx::{Facts, Model, Tensor};
+use crate::onnx::{Facts, Forms, Model, Tensor};
 use serde_json::{Value as Json, json};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -182,6 +182,9 @@ impl Executor for Profiled {
     }
     fn holds(&self, value: &Value) -> bool {
         self.inner.holds(value)
+    }
+    fn forms(&self) -> Forms {
+        self.inner.forms()
     }
     fn finish(&self) -> Result<()> {
         self.inner.finish()

@@ -7,7 +7,7 @@ use super::profile::{Profile, TO_CPU, TO_GPU, part_of, size_of, watched};
 use super::wgpu::{Survey, WgpuExecutor};
 use super::{Compiled, Executor, Value};
 use crate::error::{Error, Result};
-use crate::onnx::{Facts, Graph, Model, Node, Tensor, ValueId, ValueInfo, WORKING_OPSET, node_reads};
+use crate::onnx::{Facts, Forms, Graph, Model, Node, Tensor, ValueId, ValueInfo, WORKING_OPSET, node_reads};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -88,6 +88,9 @@ impl Executor for SplitExecutor {
     }
     fn holds(&self, value: &Value) -> bool {
         self.gpu.holds(value)
+    }
+    fn forms(&self) -> Forms {
+        self.gpu.forms()
     }
     fn finish(&self) -> Result<()> {
         self.gpu.finish()

@@ -4,7 +4,7 @@ use super::align::{Alignment, Term};
 use super::loss;
 use crate::autodiff;
 use crate::error::{Error, Result};
-use crate::onnx::{Builder, DType, Fact, Facts, Graph, Model, Tensor, ValueId, ValueInfo};
+use crate::onnx::{Builder, DType, Fact, Facts, Forms, Graph, Model, Tensor, ValueId, ValueInfo};
 
 /// What the loss compares the model's answer with.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -93,15 +93,16 @@ pub fn forward(
 }
 
 /// Builds the model step. `answer` is the value the loss looks at: rows × classes of logits, or any shape of
-/// rows × … for vectors. `share` of the alignment terms is added to the loss.
+/// rows × … for vectors. `share` of the alignment terms is added to the loss. `forms` are those of the executor that will
+/// run the step.
 pub fn build(
     model: &Model,
     facts: &Facts,
     weights: &[ValueId],
     answer: &ValueId,
     objective: Objective,
-    alignments: &[&Alignment],
-    share: f64,
+    (alignments, share): (&[&Alignment], f64),
+    forms: Forms,
 ) -> Result<ModelStep> {
     let mut model = model.clone();
     let mut graph = std::mem::take(&mut model.graph);
@@ -110,6 +111,7 @@ pub fn build(
     let constants = graph.initializers.clone();
     free_weights(&mut graph, facts, weights)?;
     let mut b = Builder::on(graph, facts.clone());
+    b.forms = forms;
     for info in b.graph().inputs.clone() {
         if let (Some(fact), false) = (info.fact(), facts.contains_key(&info.id)) {
             b.set_fact(&info.id, fact);

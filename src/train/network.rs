@@ -7,7 +7,7 @@ use crate::autodiff::facts::probe;
 use crate::autodiff::prepare::{self, Lifting};
 use crate::data::Dataset;
 use crate::error::{Error, Result, ResultExt};
-use crate::onnx::{Dim, Fact, Facts, Graph, Model, ModelFile, Tensor, ValueId, ValueInfo};
+use crate::onnx::{Dim, Fact, Facts, Forms, Graph, Model, ModelFile, Tensor, ValueId, ValueInfo};
 use crate::params::{ParamGraph, Role};
 use crate::runtime::Executor;
 use globset::{Glob, GlobSet, GlobSetBuilder};
@@ -26,6 +26,8 @@ pub struct Network {
     pub inputs: Vec<(ValueId, Fact)>,
     pub head: Head,
     pub params: ParamGraph,
+    /// Those of the executor that it was opened with.
+    forms: Forms,
 }
 
 /// What the model answers with.
@@ -77,7 +79,8 @@ impl Network {
         let inputs = input_facts(&model.graph, &probed.facts)?;
         let head = find_head(&model.graph, &probed.facts, batch)?;
         let params = ParamGraph::extract(&model, &probed.facts)?;
-        Ok(Self { file, model, facts: probed.facts, batch, lifting: lifted.lifting, inputs, head, params })
+        let (facts, lifting, forms) = (probed.facts, lifted.lifting, executor.forms());
+        Ok(Self { file, model, facts, batch, lifting, inputs, head, params, forms })
     }
 
     /// The initial values of all trainable weights that `freeze` doesn't name, in the parameter graph's order.
@@ -132,7 +135,8 @@ impl Network {
         alignments: &[&Alignment],
         share: f64,
     ) -> Result<ModelStep> {
-        model_step::build(&self.model, &self.facts, weights, &self.head.answer, objective, alignments, share)
+        let (answer, terms) = (&self.head.answer, (alignments, share));
+        model_step::build(&self.model, &self.facts, weights, answer, objective, terms, self.forms)
             .context(|| self.file.path.display().to_string())
     }
 

@@ -227,6 +227,35 @@ fn matrix_products_of_all_sizes_and_layouts() -> Result<()> {
     })
 }
 
+/// Every kernel for sums over windows: large and small tiles, cut into parts, along taps, alone.
+#[test]
+fn convolutions_of_all_sizes() -> Result<()> {
+    // Image, weight, stride, padding, groups.
+    let cases: [(&[usize], &[usize], i64, i64, i64); 11] = [
+        (&[2, 3, 40, 44], &[70, 3, 3, 3], 1, 1, 1),
+        (&[3, 20, 66, 66], &[130, 20, 3, 3], 1, 0, 1),
+        (&[2, 130, 7, 9], &[140, 130, 3, 3], 1, 1, 1),
+        (&[2, 24, 33, 31], &[40, 24, 5, 5], 2, 2, 1),
+        (&[2, 70, 12, 12], &[66, 70, 1, 1], 1, 0, 1),
+        (&[2, 70, 11, 11], &[66, 70, 1, 1], 1, 0, 1),
+        (&[2, 12, 20, 20], &[12, 1, 3, 3], 2, 1, 12),
+        (&[2, 40, 9, 9], &[60, 20, 3, 3], 1, 1, 2),
+        // As weight gradients with the roles swapped: few large windows.
+        (&[20, 4, 30, 34], &[72, 4, 28, 32], 1, 0, 1),
+        (&[9, 6, 24, 20], &[17, 6, 22, 18], 1, 0, 1),
+        (&[1, 24, 42, 42], &[6, 4, 40, 40], 1, 0, 6),
+    ];
+    for (image, weight, stride, pad, group) in cases {
+        agree(&format!("{image:?} by {weight:?}"), 2e-4, |c| {
+            let (x, w) = (c.noise(image), c.noise(weight));
+            let attrs =
+                [("strides", vec![stride; 2].into()), ("pads", vec![pad; 4].into()), ("group", group.into())];
+            vec![c.b.op_with("Conv", &[&x, &w], &attrs)]
+        })?;
+    }
+    Ok(())
+}
+
 #[test]
 fn gemm_with_every_flag() -> Result<()> {
     for flags in 0..4 {

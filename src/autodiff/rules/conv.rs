@@ -7,7 +7,7 @@
 use super::window::Geometry;
 use super::{Context, Cotangents, Row, rule};
 use crate::error::Result;
-use crate::onnx::{Attr, Builder, Tensor, ValueId};
+use crate::onnx::{Attr, Builder, Forms, Tensor, ValueId};
 
 pub const TABLE: &[Row] =
     &[rule("Col2Im", columns_to_image), rule("Conv", conv), rule("ConvTranspose", conv_transpose)];
@@ -100,13 +100,23 @@ pub enum WeightForm {
 
 /// The fastest form for a shape. The limits were measured with ONNX Runtime 1.32 on one thread; tract agrees in the
 /// order wherever the difference is large (`docs/autodiff.md`).
-pub fn weight_form(g: &Geometry, group: usize, group_inputs: usize, group_outputs: usize) -> WeightForm {
+///
+/// Where convolutions of all shapes are fast ([`Forms::Windows`]), nothing is gained by slicing the image into operands of
+/// products: the roles are swapped, whatever the shape (docs/gpu.md).
+pub fn weight_form(
+    g: &Geometry,
+    group: usize,
+    group_inputs: usize,
+    group_outputs: usize,
+    forms: Forms,
+) -> WeightForm {
     let taps: usize = g.kernel.iter().product();
     let windows: usize = g.coarse.iter().product();
     let whole = (0..g.rank()).all(|i| g.stride[i] == 1 && g.begin[i] == 0 && g.end(i) == 0);
     match () {
         _ if g.rank() == 0 => WeightForm::Pointwise,
         _ if group == 1 && taps == 1 && whole && windows >= 128 => WeightForm::Pointwise,
+        _ if forms == Forms::Windows => WeightForm::RoleSwap,
         _ if group > 1 && group_inputs == 1 && group_outputs == 1 && g.dense[g.rank() - 1] <= 112 => {
             WeightForm::Rows
         }
@@ -121,7 +131,7 @@ pub fn weight_form(g: &Geometry, group: usize, group_inputs: usize, group_output
 /// cotangent of its coarse side dY `[N, M, …]`.
 fn weight_gradient(b: &mut Builder, x: &ValueId, dy: &ValueId, g: &Geometry, group: usize) -> ValueId {
     let (channels, outputs) = (b.shape(x)[1], b.shape(dy)[1]);
-    let form = weight_form(g, group, channels / group, outputs / group);
+    let form = weight_form(g, group, channels / group, outputs / group, b.forms);
     weight_gradient_by(form, b, x, dy, g, group)
 }
 

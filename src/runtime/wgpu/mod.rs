@@ -19,7 +19,7 @@ pub use program::KernelTime;
 
 use super::{Compiled, Executor, Value};
 use crate::error::Result;
-use crate::onnx::{DType, Facts, Model, Node, Tensor};
+use crate::onnx::{DType, Facts, Forms, Model, Node, Tensor};
 use gpu::Gpu;
 use std::sync::Arc;
 
@@ -108,6 +108,9 @@ impl Executor for WgpuExecutor {
     }
     fn holds(&self, value: &Value) -> bool {
         value.downcast::<value::WgpuValue>().is_some_and(|v| Arc::ptr_eq(v.memory.gpu(), &self.gpu))
+    }
+    fn forms(&self) -> Forms {
+        Forms::Windows
     }
     fn finish(&self) -> Result<()> {
         self.gpu.wait(None)

@@ -15,8 +15,12 @@ const TILE: usize = 64;
 const TILED_FROM: usize = 16;
 /// Taps that a part of a split sum has at least.
 const PART: usize = 256;
+/// Taps from which a workgroup shares an output, where there are few.
+const DEEP_FROM: usize = 1024;
 /// Workgroups that keep a GPU busy; sums with fewer are split where they are long.
 const BUSY: usize = 256;
+/// Workgroups that large tiles must leave.
+const MANY_TILES: usize = 128;
 
 struct Tap {
     w: i32,
@@ -54,19 +58,59 @@ impl Sum<'_> {
     fn columns(&self) -> usize {
         self.images * self.windows.iter().product::<usize>()
     }
-    fn tiled(&self) -> bool {
-        self.rows >= TILED_FROM && self.columns() >= TILED_FROM && self.taps.len() >= 8
+    fn outputs(&self) -> usize {
+        self.groups * self.rows * self.columns()
+    }
+    /// The kernel for these sizes.
+    fn shape(&self) -> Shape {
+        let taps = self.taps.len();
+        if self.rows >= TILED_FROM && self.columns() >= TILED_FROM && taps >= 8 {
+            let along_taps = self.along_taps();
+            let wide = |quads: [usize; 2]| Shape::Tiled { quads, along_taps };
+            let fits = |[r, c]: [usize; 2]| {
+                let full = (r == 1 || self.rows > TILE) && (c == 1 || !along_taps);
+                let work = self.work(wide([r, c]));
+                full && work * self.parts_of(work, PART) >= MANY_TILES
+            };
+            let best = [[2, 2], [2, 1], [1, 2]].into_iter().find(|&quads| fits(quads));
+            return wide(best.unwrap_or([1, 1]));
+        }
+        match taps >= DEEP_FROM && self.outputs() < BUSY * GROUP {
+            true => Shape::Deep,
+            false => Shape::Direct,
+        }
     }
     /// Workgroups without splitting.
-    fn groups_of_work(&self) -> usize {
-        match self.tiled() {
-            true => self.groups * self.rows.div_ceil(TILE) * self.columns().div_ceil(TILE),
-            false => (self.groups * self.rows * self.columns()).div_ceil(GROUP),
+    fn work(&self, shape: Shape) -> usize {
+        match shape {
+            Shape::Tiled { quads: [r, c], .. } => {
+                self.groups * self.rows.div_ceil(TILE * r) * self.columns().div_ceil(TILE * c)
+            }
+            Shape::Deep => self.outputs(),
+            Shape::Direct => self.outputs().div_ceil(GROUP),
         }
+    }
+    /// Whether neighbours in memory are neighbouring taps rather than neighbouring windows.
+    fn along_taps(&self) -> bool {
+        let next = self.taps.windows(2).filter(|pair| pair[1].x - pair[0].x == 1).count();
+        self.windows[AXES - 1] < 16 && 4 * next >= 3 * self.taps.len()
+    }
+    /// Whether some window reaches beyond the image.
+    fn padded(&self) -> bool {
+        (0..AXES).any(|i| {
+            let places = || self.taps.iter().map(|tap| tap.place[i]);
+            let last = self.first[i] + self.step[i] * (self.windows[i] as i32 - 1);
+            let (low, high) = (places().min().unwrap_or(0), places().max().unwrap_or(0));
+            self.first[i].min(last) + low < 0 || self.first[i].max(last) + high >= self.sizes[i] as i32
+        })
+    }
+    fn parts_of(&self, work: usize, part: usize) -> usize {
+        (BUSY / work.max(1)).min(self.taps.len() / part).max(1)
     }
     /// Parts that a long sum is cut into where there is too little else to do at once.
     fn parts(&self) -> usize {
-        (BUSY / self.groups_of_work().max(1)).min(self.taps.len() / PART).max(1)
+        let shape = self.shape();
+        self.parts_of(self.work(shape), if shape == Shape::Deep { DEEP_FROM } else { PART })
     }
     /// Adds the dispatch; partial sums go to `y` one behind the other, `part_stride` apart.
     fn emit(&self, l: &mut Lowering, parts: usize, part_stride: usize) -> Outcome {
@@ -93,15 +137,42 @@ impl Sum<'_> {
         params.extend(self.first.iter().chain(&self.step));
         params.extend(self.windows.map(int));
         params.extend(self.x_strides.iter().chain(&self.y_strides));
-        let (kernel, groups) = match self.tiled() {
-            true => (kernel::CONV_TILED, self.groups_of_work() * parts),
-            false => {
-                (kernel::CONV_DIRECT, (parts * self.groups * self.rows * self.columns()).div_ceil(GROUP))
+        let shape = self.shape();
+        let reads = [self.w, self.x, &table];
+        match shape {
+            Shape::Tiled { quads: [r, c], along_taps } => {
+                let number = |v: usize| v.to_string();
+                let values = [
+                    ("quads_r", number(r)),
+                    ("quads_c", number(c)),
+                    ("along_taps", number(along_taps.into())),
+                    ("columns_read", number(if along_taps { 0 } else { 4 * c })),
+                    ("padded", number(self.padded().into())),
+                ];
+                let values = values.each_ref().map(|(name, value)| (*name, value.as_str()));
+                l.call(kernel::CONV_TILED, &values, params, &reads, &[self.y], self.work(shape) * parts);
             }
-        };
-        l.call(kernel, &[], params, &[self.w, self.x, &table], &[self.y], groups);
+            Shape::Deep => {
+                l.call(kernel::CONV_DEEP, &[], params, &reads, &[self.y], self.work(shape) * parts)
+            }
+            Shape::Direct => {
+                let groups = (parts * self.outputs()).div_ceil(GROUP);
+                l.call(kernel::CONV_DIRECT, &[], params, &reads, &[self.y], groups);
+            }
+        }
         Ok(())
     }
+}
+
+/// Which kernel sums, and how.
+#[derive(Clone, Copy, PartialEq)]
+enum Shape {
+    /// Tiles of 64 rows and columns, times `quads`.
+    Tiled { quads: [usize; 2], along_taps: bool },
+    /// A workgroup an output.
+    Deep,
+    /// An invocation an output.
+    Direct,
 }
 
 fn dot(a: &[i32; AXES], b: &[i32; AXES]) -> i32 {
@@ -138,6 +209,13 @@ fn with_bias(l: &mut Lowering, node: &Node, y: Operand) -> Outcome {
     l.set(node, 0, y)
 }
 
+/// Whether every window is one element, and each image large enough to fill the tiles of a matrix product.
+fn is_product(windows: &Windows, x: &Operand, shape: &[usize]) -> bool {
+    let places: usize = shape[2..].iter().product();
+    let single = windows.elements().count() == 1 && windows.stride == [1; AXES] && windows.begin == [0; AXES];
+    single && x.view.shape[2..] == shape[2..] && places % 4 == 0 && places >= 2 * TILE
+}
+
 fn conv(l: &mut Lowering, node: &Node) -> Outcome {
     let (x, w) = (l.arg(node, 0)?, l.arg(node, 1)?);
     let groups = groups_of(node, &x, &w)?;
@@ -148,6 +226,14 @@ fn conv(l: &mut Lowering, node: &Node) -> Outcome {
         return Err("channels, groups and the weight's shape don't fit".into());
     }
     let windows = Windows::of(node, &w.view.shape[2..], &x.view.shape[2..], &shape[2..])?;
+    if groups == 1 && is_product(&windows, &x, &shape) {
+        let places = shape[2..].iter().product();
+        let image = l.reshape(&x, &[shape[0], inputs, places])?;
+        let w = l.reshape(&w, &[rows, inputs])?;
+        let y = super::linear::product(l, &w, &image)?;
+        let y = l.reshape(&y, &shape)?;
+        return with_bias(l, node, y);
+    }
     let (xs, ws) = (spatial(&x.view.strides[2..], 0), spatial(&w.view.strides[2..], 0));
     let mut taps = vec![];
     for c in 0..inputs as i32 {
