@@ -326,6 +326,17 @@ fn softmax_and_normalisation() -> Result<()> {
 
 #[test]
 fn moving_elements() -> Result<()> {
+    for (shape, perm) in [
+        (vec![70, 45], vec![1, 0]),
+        (vec![3, 33, 20, 2], vec![0, 2, 3, 1]),
+        (vec![17, 2, 40, 3], vec![2, 1, 3, 0]),
+        (vec![5, 64, 6, 6], vec![1, 0, 2, 3]),
+    ] {
+        agree(&format!("{shape:?} turned to {perm:?}"), 0.0, |c| {
+            let x = c.noise(&shape);
+            vec![c.b.transpose(&x, &perm)]
+        })?;
+    }
     agree("views", 0.0, |c| {
         let x = c.noise(&[4, 6, 5]);
         let turned = c.b.transpose(&x, &[2, 0, 1]);

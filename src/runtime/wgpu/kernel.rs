@@ -32,6 +32,7 @@ kernels! {
     CONV_DIRECT = "conv_direct" with "window",
     CONV_TILED = "conv_tiled" with "window",
     COPY = "copy",
+    COPY_TURNED = "copy_turned",
     ELEMENTWISE = "elementwise",
     GATHER = "gather",
     INTERPOLATE = "interpolate",

@@ -394,10 +394,25 @@ impl Lowering {
     /// Copies `from` into the part of `to`'s storage that its view describes.
     pub fn copy(&mut self, from: &Operand, to: &Operand) {
         let walk = Walk::new(&from.view.shape, &[&from.view.strides, &to.view.strides]);
+        if let Some(axes) = turned(&walk) {
+            return self.copy_turned(from, to, &walk, axes);
+        }
         let n = from.view.len();
         let mut params = vec![n as i32, walk.rank(), from.view.offset, to.view.offset];
         params.extend(walk.dims.iter().chain(walk.strides.iter().flatten()));
         self.call(kernel::COPY, &[], params, &[from], &[to], n.div_ceil(GROUP));
+    }
+    /// [`Lowering::copy`] of a walk that is dense along `axes[0]` in one operand, along `axes[1]` in the other.
+    fn copy_turned(&mut self, from: &Operand, to: &Operand, walk: &Walk, [row, column]: [usize; 2]) {
+        let rest: Vec<usize> = (0..walk.dims.len()).filter(|&i| i != row && i != column).collect();
+        let of = |values: &[i32]| rest.iter().map(|&i| values[i]).collect::<Vec<i32>>();
+        let batches: i32 = of(&walk.dims).iter().product();
+        let (rows, columns) = (walk.dims[row], walk.dims[column]);
+        let mut params = vec![rows, columns, from.view.offset, to.view.offset];
+        params.extend([walk.strides[0][column], walk.strides[1][row], batches, rest.len() as i32]);
+        params.extend([of(&walk.dims), of(&walk.strides[0]), of(&walk.strides[1])].concat());
+        let squares = (rows as usize).div_ceil(SQUARE) * (columns as usize).div_ceil(SQUARE);
+        self.call(kernel::COPY_TURNED, &[], params, &[from], &[to], batches as usize * squares);
     }
     /// The same values as the whole of a storage, row-major.
     pub fn contiguous(&mut self, operand: &Operand) -> Outcome<Operand> {
@@ -422,6 +437,19 @@ impl Lowering {
             }
         };
         Ok(Operand { view, ..operand.clone() })
+    }
+}
+
+/// Rows and columns that a workgroup of `copy_turned.wgsl` moves.
+const SQUARE: usize = 32;
+
+/// The axes along which the first and the second operand are dense, where they are different ones and both long.
+fn turned(walk: &Walk) -> Option<[usize; 2]> {
+    let long = |axis: &usize| walk.dims[*axis] as usize >= SQUARE / 2;
+    let dense = |strides: &[i32]| strides.iter().position(|&s| s == 1).filter(long);
+    match (dense(&walk.strides[0])?, dense(&walk.strides[1])?) {
+        (row, column) if row != column => Some([row, column]),
+        _ => None,
     }
 }
 
