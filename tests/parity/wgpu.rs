@@ -189,13 +189,14 @@ fn powers_of_negative_numbers() -> Result<()> {
 
 #[test]
 fn matrix_products_of_all_sizes_and_layouts() -> Result<()> {
-    let cases: [(&[usize], &[usize]); 16] = [
+    let cases: [(&[usize], &[usize]); 17] = [
         // Vectors along k and along columns, long sums in parts, many large tiles.
         (&[64, 36], &[36, 68]),
         (&[40, 5000], &[5000, 36]),
         (&[3, 2100], &[2100, 5]),
         (&[16, 256, 24], &[16, 24, 260]),
         (&[16, 255, 23], &[16, 23, 257]),
+        (&[33, 130, 12], &[33, 12, 260]),
         (&[3, 4], &[4, 5]),
         (&[70, 33], &[33, 65]),
         (&[64, 64], &[64, 64]),
@@ -227,6 +228,10 @@ fn matrix_products_of_all_sizes_and_layouts() -> Result<()> {
     })
 }
 
+fn attributes(stride: i64, pad: i64, group: i64) -> [(&'static str, Attr); 3] {
+    [("strides", vec![stride; 2].into()), ("pads", vec![pad; 4].into()), ("group", group.into())]
+}
+
 /// Every kernel for sums over windows: large and small tiles, cut into parts, along taps, alone.
 #[test]
 fn convolutions_of_all_sizes() -> Result<()> {
@@ -248,9 +253,20 @@ fn convolutions_of_all_sizes() -> Result<()> {
     for (image, weight, stride, pad, group) in cases {
         agree(&format!("{image:?} by {weight:?}"), 2e-4, |c| {
             let (x, w) = (c.noise(image), c.noise(weight));
-            let attrs =
-                [("strides", vec![stride; 2].into()), ("pads", vec![pad; 4].into()), ("group", group.into())];
-            vec![c.b.op_with("Conv", &[&x, &w], &attrs)]
+            vec![c.b.op_with("Conv", &[&x, &w], &attributes(stride, pad, group))]
+        })?;
+    }
+    let transposed: [(&[usize], &[usize], i64, i64, i64); 5] = [
+        (&[2, 140, 7, 9], &[140, 130, 3, 3], 1, 1, 1),
+        (&[3, 30, 20, 20], &[30, 70, 3, 3], 2, 1, 1),
+        (&[2, 66, 12, 16], &[66, 70, 1, 1], 1, 0, 1),
+        (&[2, 66, 11, 11], &[66, 70, 1, 1], 2, 0, 1),
+        (&[2, 12, 10, 10], &[12, 1, 3, 3], 2, 1, 12),
+    ];
+    for (image, weight, stride, pad, group) in transposed {
+        agree(&format!("{image:?} by {weight:?}, transposed"), 2e-4, |c| {
+            let (x, w) = (c.noise(image), c.noise(weight));
+            vec![c.b.op_with("ConvTranspose", &[&x, &w], &attributes(stride, pad, group))]
         })?;
     }
     Ok(())

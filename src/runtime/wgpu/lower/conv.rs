@@ -4,7 +4,7 @@
 //! output elements of one residue see the same taps, so nothing is scattered and no tap is wasted.
 
 use super::window::{AXES, Windows, spatial};
-use super::{Elem, GROUP, Lowering, Node, Operand, Outcome, Row, expect_f32, kernel, reduce};
+use super::{Elem, GROUP, Lowering, Node, Operand, Outcome, Row, expect_f32, kernel, linear, reduce};
 use crate::runtime::wgpu::view::row_major;
 
 pub const TABLE: &[Row] = &[("Conv", conv), ("ConvTranspose", conv_transpose)];
@@ -32,7 +32,6 @@ struct Tap {
 struct Sum<'a> {
     x: &'a Operand,
     w: &'a Operand,
-    y: &'a Operand,
     rows: usize,
     groups: usize,
     taps: Vec<Tap>,
@@ -70,9 +69,11 @@ impl Sum<'_> {
             let fits = |[r, c]: [usize; 2]| {
                 let full = (r == 1 || self.rows > TILE) && (c == 1 || !along_taps);
                 let work = self.work(wide([r, c]));
-                full && work * self.parts_of(work, PART) >= MANY_TILES
+                full && work * self.parts_of(work, PART) >= MANY_TILES * r * c / 4
             };
-            let best = [[2, 2], [2, 1], [1, 2]].into_iter().find(|&quads| fits(quads));
+            let large = std::env::var("LARGE").is_ok();
+            let all = [[2, 4], [2, 2], [1, 4], [2, 1], [1, 2]];
+            let best = all.into_iter().filter(|q| large || q[1] < 4).find(|&quads| fits(quads));
             return wide(best.unwrap_or([1, 1]));
         }
         match taps >= DEEP_FROM && self.outputs() < BUSY * GROUP {
@@ -112,8 +113,8 @@ impl Sum<'_> {
         let shape = self.shape();
         self.parts_of(self.work(shape), if shape == Shape::Deep { DEEP_FROM } else { PART })
     }
-    /// Adds the dispatch; partial sums go to `y` one behind the other, `part_stride` apart.
-    fn emit(&self, l: &mut Lowering, parts: usize, part_stride: usize) -> Outcome {
+    /// Adds the dispatch; partial sums stand in `y` one behind the other, `part_stride` apart.
+    fn emit(&self, l: &mut Lowering, y: &Operand, parts: usize, part_stride: usize) -> Outcome {
         let mut table = Vec::with_capacity(4 * self.taps.len().max(1));
         for tap in &self.taps {
             let [z, y, x] = tap.place;
@@ -142,22 +143,26 @@ impl Sum<'_> {
         match shape {
             Shape::Tiled { quads: [r, c], along_taps } => {
                 let number = |v: usize| v.to_string();
+                let depth = if r.min(c) > 1 { 8 } else { 16 };
                 let values = [
                     ("quads_r", number(r)),
                     ("quads_c", number(c)),
                     ("along_taps", number(along_taps.into())),
-                    ("columns_read", number(if along_taps { 0 } else { 4 * c })),
+                    ("columns_read", number(if along_taps { 0 } else { c * depth / 4 })),
+                    ("depth", number(depth)),
+                    ("loads_w", number(r * depth / 16)),
+                    ("lanes", std::env::var("LANES").unwrap_or("16".into())),
                     ("padded", number(self.padded().into())),
                 ];
                 let values = values.each_ref().map(|(name, value)| (*name, value.as_str()));
-                l.call(kernel::CONV_TILED, &values, params, &reads, &[self.y], self.work(shape) * parts);
+                l.call(kernel::CONV_TILED, &values, params, &reads, &[y], self.work(shape) * parts);
             }
             Shape::Deep => {
-                l.call(kernel::CONV_DEEP, &[], params, &reads, &[self.y], self.work(shape) * parts)
+                l.call(kernel::CONV_DEEP, &[], params, &reads, &[y], self.work(shape) * parts)
             }
             Shape::Direct => {
                 let groups = (parts * self.outputs()).div_ceil(GROUP);
-                l.call(kernel::CONV_DIRECT, &[], params, &reads, &[self.y], groups);
+                l.call(kernel::CONV_DIRECT, &[], params, &reads, &[y], groups);
             }
         }
         Ok(())
@@ -209,11 +214,19 @@ fn with_bias(l: &mut Lowering, node: &Node, y: Operand) -> Outcome {
     l.set(node, 0, y)
 }
 
-/// Whether every window is one element, and each image large enough to fill the tiles of a matrix product.
+/// Whether every window is one element, and each image fills the tiles of a matrix product but for a seventh.
 fn is_product(windows: &Windows, x: &Operand, shape: &[usize]) -> bool {
     let places: usize = shape[2..].iter().product();
     let single = windows.elements().count() == 1 && windows.stride == [1; AXES] && windows.begin == [0; AXES];
-    single && x.view.shape[2..] == shape[2..] && places % 4 == 0 && places >= 2 * TILE
+    let filled = 7 * places.next_multiple_of(2 * TILE) <= 8 * places;
+    single && x.view.shape[2..] == shape[2..] && places.is_multiple_of(4) && filled
+}
+
+/// `w · x` at every place of every image, `w` of outputs × inputs.
+fn pointwise(l: &mut Lowering, w: &Operand, x: &Operand, shape: &[usize]) -> Outcome<Operand> {
+    let image = l.reshape(x, &[shape[0], x.view.shape[1], shape[2..].iter().product()])?;
+    let y = linear::product(l, w, &image)?;
+    l.reshape(&y, shape)
 }
 
 fn conv(l: &mut Lowering, node: &Node) -> Outcome {
@@ -227,11 +240,8 @@ fn conv(l: &mut Lowering, node: &Node) -> Outcome {
     }
     let windows = Windows::of(node, &w.view.shape[2..], &x.view.shape[2..], &shape[2..])?;
     if groups == 1 && is_product(&windows, &x, &shape) {
-        let places = shape[2..].iter().product();
-        let image = l.reshape(&x, &[shape[0], inputs, places])?;
         let w = l.reshape(&w, &[rows, inputs])?;
-        let y = super::linear::product(l, &w, &image)?;
-        let y = l.reshape(&y, &shape)?;
+        let y = pointwise(l, &w, &x, &shape)?;
         return with_bias(l, node, y);
     }
     let (xs, ws) = (spatial(&x.view.strides[2..], 0), spatial(&w.view.strides[2..], 0));
@@ -245,11 +255,9 @@ fn conv(l: &mut Lowering, node: &Node) -> Outcome {
     }
     let strides = row_major(&shape);
     let first = windows.begin.map(|b| -b);
-    let y = l.fresh(Elem::F32, &shape)?;
     let sum = Sum {
         x: &x,
         w: &w,
-        y: &y,
         rows,
         groups,
         taps,
@@ -266,21 +274,20 @@ fn conv(l: &mut Lowering, node: &Node) -> Outcome {
         x_strides: steps(&x.view.strides, &windows.stride),
         y_strides: steps(&strides, &[1; AXES]),
     };
-    let parts = sum.parts();
-    let y = match parts {
-        1 => {
-            sum.emit(l, 1, 0)?;
-            y
-        }
-        // The parts are added in order, so the result is the same every time.
-        parts => {
-            let partial = l.fresh(Elem::F32, &[&[parts], &shape[..]].concat())?;
-            Sum { y: &partial, ..sum }.emit(l, parts, shape.iter().product())?;
-            let total = reduce::over(l, "ReduceSum", &partial, &[0])?;
-            l.reshape(&total, &shape)?
-        }
-    };
+    let y = emit_all(l, &[sum], &shape)?;
     with_bias(l, node, y)
+}
+
+/// The tensor of `shape` that the sums fill together.
+fn emit_all(l: &mut Lowering, sums: &[Sum<'_>], shape: &[usize]) -> Outcome<Operand> {
+    let parts = sums.iter().map(Sum::parts).min().unwrap_or(1);
+    let y = l.fresh(Elem::F32, &[&[parts], shape].concat())?;
+    for sum in sums {
+        sum.emit(l, &y, parts, shape.iter().product())?;
+    }
+    // The parts are added in order, so the result is the same every time.
+    let y = if parts == 1 { y } else { reduce::over(l, "ReduceSum", &y, &[0])? };
+    l.reshape(&y, shape)
 }
 
 /// Output element `i` along an axis sees the inputs `j` with `i = j · stride + k · dilation − begin`: for `i = residue +
@@ -294,11 +301,16 @@ fn conv_transpose(l: &mut Lowering, node: &Node) -> Outcome {
         return Err("channels, groups and the weight's shape don't fit".into());
     }
     let windows = Windows::of(node, &w.view.shape[2..], &shape[2..], &x.view.shape[2..])?;
+    if groups == 1 && is_product(&windows, &x, &shape) {
+        let w = l.reshape(&w, &[inputs, rows])?;
+        let y = pointwise(l, &linear::transposed(w), &x, &shape)?;
+        return with_bias(l, node, y);
+    }
     let (xs, ws) = (spatial(&x.view.strides[2..], 0), spatial(&w.view.strides[2..], 0));
     let strides = row_major(&shape);
     let (out, ys) = (spatial(&shape[2..], 1), spatial(&strides[2..], 0));
-    let y = l.fresh(Elem::F32, &shape)?;
     let stride = windows.stride;
+    let mut sums = vec![];
     for residue in residues(&stride) {
         let count =
             [0, 1, 2].map(|i| (out[i] as i32 - residue[i] + stride[i] - 1).div_euclid(stride[i]).max(0));
@@ -316,8 +328,7 @@ fn conv_transpose(l: &mut Lowering, node: &Node) -> Outcome {
         let sum = Sum {
             x: &x,
             w: &w,
-            y: &y,
-            rows,
+                rows,
             groups,
             taps,
             images: shape[0],
@@ -333,8 +344,9 @@ fn conv_transpose(l: &mut Lowering, node: &Node) -> Outcome {
             x_strides: steps(&x.view.strides, &[1; AXES]),
             y_strides: steps(&strides, &stride),
         };
-        sum.emit(l, 1, 0)?;
+        sums.push(sum);
     }
+    let y = emit_all(l, &sums, &shape)?;
     with_bias(l, node, y)
 }
 

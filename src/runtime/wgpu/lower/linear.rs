@@ -7,11 +7,12 @@ pub const TABLE: &[Row] = &[("Gemm", gemm), ("MatMul", matmul)];
 
 /// Rows and columns of C above which the tiled kernel is used; below, tiles would mostly be empty.
 const TILED_FROM: usize = 32;
-/// Width and height of the tiled kernel's small tiles; large ones are twice as wide and high.
+/// Width and height of the tiled kernel's smallest tiles; larger ones are a multiple.
 const TILE: usize = 64;
-/// Large tiles that are needed to keep a GPU busy; with fewer, small ones share the work better.
+/// Length of the steps along k of large tiles; small ones take twice as long ones.
+const DEPTH: usize = 8;
+/// Workgroups that tiles of 128 × 128 must leave; with fewer, smaller ones share the work better.
 const MANY_TILES: usize = 64;
-fn many_tiles() -> usize { std::env::var("MANY").ok().and_then(|v| v.parse().ok()).unwrap_or(MANY_TILES) }
 /// Workgroups that keep a GPU busy; products with fewer are split along k where that is long.
 const BUSY: usize = 256;
 /// Length of a part of k at least.
@@ -63,7 +64,7 @@ fn gemm(l: &mut Lowering, node: &Node) -> Outcome {
 }
 
 /// Swaps the last two axes.
-fn transposed(o: Operand) -> Operand {
+pub fn transposed(o: Operand) -> Operand {
     let mut perm: Vec<usize> = (0..o.view.rank()).collect();
     let rank = perm.len();
     perm.swap(rank - 2, rank - 1);
@@ -114,26 +115,27 @@ pub fn product(l: &mut Lowering, a: &Operand, b: &Operand) -> Outcome<Operand> {
             let groups = (parts * batches * m * n).div_ceil(GROUP);
             l.call(kernel::MATMUL_SMALL, &[], params, &[a, b], &[&to], groups);
         }
-        Some(quads) => {
+        Some([qm, qn]) => {
             let load_a = load(&va, &walk.strides[0], [rank, rank + 1], [m, k]);
             let load_b = load(&vb, &walk.strides[1], [rank + 1, rank], [n, k]);
-            let env = |n: &str, d: usize| std::env::var(n).ok().and_then(|v| v.parse().ok()).unwrap_or(d);
-            let depth = if quads == 2 { env("DEPTH", 16) } else { 16 };
             let whole = n.is_multiple_of(4);
+            let depth = if qm.min(qn) > 1 { DEPTH } else { 2 * DEPTH };
+            let number = |v: usize| v.to_string();
             let values = [
-                ("quads", quads.to_string()),
+                ("quads_m", number(qm)),
+                ("quads_n", number(qn)),
+                ("depth", number(depth)),
+                ("lanes", std::env::var("LANES").unwrap_or("16".into())),
                 ("load_a", load_a),
                 ("load_b", load_b),
-                ("depth", depth.to_string()),
-                ("loads", (quads * depth / 16).to_string()),
-                ("buffers", env("BUFFERS", 1).to_string()),
-                ("unroll", env("UNROLL", 1).to_string()),
+                ("loads_a", number(qm * depth / (2 * DEPTH))),
+                ("loads_b", number(qn * depth / (2 * DEPTH))),
                 ("c", if whole { "vec4<f32>" } else { "f32" }.to_owned()),
-                ("vectors", usize::from(whole).to_string()),
-                ("scalars", if whole { 0 } else { 4 }.to_string()),
+                ("vectors", number(usize::from(whole))),
+                ("scalars", number(if whole { 0 } else { 4 })),
             ];
             let values = values.each_ref().map(|(name, value)| (*name, value.as_str()));
-            let groups = parts * shape.tiles(quads);
+            let groups = parts * shape.tiles([qm, qn]);
             l.call(kernel::MATMUL_TILED, &values, params, &[a, b, a, b], &[&to], groups);
         }
     }
@@ -151,21 +153,34 @@ struct Shape {
 }
 
 impl Shape {
-    fn tiles(&self, quads: usize) -> usize {
-        self.batches * self.m.div_ceil(TILE * quads) * self.n.div_ceil(TILE * quads)
+    /// Workgroups of tiles that are 64 times these high and wide.
+    fn tiles(&self, [qm, qn]: [usize; 2]) -> usize {
+        self.batches * self.m.div_ceil(TILE * qm) * self.n.div_ceil(TILE * qn)
     }
-    /// How many tiles of 64 × 64 a tile is wide; `None` where an invocation an element is better.
-    fn quads(&self) -> Option<usize> {
-        let tiled = self.m >= TILED_FROM && self.n >= TILED_FROM && self.k >= 8;
-        tiled.then(|| if self.tiles(2) >= many_tiles() { 2 } else { 1 })
+    /// How many times 64 a tile is high and wide; `None` where an invocation an element is better.
+    fn quads(&self) -> Option<[usize; 2]> {
+        if self.m < TILED_FROM || self.n < TILED_FROM || self.k < 8 {
+            return None;
+        }
+        let full = |size: usize, quads: usize| quads == 1 || size > TILE * quads / 2;
+        let fits = |[qm, qn]: [usize; 2]| {
+            let tiles = self.tiles([qm, qn]);
+            let enough = tiles * self.parts_of(tiles) >= MANY_TILES * qm * qn / 4;
+            full(self.m, qm) && full(self.n, qn) && enough
+        };
+        let large = std::env::var("LARGE").is_ok();
+        let all = [[2, 4], [2, 2], [1, 4], [1, 2], [2, 1]];
+        Some(all.into_iter().filter(|q| large || q[1] < 4).find(|&quads| fits(quads)).unwrap_or([1, 1]))
+    }
+    fn parts_of(&self, groups: usize) -> usize {
+        (BUSY / groups.max(1)).min(self.k / PART).max(1)
     }
     /// Parts that k is cut into, where it is long and there is too little else to do at once.
     fn parts(&self) -> usize {
-        let groups = match self.quads() {
+        self.parts_of(match self.quads() {
             Some(quads) => self.tiles(quads),
             None => (self.batches * self.m * self.n).div_ceil(GROUP),
-        };
-        (BUSY / groups.max(1)).min(self.k / PART).max(1)
+        })
     }
 }
 

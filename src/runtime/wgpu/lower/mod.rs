@@ -420,6 +420,11 @@ impl Lowering {
         if whole && operand.view.is_contiguous() {
             return Ok(operand.clone());
         }
+        let row_major = View::contiguous(&operand.view.shape);
+        let walk = Walk::new(&operand.view.shape, &[&operand.view.strides, &row_major.strides]);
+        if turned(&walk).is_none() {
+            return self.map("{0}", &[operand], operand.elem);
+        }
         let to = self.fresh(operand.elem, &operand.view.shape)?;
         self.copy(operand, &to);
         Ok(to)
