@@ -6,7 +6,8 @@
 //! of its own, so that peak memory and the time to the first step are its own too; rounds alternate between the two
 //! sides, since a machine's speed drifts. `ONNX_MERGE_BENCH_THREADS`, `…_BATCH`, `…_STEPS` and `…_ROUNDS` change the
 //! size, `…_EXECUTORS` which executors run (`ort,tract`), `…_DEVICE` where PyTorch runs (`cpu`). With `…_MODELS` naming a
-//! folder, the larger networks that `torch_steps.py export FOLDER` writes there take part. Figures and what they mean:
+//! folder, the larger networks that `torch_steps.py export FOLDER` writes there take part. `…_SOFTWARE` allows a software
+//! driver as a GPU. Figures and what they mean:
 //! docs/benchmarks.md.
 
 use onnx_merge::lpka::{self, Origin, Side};
@@ -165,7 +166,9 @@ fn case(executor: &str, kind: &str, network: &str, size: &Size, begun: Instant) 
         "wgpu" => ExecutorChoice::Wgpu,
         _ => ExecutorChoice::Tract,
     };
-    let options = ExecutorOptions { threads: Some(size.threads), ..ExecutorOptions::default() };
+    let allow_software_gpu = std::env::var_os("ONNX_MERGE_BENCH_SOFTWARE").is_some();
+    let options =
+        ExecutorOptions { threads: Some(size.threads), allow_software_gpu, ..ExecutorOptions::default() };
     let executor = runtime::open(choice, &options)?;
     #[cfg(feature = "wgpu")]
     if kind == "kernels" {

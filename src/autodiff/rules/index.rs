@@ -58,6 +58,9 @@ pub(super) fn add_at(
     indices: &ValueId,
     g: &ValueId,
 ) -> ValueId {
+    if let Some(padded) = add_in_a_row(b, shape, axis, indices, g) {
+        return padded;
+    }
     let index_rank = b.rank(indices);
     let count = b.fact(indices).len();
     let rank = b.rank(g);
@@ -79,6 +82,31 @@ pub(super) fn add_at(
     let mut perm: Vec<usize> = (1..shape.len()).collect();
     perm.insert(axis, 0);
     b.transpose(&sum, &perm)
+}
+
+/// [`add_at`] for indices known beforehand that follow each other, as where projections lie one behind the other: zeros
+/// before and behind `g`.
+fn add_in_a_row(
+    b: &mut Builder,
+    shape: &[usize],
+    axis: usize,
+    indices: &ValueId,
+    g: &ValueId,
+) -> Option<ValueId> {
+    let known = b.constant_value(indices)?.to_i64().into_owned();
+    let (size, count) = (shape[axis] as i64, known.len() as i64);
+    let first = known.first().map(|&i| if i < 0 { i + size } else { i })?;
+    let follows = |(k, &i): (usize, &i64)| (i - first - k as i64) % size == 0;
+    if first < 0 || first + count > size || !known.iter().enumerate().all(follows) {
+        return None;
+    }
+    let whole = [&shape[..axis], &[known.len()], &shape[axis + 1..]].concat();
+    let g = b.reshape(g, &whole);
+    let mut pads = vec![0; 2 * shape.len()];
+    pads[axis] = first;
+    pads[shape.len() + axis] = size - first - count;
+    let pads = b.ints(&pads);
+    Some(b.op("Pad", &[&g, &pads]))
 }
 
 /// Indices into an axis of `size` elements, negative ones counted from the front instead of the back.

@@ -56,8 +56,26 @@ fn pick(l: &mut Lowering, x: &Operand, index: &Operand, picks: &Picks) -> Outcom
 fn gather(l: &mut Lowering, node: &Node) -> Outcome {
     let (x, index) = (l.arg(node, 0)?, l.arg(node, 1)?);
     let axis = axis_of(node.int_or("axis", 0), x.view.rank())?;
-    let y = along_axis(l, &x, &index, axis)?;
+    let known = l.known_ints(node, 1).ok().flatten();
+    let y = match known.and_then(|known| evenly(&known, x.view.shape[axis])) {
+        Some((start, step, count)) => {
+            let view = x.view.sliced(axis, start, step, count);
+            let shape = l.out_shape(node, 0)?;
+            l.reshape(&Operand { view, ..x }, &shape)?
+        }
+        None => along_axis(l, &x, &index, axis)?,
+    };
     l.set(node, 0, y)
+}
+
+/// First, distance and count of indices into `size` elements that lie evenly: a slice.
+fn evenly(indices: &[i64], size: usize) -> Option<(i64, i64, usize)> {
+    let size = size as i64;
+    let places: Vec<i64> = indices.iter().map(|&i| if i < 0 { i + size } else { i }).collect();
+    let step = places.get(1).map_or(1, |second| second - places[0]);
+    let even = places.windows(2).all(|pair| pair[1] - pair[0] == step);
+    let inside = places.iter().all(|place| (0..size).contains(place));
+    (even && inside).then_some((*places.first()?, step, places.len()))
 }
 
 /// The elements of `x` along `axis` that `index` names; its dimensions take the axis's place.

@@ -21,7 +21,7 @@ const SHORT: usize = 32;
 const BUSY: usize = 131_072;
 /// Elements for each invocation of a split reduction at least.
 const PART: usize = 32;
-/// Invocations of a workgroup that reduces a row, and those of a long row.
+/// Invocations of a workgroup that reduces a row, and of one that reduces one of few long rows.
 const GROUPS: [usize; 2] = [64, 256];
 
 /// A reduction: `finish(combine over all v of map(v))`, from a start value.
@@ -136,7 +136,7 @@ impl Reduction {
         match () {
             _ if self.len < SHORT => 1,
             _ if dense(&self.kept) && !dense(&self.reduced) => 1,
-            _ => GROUPS[usize::from(self.len >= 4 * GROUPS[1])],
+            _ => GROUPS[usize::from(self.len >= 4 * GROUPS[1] && self.n * GROUPS[0] < BUSY)],
         }
     }
     fn parts(&self) -> usize {
