@@ -36,6 +36,7 @@ kernels! {
     ELEMENTWISE = "elementwise",
     GATHER = "gather",
     INTERPOLATE = "interpolate",
+    LAYER_NORM = "layer_norm",
     MATMUL_SMALL = "matmul_small",
     MATMUL_TILED = "matmul_tiled",
     POOL_MAX = "pool_max",
@@ -107,6 +108,7 @@ mod tests {
     const SAMPLE: &[(&str, &str)] = &[
         ("type", "f32"),
         ("size", "64"),
+        ("centre", "1"),
         ("map", "v * v"),
         ("combine", "a + b"),
         ("quads_r", "2"),

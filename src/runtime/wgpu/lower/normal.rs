@@ -1,6 +1,6 @@
 //! Normalisations: softmax and its kin, and layers that subtract a mean and divide by a deviation.
 
-use super::{Elem, Lowering, Node, Operand, Outcome, Row, Walk, axis_of, expect_f32, kernel, reduce};
+use super::{Elem, Lowering, Node, Operand, Outcome, Row, View, Walk, axis_of, expect_f32, kernel, reduce};
 
 pub const TABLE: &[Row] = &[
     ("BatchNormalization", batch_norm),
@@ -93,27 +93,53 @@ fn along_channels(l: &mut Lowering, operand: &Operand, rank: usize) -> Outcome<O
 
 /// Over the axes from `axis` on; mean and 1/√(…) are further outputs.
 fn layer_norm(l: &mut Lowering, node: &Node) -> Outcome {
-    let x = l.arg(node, 0)?;
-    expect_f32(&x)?;
-    let axis = axis_of(node.int_or("axis", -1), x.view.rank())?;
-    let axes: Vec<usize> = (axis..x.view.rank()).collect();
-    let (normal, mean, inverse) = standardise(l, &x, &axes, node.float_or("epsilon", 1e-5), true)?;
-    let y = scaled(l, node, normal, false)?;
+    let [y, mean, inverse] = along_rows(l, node, true)?;
     l.set(node, 0, y)?;
-    if let Some(mean) = mean {
-        l.set(node, 1, mean)?;
-    }
+    l.set(node, 1, mean)?;
     l.set(node, 2, inverse)
 }
 
 fn root_mean_square(l: &mut Lowering, node: &Node) -> Outcome {
+    let [y, ..] = along_rows(l, node, false)?;
+    l.set(node, 0, y)
+}
+
+/// The normalised rows, their means (0 where none is subtracted) and the factors. A row is what the axes from `axis` on
+/// hold.
+fn along_rows(l: &mut Lowering, node: &Node, centre: bool) -> Outcome<[Operand; 3]> {
     let x = l.arg(node, 0)?;
     expect_f32(&x)?;
     let axis = axis_of(node.int_or("axis", -1), x.view.rank())?;
-    let axes: Vec<usize> = (axis..x.view.rank()).collect();
-    let (normal, ..) = standardise(l, &x, &axes, node.float_or("epsilon", 1e-5), false)?;
-    let y = scaled(l, node, normal, false)?;
-    l.set(node, 0, y)
+    let epsilon = node.float_or("epsilon", 1e-5);
+    let one = l.scalar(1.0)?;
+    let zero = l.scalar(0.0)?;
+    let scale = l.optional(node, 1)?.unwrap_or(one);
+    let bias = l.optional(node, 2)?.unwrap_or(zero);
+    let (outer, inner) = x.view.shape.split_at(axis);
+    let (rows, len) = (outer.iter().product::<usize>(), inner.iter().product::<usize>());
+    // Scale and bias are mostly as long as a row, or one number; whatever else they are, they broadcast to it.
+    let along = |l: &mut Lowering, operand: Operand| {
+        if operand.view.len() == 1 {
+            return Ok(Operand { view: View { strides: vec![0], shape: vec![len], ..operand.view }, ..operand });
+        }
+        let wide = l.broadcast(&operand, inner)?;
+        l.reshape(&wide, &[len])
+    };
+    let (scale, bias) = (along(l, scale)?, along(l, bias)?);
+    let mut lines = l.reshape(&x, &[rows, len])?;
+    if lines.view.strides[1] != 1 && len > 1 {
+        lines = l.contiguous(&lines)?;
+    }
+    let kept = [outer, &vec![1; inner.len()]].concat();
+    let (y, mean) = (l.fresh(Elem::F32, &x.view.shape)?, l.fresh(Elem::F32, &kept)?);
+    let inverse = l.fresh(Elem::F32, &kept)?;
+    let mut params = vec![rows as i32, len as i32, lines.view.offset, lines.view.strides[0]];
+    params.push(epsilon.to_bits() as i32);
+    params.extend([&scale, &bias].iter().flat_map(|o| [o.view.offset, o.view.strides[0]]));
+    let centre = if centre { "1" } else { "0" };
+    let (reads, writes) = ([&lines, &scale, &bias], [&y, &mean, &inverse]);
+    l.call(kernel::LAYER_NORM, &[("centre", centre)], params, &reads, &writes, if len == 0 { 0 } else { rows });
+    Ok([y, mean, inverse])
 }
 
 fn instance_norm(l: &mut Lowering, node: &Node) -> Outcome {
