@@ -32,8 +32,13 @@ const CASES: &[(&str, &str)] = &[
     ("adapter", "digits_small_cnn"),
 ];
 
-/// Larger networks, which PyTorch's side writes.
-const LARGE: &[(&str, &str)] = &[("model", "resnet18"), ("model", "encoder")];
+/// Larger networks, which PyTorch's side writes; those of the adapter come from torchvision.
+const LARGE: &[(&str, &str)] = &[("model", "resnet18"), ("model", "encoder"), ("adapter", "mobilenet_v2")];
+
+/// Where the adapter into a network comes from.
+fn source_of(network: &str) -> &'static str {
+    if network == "mobilenet_v2" { "resnet50" } else { "digits_cnn" }
+}
 
 struct Size {
     threads: usize,
@@ -177,7 +182,8 @@ fn case(executor: &str, kind: &str, network: &str, size: &Size, begun: Instant) 
     let idle = anonymous("self");
     let mut step = match kind {
         "model" => model_step(&executor, network, size.batch)?,
-        _ => adapter_step(&executor, network, size.batch)?,
+        // Its gradients are given: one row will do.
+        _ => adapter_step(&executor, network, if network == "mobilenet_v2" { 1 } else { size.batch })?,
     };
     step()?;
     let first = begun.elapsed().as_secs_f64();
@@ -272,7 +278,7 @@ fn kernels(executor: &Arc<dyn Executor>, network: &str, batch: usize) -> Result<
 
 /// The adapter's step for fixed gradients: backward through the maps, AdamW, the next merged weights.
 fn adapter_step(executor: &Arc<dyn Executor>, network: &str, batch: usize) -> Result<Step> {
-    let (target, source) = (open(executor, network, batch)?, open(executor, "digits_cnn", batch)?);
+    let (target, source) = (open(executor, network, batch)?, open(executor, source_of(network), batch)?);
     let weights = target.trainable(&[])?;
     let names: Vec<ValueId> = weights.iter().map(|(id, _)| id.clone()).collect();
     let pairing = Pairing::automatic(&target.params, &source.params, &[])?;

@@ -60,6 +60,7 @@ def models():
         "digits_mlp": make.Mlp,
         "digits_transformer": make.Transformer,
         **LARGE,
+        **torchvision_models(),
     }
 
 
@@ -112,18 +113,29 @@ class Encoder(nn.Module):
 
 
 LARGE = {"resnet18": ResNet18, "encoder": Encoder}
+# Where the adapter into a network comes from.
+SOURCES = {"mobilenet_v2": "resnet50"}
+
+
+def torchvision_models():
+    """The pair of the paper's experiment; nothing where torchvision isn't installed."""
+    try:
+        from torchvision import models
+    except ImportError:
+        return {}
+    return {name: getattr(models, name) for name in ("resnet50", "mobilenet_v2")}
 
 
 def export(folder):
     """Batch normalisation keeps its running statistics (as in training by this program) and its nodes."""
     # Its fused kernel for inference can't be exported.
     torch.backends.mha.set_fastpath_enabled(False)
-    for name, make in LARGE.items():
-        model = make().eval()
+    for name, make in {**LARGE, **torchvision_models()}.items():
+        model, shape = make().eval(), getattr(make, "shape", (3, 224, 224))
         settings = dict(training=torch.onnx.TrainingMode.PRESERVE, dynamo=False, opset_version=18)
         axes = {"x": {0: "n"}, "y": {0: "n"}}
         torch.onnx.export(
-            model, (torch.rand(2, *make.shape),), f"{folder}/{name}.onnx", input_names=["x"], output_names=["y"],
+            model, (torch.rand(2, *shape),), f"{folder}/{name}.onnx", input_names=["x"], output_names=["y"],
             dynamic_axes=axes, **settings,
         )
 
@@ -150,12 +162,14 @@ class Adapter(nn.Module):
 
     def __init__(self, target, source, rank=16):
         super().__init__()
-        matrices = lambda model: [p for p in model.parameters() if p.dim() > 1]
+        # Depthwise kernels are no matrices between channels: trained directly, as vectors are.
+        is_matrix = lambda p: p.dim() > 1 and p.shape[1] > 1
+        matrices = lambda model: [p for p in model.parameters() if is_matrix(p)]
         self.own = nn.ParameterList(p.detach().clone() for p in target.parameters())
         ours, theirs = matrices(target), matrices(source)
         spread = (len(theirs) - 1) / (len(ours) - 1)
         pairs = [(t, theirs[round(i * spread)]) for i, t in enumerate(ours)]
-        self.places = [i for i, p in enumerate(target.parameters()) if p.dim() > 1][: len(pairs)]
+        self.places = [i for i, p in enumerate(target.parameters()) if is_matrix(p)][: len(pairs)]
         # One map a hidden channel space; the last matrix's rows and the first one's columns correspond as they are.
         self.maps = nn.ModuleList(Map(t.shape[0], s.shape[0], rank) for t, s in pairs[:-1])
         self.gates = nn.ParameterList(nn.Parameter(torch.tensor(0.5)) for _ in pairs)
@@ -200,7 +214,7 @@ def model_step(kinds, case, batch):
 
 
 def adapter_step(kinds, case, _):
-    adapter = Adapter(kinds[case](), kinds["digits_cnn"]()).to(DEVICE)
+    adapter = Adapter(kinds[case](), kinds[SOURCES.get(case, "digits_cnn")]()).to(DEVICE)
     optimizer = torch.optim.AdamW(adapter.parameters(), 1e-3, weight_decay=1e-4)
     merged = adapter()
     gradients = [torch.randn_like(w) * 1e-3 for w in merged]

@@ -1,21 +1,19 @@
 // Sums over sliding windows (see window.wgsl) as a tiled matrix product whose right side is read straight from the
 // image: nothing is unfolded in memory.
 //
-// A workgroup of 256 computes 64·R rows (output channels) by 64·C columns (windows), each invocation R × C blocks of 4 by 4
-// in registers, going through the taps in steps of DEPTH by way of workgroup memory; while a step is computed, the
+// A workgroup of 16 × 16 computes 64·R rows (output channels) by 64·C columns (windows), each invocation R × C blocks of
+// 4 by 4 in registers, going through the taps in steps of 16 by way of workgroup memory; while a step is computed, the
 // next one is on its way to registers. Neighbours in memory are read by neighbouring invocations: along columns
 // ({{along_taps}} = 0: an invocation reads one column, whose place is worked out once) or along taps (1: the gradient of
 // weights, whose taps are places of the image). {{padded}} = 0 where every window is inside the image.
 
 const R = {{quads_r}};
 const C = {{quads_c}};
-const DEPTH = {{depth}};
 const LINE_R = 16 * R + 1; // vectors from one tap to the next; odd, so that they begin in different banks
 const LINE_C = 16 * C + 1;
-const LANES = {{lanes}};
 
-var<workgroup> tile_w: array<vec4<f32>, 2 * DEPTH * LINE_R>; // DEPTH (taps) × 64·R (rows)
-var<workgroup> tile_x: array<vec4<f32>, 2 * DEPTH * LINE_C>; // DEPTH (taps) × 64·C (columns)
+var<workgroup> tile_w: array<vec4<f32>, 16 * LINE_R>; // 16 (taps) × 64·R (rows)
+var<workgroup> tile_x: array<vec4<f32>, 16 * LINE_C>; // 16 (taps) × 64·C (columns)
 
 // Rows row … row + 3 at tap t.
 fn rows_of_w(base: i32, row: i32, t: i32, end: i32) -> vec4<f32> {
@@ -33,9 +31,9 @@ fn image(c: Column, base: i32, tap: vec4<i32>) -> f32 {
     return seen(c, base, tap);
 }
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(16, 16)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-        @builtin(local_invocation_index) lane: u32) {
+        @builtin(local_invocation_id) local: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let rows = param(0);
     let columns = param(2);
     let across = (columns + 64 * C - 1) / (64 * C);
@@ -53,9 +51,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let first = s * param(5);
     let end = min(first + param(5), param(1));
     let l = i32(lane);
-    // Blocks of 32 invocations are LANES wide.
-    let i_x = l % LANES + l / 32 % (16 / LANES) * LANES;
-    let i_y = l % 32 / LANES + l / (512 / LANES) * (32 / LANES);
+    let i_y = i32(local.y);
+    let i_x = i32(local.x);
 
     // Across columns: the column of this invocation, and the first of its taps.
     let own = col0 + l % (64 * C);
@@ -71,70 +68,68 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let c3 = column(min(quad + 3, columns - 1));
 {{end}}
 
-{{for i in 0..loads_w}}
-    var next_w{{i}} = vec4<f32>();
+{{for i in 0..quads_r}}
+    var next_w{{i}} = rows_of_w(base_w, row0 + (l / 16 + 16 * {{i}}) * 4, first + l % 16, end);
 {{end}}
 {{for q in 0..columns_read}}
     var next_x{{q}} = 0.0;
+    if (inside && first + tap0 + 4 / C * {{q}} < end) {
+        next_x{{q}} = image(mine, base_x, taps[first + tap0 + 4 / C * {{q}}]);
+    }
 {{end}}
 {{for q in 0..along_taps}}
     var next_v = vec4<f32>();
+    if (first + l % 16 < end) {
+        let tap = taps[first + l % 16];
+        next_v = vec4<f32>(image(c0, base_x, tap), image(c1, base_x, tap), image(c2, base_x, tap), image(c3, base_x, tap));
+    }
 {{end}}
 {{for i in 0..quads_r}}{{for j in 0..quads_c}}{{for r in 0..4}}
     var s{{i}}{{j}}{{r}} = vec4<f32>();
 {{end}}{{end}}{{end}}
-    // One step ahead: step t is loaded while step t − DEPTH is computed, which the first turn doesn't have.
-    var half = 1;
-    for (var t = first; t < end + DEPTH; t += DEPTH) {
-        if (t < end) {
-{{for i in 0..loads_w}}
-            next_w{{i}} = rows_of_w(base_w, row0 + (l + 256 * {{i}}) / DEPTH * 4, t + (l + 256 * {{i}}) % DEPTH, end);
+    for (var t0 = first; t0 < end; t0 += 16) {
+{{for i in 0..quads_r}}
+        tile_w[l % 16 * LINE_R + l / 16 + 16 * {{i}}] = next_w{{i}};
+{{end}}
+{{for q in 0..columns_read}}
+        tile_x[(tap0 + 4 / C * {{q}}) * LINE_C + l % (64 * C) / 4][l % 4] = next_x{{q}};
+{{end}}
+{{for q in 0..along_taps}}
+        tile_x[l % 16 * LINE_C + l / 16] = next_v;
+{{end}}
+        workgroupBarrier();
+        let t1 = t0 + 16;
+        if (t1 < end) {
+{{for i in 0..quads_r}}
+            next_w{{i}} = rows_of_w(base_w, row0 + (l / 16 + 16 * {{i}}) * 4, t1 + l % 16, end);
 {{end}}
 {{for q in 0..columns_read}}
             next_x{{q}} = 0.0;
-            if (inside && t + tap0 + 4 / C * {{q}} < end) {
-                next_x{{q}} = image(mine, base_x, taps[t + tap0 + 4 / C * {{q}}]);
+            if (inside && t1 + tap0 + 4 / C * {{q}} < end) {
+                next_x{{q}} = image(mine, base_x, taps[t1 + tap0 + 4 / C * {{q}}]);
             }
 {{end}}
 {{for q in 0..along_taps}}
             next_v = vec4<f32>();
-            if (t + l % 16 < end) {
-                let tap = taps[t + l % 16];
+            if (t1 + l % 16 < end) {
+                let tap = taps[t1 + l % 16];
                 next_v = vec4<f32>(image(c0, base_x, tap), image(c1, base_x, tap), image(c2, base_x, tap), image(c3, base_x, tap));
             }
 {{end}}
         }
-        if (t > first) {
-            let at_w = half * DEPTH * LINE_R + i_y;
-            let at_x = half * DEPTH * LINE_C + i_x;
-{{for k in 0..depth}}
-            {
+        for (var k = 0; k < 16; k++) {
 {{for i in 0..quads_r}}
-                let a{{i}} = tile_w[at_w + {{k}} * LINE_R + 16 * {{i}}];
+            let a{{i}} = tile_w[k * LINE_R + i_y + 16 * {{i}}];
 {{end}}
 {{for j in 0..quads_c}}
-                let b{{j}} = tile_x[at_x + {{k}} * LINE_C + 16 * {{j}}];
+            let b{{j}} = tile_x[k * LINE_C + i_x + 16 * {{j}}];
 {{end}}
 {{for i in 0..quads_r}}{{for j in 0..quads_c}}
-                s{{i}}{{j}}0 = fma(vec4<f32>(a{{i}}.x), b{{j}}, s{{i}}{{j}}0);
-                s{{i}}{{j}}1 = fma(vec4<f32>(a{{i}}.y), b{{j}}, s{{i}}{{j}}1);
-                s{{i}}{{j}}2 = fma(vec4<f32>(a{{i}}.z), b{{j}}, s{{i}}{{j}}2);
-                s{{i}}{{j}}3 = fma(vec4<f32>(a{{i}}.w), b{{j}}, s{{i}}{{j}}3);
+            s{{i}}{{j}}0 = fma(vec4<f32>(a{{i}}.x), b{{j}}, s{{i}}{{j}}0);
+            s{{i}}{{j}}1 = fma(vec4<f32>(a{{i}}.y), b{{j}}, s{{i}}{{j}}1);
+            s{{i}}{{j}}2 = fma(vec4<f32>(a{{i}}.z), b{{j}}, s{{i}}{{j}}2);
+            s{{i}}{{j}}3 = fma(vec4<f32>(a{{i}}.w), b{{j}}, s{{i}}{{j}}3);
 {{end}}{{end}}
-            }
-{{end}}
-        }
-        half = 1 - half;
-        if (t < end) {
-{{for i in 0..loads_w}}
-            tile_w[half * DEPTH * LINE_R + (l + 256 * {{i}}) % DEPTH * LINE_R + (l + 256 * {{i}}) / DEPTH] = next_w{{i}};
-{{end}}
-{{for q in 0..columns_read}}
-            tile_x[half * DEPTH * LINE_C + (tap0 + 4 / C * {{q}}) * LINE_C + l % (64 * C) / 4][l % 4] = next_x{{q}};
-{{end}}
-{{for q in 0..along_taps}}
-            tile_x[half * DEPTH * LINE_C + l % 16 * LINE_C + l / 16] = next_v;
-{{end}}
         }
         workgroupBarrier();
     }

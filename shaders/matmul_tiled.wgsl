@@ -25,7 +25,6 @@ const DEPTH = {{depth}};
 // Vectors from one line of k to the next: odd, so that components of mode 1 go to different banks.
 const LINE_A = 16 * M + 1;
 const LINE_B = 16 * N + 1;
-const LANES = {{lanes}};
 
 var<workgroup> tile_a: array<vec4<f32>, 2 * DEPTH * LINE_A>; // DEPTH (k) × 64·M (rows)
 var<workgroup> tile_b: array<vec4<f32>, 2 * DEPTH * LINE_B>; // DEPTH (k) × 64·N (columns)
@@ -145,9 +144,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let first = part * param(12);
     let end = min(first + param(12), param(1));
     let l = i32(lane);
-    // Blocks of 32 invocations are LANES wide.
-    let x = l % LANES + l / 32 % (16 / LANES) * LANES;
-    let y = l % 32 / LANES + l / (512 / LANES) * (32 / LANES);
+    // 32 invocations, which run together, make a block of 8 × 4: fewer different vectors to read at once.
+    let x = l % 8 + l / 32 % 2 * 8;
+    let y = l % 32 / 8 + l / 64 * 4;
 
 {{for i in 0..loads_a}}
     store_a(l + 256 * {{i}}, load_a(base_a, l + 256 * {{i}}, row0, first, end), 0);

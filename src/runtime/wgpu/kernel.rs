@@ -115,14 +115,12 @@ mod tests {
         ("quads_c", "1"),
         ("along_taps", "1"),
         ("columns_read", "4"),
-        ("loads_w", "2"),
         ("padded", "1"),
         ("quads_m", "2"),
-        ("quads_n", "4"),
+        ("quads_n", "1"),
         ("depth", "8"),
-        ("lanes", "8"),
         ("loads_a", "1"),
-        ("loads_b", "2"),
+        ("loads_b", "1"),
         ("c", "f32"),
         ("vectors", "0"),
         ("scalars", "4"),
@@ -160,6 +158,7 @@ mod tests {
         for kernel in ALL {
             let own: &[(&str, &str)] = match kernel.name {
                 "scatter" | "scatter_apply" => &[("combine", "v + u")],
+                "copy" => &[("type", "u32"), ("scalars", "1")],
                 "elementwise" => &[("loads", "")],
                 "topk" => &[("better", "u > v")],
                 "concat" => &[(

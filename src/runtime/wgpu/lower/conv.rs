@@ -69,11 +69,9 @@ impl Sum<'_> {
             let fits = |[r, c]: [usize; 2]| {
                 let full = (r == 1 || self.rows > TILE) && (c == 1 || !along_taps);
                 let work = self.work(wide([r, c]));
-                full && work * self.parts_of(work, PART) >= MANY_TILES * r * c / 4
+                full && work * self.parts_of(work, PART) >= MANY_TILES
             };
-            let large = std::env::var("LARGE").is_ok();
-            let all = [[2, 4], [2, 2], [1, 4], [2, 1], [1, 2]];
-            let best = all.into_iter().filter(|q| large || q[1] < 4).find(|&quads| fits(quads));
+            let best = [[2, 2], [2, 1], [1, 2]].into_iter().find(|&quads| fits(quads));
             return wide(best.unwrap_or([1, 1]));
         }
         match taps >= DEEP_FROM && self.outputs() < BUSY * GROUP {
@@ -143,15 +141,11 @@ impl Sum<'_> {
         match shape {
             Shape::Tiled { quads: [r, c], along_taps } => {
                 let number = |v: usize| v.to_string();
-                let depth = if r.min(c) > 1 { 8 } else { 16 };
                 let values = [
                     ("quads_r", number(r)),
                     ("quads_c", number(c)),
                     ("along_taps", number(along_taps.into())),
-                    ("columns_read", number(if along_taps { 0 } else { c * depth / 4 })),
-                    ("depth", number(depth)),
-                    ("loads_w", number(r * depth / 16)),
-                    ("lanes", std::env::var("LANES").unwrap_or("16".into())),
+                    ("columns_read", number(if along_taps { 0 } else { 4 * c })),
                     ("padded", number(self.padded().into())),
                 ];
                 let values = values.each_ref().map(|(name, value)| (*name, value.as_str()));

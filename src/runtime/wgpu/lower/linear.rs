@@ -11,8 +11,8 @@ const TILED_FROM: usize = 32;
 const TILE: usize = 64;
 /// Length of the steps along k of large tiles; small ones take twice as long ones.
 const DEPTH: usize = 8;
-/// Workgroups that tiles of 128 × 128 must leave; with fewer, smaller ones share the work better.
-const MANY_TILES: usize = 64;
+/// Workgroups that larger tiles must leave; with fewer, smaller ones share the work better.
+const MANY_TILES: usize = 128;
 /// Workgroups that keep a GPU busy; products with fewer are split along k where that is long.
 const BUSY: usize = 256;
 /// Length of a part of k at least.
@@ -125,7 +125,6 @@ pub fn product(l: &mut Lowering, a: &Operand, b: &Operand) -> Outcome<Operand> {
                 ("quads_m", number(qm)),
                 ("quads_n", number(qn)),
                 ("depth", number(depth)),
-                ("lanes", std::env::var("LANES").unwrap_or("16".into())),
                 ("load_a", load_a),
                 ("load_b", load_b),
                 ("loads_a", number(qm * depth / (2 * DEPTH))),
@@ -165,12 +164,10 @@ impl Shape {
         let full = |size: usize, quads: usize| quads == 1 || size > TILE * quads / 2;
         let fits = |[qm, qn]: [usize; 2]| {
             let tiles = self.tiles([qm, qn]);
-            let enough = tiles * self.parts_of(tiles) >= MANY_TILES * qm * qn / 4;
+            let enough = tiles * self.parts_of(tiles) >= MANY_TILES;
             full(self.m, qm) && full(self.n, qn) && enough
         };
-        let large = std::env::var("LARGE").is_ok();
-        let all = [[2, 4], [2, 2], [1, 4], [1, 2], [2, 1]];
-        Some(all.into_iter().filter(|q| large || q[1] < 4).find(|&quads| fits(quads)).unwrap_or([1, 1]))
+        Some([[2, 2], [1, 2], [2, 1]].into_iter().find(|&quads| fits(quads)).unwrap_or([1, 1]))
     }
     fn parts_of(&self, groups: usize) -> usize {
         (BUSY / groups.max(1)).min(self.k / PART).max(1)

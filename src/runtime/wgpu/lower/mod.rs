@@ -400,7 +400,22 @@ impl Lowering {
         let n = from.view.len();
         let mut params = vec![n as i32, walk.rank(), from.view.offset, to.view.offset];
         params.extend(walk.dims.iter().chain(walk.strides.iter().flatten()));
-        self.call(kernel::COPY, &[], params, &[from], &[to], n.div_ceil(GROUP));
+        let wide = |values: &[i32]| values.iter().all(|v| v % WIDE as i32 == 0);
+        let width = if walk.dims.last().is_some_and(|&d| wide(&[d])) { WIDE } else { 1 };
+        let vector = |(strides, offset): (&Vec<i32>, i32)| match strides.split_last() {
+            Some((1, outer)) => wide(outer) && wide(&[offset]),
+            _ => false,
+        };
+        let offsets = [from.view.offset, to.view.offset];
+        let vectors = width == WIDE && walk.strides.iter().zip(offsets).all(vector);
+        let values = [
+            ("width", width.to_string()),
+            ("type", if vectors { "vec4<u32>" } else { "u32" }.to_owned()),
+            ("vectors", usize::from(vectors).to_string()),
+            ("scalars", if vectors { 0 } else { width }.to_string()),
+        ];
+        let values = values.each_ref().map(|(name, value)| (*name, value.as_str()));
+        self.call(kernel::COPY, &values, params, &[from], &[to], (n / width).div_ceil(GROUP));
     }
     /// [`Lowering::copy`] of a walk that is dense along `axes[0]` in one operand, along `axes[1]` in the other.
     fn copy_turned(&mut self, from: &Operand, to: &Operand, walk: &Walk, [row, column]: [usize; 2]) {
@@ -445,6 +460,8 @@ impl Lowering {
     }
 }
 
+/// Elements of a vector, which an invocation moves at once.
+const WIDE: usize = 4;
 /// Rows and columns that a workgroup of `copy_turned.wgsl` moves.
 const SQUARE: usize = 32;
 
