@@ -21,6 +21,7 @@ use super::{Means, Side, Transfer};
 use crate::onnx::{Builder, Tensor, ValueId};
 use crate::params::{Matrix, MatrixView, Pairing, WeightId, low_rank};
 use crate::train::AdapterConfig;
+use std::collections::HashMap;
 
 /// Source weights that one target weight attends to, at most.
 const SOURCES: usize = 4;
@@ -28,6 +29,7 @@ const SOURCES: usize = 4;
 const NARROWEST: usize = 4;
 
 /// Tokens of one weight.
+#[derive(Clone)]
 struct Tokens {
     /// `r × out`.
     left: Matrix,
@@ -302,6 +304,8 @@ pub(super) fn add(
     done: &[WeightId],
     fit: Fit,
 ) {
+    // Many targets share a candidate, and decomposing it is most of the work.
+    let mut known: HashMap<(WeightId, &[usize]), Option<Tokens>> = HashMap::new();
     for pair in pairing.weights.iter().filter(|pair| !done.contains(&pair.target)) {
         let weight = target.graph.weight(pair.target);
         let Some(base) = plan.base_of(&weight.name) else { continue };
@@ -316,11 +320,14 @@ pub(super) fn add(
             let (Some(from), Some(tensor)) = (other.view.as_ref(), source.weights.get(&other.name)) else {
                 continue;
             };
-            if let Some(tokens) =
-                Tokens::of(from, tensor, &view.taps, rank).filter(|_| sources.len() < SOURCES)
-            {
+            if sources.len() == SOURCES {
+                break;
+            }
+            let tokens =
+                known.entry((id, &view.taps)).or_insert_with(|| Tokens::of(from, tensor, &view.taps, rank));
+            if let Some(tokens) = tokens {
                 names.push(other.name.clone());
-                sources.push(tokens);
+                sources.push(tokens.clone());
             }
         }
         let narrow = fitting_width(&tokens, &sources, config.depth.max(1), config.width).is_none();

@@ -9,6 +9,9 @@ use super::Matrix;
 use nalgebra::{DMatrix, SymmetricEigen};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use sha2::{Digest, Sha256};
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
 
 /// Up to this length of the shorter side all singular vectors are computed.
 const EXACT: usize = 64;
@@ -61,15 +64,42 @@ fn scaled(m: &Matrix, s: &[f32]) -> Matrix {
     Matrix::new(m.rows, m.cols, data)
 }
 
+/// What is remembered of matrices decomposed before: by size, rank and SHA-256 of the elements.
+type Known = HashMap<(usize, usize, usize, [u8; 32]), Factors>;
+/// Numbers that all remembered factors hold together at most.
+const REMEMBERED: usize = 1 << 26;
+
 /// The factors of the best approximation of `matrix` by rank `rank` (less where the matrix is smaller than that).
+///
+/// Remembered: every arm of a contest, and every target weight that is paired with it, asks for the same ones.
 pub fn low_rank(matrix: &Matrix, rank: usize) -> Factors {
+    static KNOWN: Mutex<Option<Known>> = Mutex::new(None);
+    let digest = Sha256::digest(bytemuck::cast_slice::<f32, u8>(&matrix.data));
+    let key = (matrix.rows, matrix.cols, rank, digest.into());
+    // Another thread may have panicked; what it left is complete entries.
+    let known = || KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(factors) = known().as_ref().and_then(|known| known.get(&key)) {
+        return factors.clone();
+    }
+    let factors = decompose(matrix, rank);
+    let mut guard = known();
+    let known = guard.get_or_insert_default();
+    let held: usize = known.keys().map(|&(rows, cols, rank, _)| (rows + cols) * rank).sum();
+    if held > REMEMBERED {
+        known.clear();
+    }
+    known.insert(key, factors.clone());
+    factors
+}
+
+fn decompose(matrix: &Matrix, rank: usize) -> Factors {
     let short = matrix.rows.min(matrix.cols);
     let rank = rank.min(short);
-    let a = wide(matrix);
+    let a = Wide::of(matrix);
     let (vectors, values) = leading(&a, rank);
     let s: Vec<f64> = values.iter().map(|&l| l.max(0.0).sqrt()).collect();
     // The long side's vectors, orthonormal even where a singular value vanishes.
-    let mut other = a.transpose() * &vectors;
+    let mut other = &a.transposed * &vectors;
     for (k, mut column) in other.column_iter_mut().enumerate() {
         column *= if s[k] > s[0] * 1e-7 { 1.0 / s[k] } else { 0.0 };
     }
@@ -87,10 +117,10 @@ pub fn low_rank(matrix: &Matrix, rank: usize) -> Factors {
 
 /// Singular values, greatest first: all of a matrix whose shorter side is at most 512, else the greatest 64.
 pub fn singular_values(matrix: &Matrix) -> Vec<f32> {
-    let a = wide(matrix);
-    let mut values: Vec<f64> = match a.nrows() {
+    let a = Wide::of(matrix);
+    let mut values: Vec<f64> = match a.straight.nrows() {
         0 => vec![],
-        n if n <= ALL_VALUES => gram(&a).symmetric_eigenvalues().iter().copied().collect(),
+        n if n <= ALL_VALUES => a.gram().symmetric_eigenvalues().iter().copied().collect(),
         _ => leading(&a, TOP_VALUES).1,
     };
     values.sort_by(|a, b| b.total_cmp(a));
@@ -119,34 +149,60 @@ pub fn energy(matrix: &Matrix) -> f64 {
     matrix.data.iter().map(|&v| (v as f64).powi(2)).sum()
 }
 
-/// The matrix, or its transpose where that has fewer rows, in float64.
-fn wide(matrix: &Matrix) -> DMatrix<f64> {
-    let data = matrix.data.iter().map(|&v| if v.is_finite() { v as f64 } else { 0.0 });
-    // nalgebra is column-major: our rows are its columns.
-    let transposed = DMatrix::from_iterator(matrix.cols, matrix.rows, data);
-    if matrix.rows <= matrix.cols { transposed.transpose() } else { transposed }
+/// The matrix, or its transpose where that has fewer rows, in float64; and the other of the two. Products with both go
+/// through nalgebra's blocked kernels, while its `tr_mul` isn't blocked and its `transpose` takes a fifth of a decomposition.
+struct Wide {
+    straight: DMatrix<f64>,
+    transposed: DMatrix<f64>,
 }
 
-fn gram(a: &DMatrix<f64>) -> DMatrix<f64> {
-    a * a.transpose()
+impl Wide {
+    fn of(matrix: &Matrix) -> Self {
+        let number = |&v: &f32| if v.is_finite() { f64::from(v) } else { 0.0 };
+        // nalgebra is column-major: our rows are its columns.
+        let as_it_lies = DMatrix::from_iterator(matrix.cols, matrix.rows, matrix.data.iter().map(number));
+        let turned = DMatrix::from_vec(matrix.rows, matrix.cols, turned(as_it_lies.as_slice(), matrix.cols));
+        match matrix.rows <= matrix.cols {
+            true => Self { straight: turned, transposed: as_it_lies },
+            false => Self { straight: as_it_lies, transposed: turned },
+        }
+    }
+    fn gram(&self) -> DMatrix<f64> {
+        &self.straight * &self.transposed
+    }
+}
+
+/// The elements of the transpose, from lines of `length`: square by square, so that both sides stay in the cache.
+fn turned(data: &[f64], length: usize) -> Vec<f64> {
+    const SQUARE: usize = 32;
+    let mut out = vec![0.0; data.len()];
+    let lines = data.len() / length.max(1);
+    for i0 in (0..lines).step_by(SQUARE) {
+        for j0 in (0..length).step_by(SQUARE) {
+            for i in i0..(i0 + SQUARE).min(lines) {
+                for j in j0..(j0 + SQUARE).min(length) {
+                    out[j * lines + i] = data[i * length + j];
+                }
+            }
+        }
+    }
+    out
 }
 
 /// The `rank` leading eigenpairs of `a · aᵀ`.
-fn leading(a: &DMatrix<f64>, rank: usize) -> (DMatrix<f64>, Vec<f64>) {
-    let n = a.nrows();
+fn leading(a: &Wide, rank: usize) -> (DMatrix<f64>, Vec<f64>) {
+    let n = a.straight.nrows();
     if rank == 0 {
         return (DMatrix::zeros(n, 0), vec![]);
     }
     if n <= EXACT.max(rank) {
-        return sorted(SymmetricEigen::new(gram(a)), rank);
+        return sorted(SymmetricEigen::new(a.gram()), rank);
     }
     let block = (2 * rank + 8).min(n);
-    let g = (n <= GRAM).then(|| gram(a));
-    // Products with explicit transposes go through the blocked kernels, `tr_mul` doesn't.
-    let transposed = if g.is_none() { a.transpose() } else { DMatrix::zeros(0, 0) };
+    let g = (n <= GRAM).then(|| a.gram());
     let apply = |q: &DMatrix<f64>| match &g {
         Some(g) => g * q,
-        None => a * (&transposed * q),
+        None => &a.straight * (&a.transposed * q),
     };
     let mut rng = ChaCha8Rng::seed_from_u64(0x6c70_6b61);
     let mut q = DMatrix::from_fn(n, block, |_, _| rng.next_u32() as f64 / u32::MAX as f64 - 0.5);
@@ -219,7 +275,7 @@ mod tests {
             let mut exact: Vec<f64> = if rows * cols <= 40_000 {
                 svd.singular_values().iter().map(|s| s * s).collect()
             } else {
-                gram(&wide(&m)).symmetric_eigenvalues().iter().copied().collect()
+                Wide::of(&m).gram().symmetric_eigenvalues().iter().copied().collect()
             };
             exact.sort_by(|a, b| b.total_cmp(a));
             let best: f64 = exact[rank.min(exact.len())..].iter().sum();
@@ -272,7 +328,7 @@ mod tests {
     fn a_layer_of_usual_size_takes_milliseconds() {
         let m = sample(256, 784, 0.97);
         let start = std::time::Instant::now();
-        low_rank(&m, 16);
+        decompose(&m, 16);
         let took = start.elapsed();
         eprintln!("256 x 784, rank 16: {took:?}");
         assert!(took.as_millis() < 500, "{took:?}");

@@ -353,7 +353,9 @@ impl Text<'_> {
             for e in 0..self.width {
                 let _ = match self.by_vectors(load.storage) {
                     true => writeln!(text, "    let a{i}_{e} = whole{i}[{e}];"),
-                    false if e > 0 && self.lie(i) == Lie::Same => writeln!(text, "    let a{i}_{e} = a{i}_0;"),
+                    false if e > 0 && self.lie(i) == Lie::Same => {
+                        writeln!(text, "    let a{i}_{e} = a{i}_0;")
+                    }
                     false if e > 0 => writeln!(text, "    let a{i}_{e} = {x}[{at} + {e} * {step}];"),
                     false => writeln!(text, "    let a{i}_{e} = {x}[{at}];"),
                 };
@@ -364,8 +366,7 @@ impl Text<'_> {
     fn stores(&self) -> String {
         let mut text = String::new();
         for e in 0..self.width {
-            let operands: Vec<String> =
-                (0..self.group.loads.len()).map(|i| format!("a{i}_{e}")).collect();
+            let operands: Vec<String> = (0..self.group.loads.len()).map(|i| format!("a{i}_{e}")).collect();
             let _ = writeln!(text, "    let r{e} = chain({});", operands.join(", "));
         }
         let made = self.group.made.iter().enumerate().filter(|(_, m)| (self.written)(m));
@@ -373,7 +374,12 @@ impl Text<'_> {
             let parts: Vec<String> = (0..self.width).map(|e| format!("r{e}.v{i}")).collect();
             let _ = match self.width {
                 1 => writeln!(text, "    y{k}[first] = r0.v{i};"),
-                _ => writeln!(text, "    y{k}[first / {WIDE}] = {}({});", Self::vector(*elem), parts.join(", ")),
+                _ => writeln!(
+                    text,
+                    "    y{k}[first / {WIDE}] = {}({});",
+                    Self::vector(*elem),
+                    parts.join(", ")
+                ),
             };
         }
         text

@@ -70,7 +70,8 @@ impl Kernel {
     pub fn expand(self, params: usize, values: &[(&str, &str)]) -> String {
         let vectors = (block_words(params) / 4).to_string();
         let values: Vec<(&str, &str)> = values.iter().copied().chain([("words", vectors.as_str())]).collect();
-        let mut text = format!("// {}\n{COMMON}{}{}", self.name, self.shared, written_out(self.text, &values));
+        let mut text =
+            format!("// {}\n{COMMON}{}{}", self.name, self.shared, written_out(self.text, &values));
         for (name, value) in values {
             text = text.replace(&format!("{{{{{name}}}}}"), value);
         }

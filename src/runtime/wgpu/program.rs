@@ -331,12 +331,7 @@ impl Program {
         Ok(ticks.chunks(2).map(|t| t[1].saturating_sub(t[0]) as f64 * tick / 1e9).collect())
     }
     /// Seconds of each of `steps` by the host's clock.
-    fn waited_for(
-        &self,
-        steps: &[Step],
-        inputs: &[Arc<Memory>],
-        fresh: &[Arc<Memory>],
-    ) -> Result<Vec<f64>> {
+    fn waited_for(&self, steps: &[Step], inputs: &[Arc<Memory>], fresh: &[Arc<Memory>]) -> Result<Vec<f64>> {
         let one = |step: &Step| {
             let start = std::time::Instant::now();
             let commands = self.encode(std::slice::from_ref(step), inputs, fresh)?;

@@ -151,9 +151,7 @@ impl Sum<'_> {
                 let values = values.each_ref().map(|(name, value)| (*name, value.as_str()));
                 l.call(kernel::CONV_TILED, &values, params, &reads, &[y], self.work(shape) * parts);
             }
-            Shape::Deep => {
-                l.call(kernel::CONV_DEEP, &[], params, &reads, &[y], self.work(shape) * parts)
-            }
+            Shape::Deep => l.call(kernel::CONV_DEEP, &[], params, &reads, &[y], self.work(shape) * parts),
             Shape::Direct => {
                 let groups = (parts * self.outputs()).div_ceil(GROUP);
                 l.call(kernel::CONV_DIRECT, &[], params, &reads, &[y], groups);
@@ -322,7 +320,7 @@ fn conv_transpose(l: &mut Lowering, node: &Node) -> Outcome {
         let sum = Sum {
             x: &x,
             w: &w,
-                rows,
+            rows,
             groups,
             taps,
             images: shape[0],

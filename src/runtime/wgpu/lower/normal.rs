@@ -120,7 +120,10 @@ fn along_rows(l: &mut Lowering, node: &Node, centre: bool) -> Outcome<[Operand; 
     // Scale and bias are mostly as long as a row, or one number; whatever else they are, they broadcast to it.
     let along = |l: &mut Lowering, operand: Operand| {
         if operand.view.len() == 1 {
-            return Ok(Operand { view: View { strides: vec![0], shape: vec![len], ..operand.view }, ..operand });
+            return Ok(Operand {
+                view: View { strides: vec![0], shape: vec![len], ..operand.view },
+                ..operand
+            });
         }
         let wide = l.broadcast(&operand, inner)?;
         l.reshape(&wide, &[len])
@@ -138,7 +141,14 @@ fn along_rows(l: &mut Lowering, node: &Node, centre: bool) -> Outcome<[Operand; 
     params.extend([&scale, &bias].iter().flat_map(|o| [o.view.offset, o.view.strides[0]]));
     let centre = if centre { "1" } else { "0" };
     let (reads, writes) = ([&lines, &scale, &bias], [&y, &mean, &inverse]);
-    l.call(kernel::LAYER_NORM, &[("centre", centre)], params, &reads, &writes, if len == 0 { 0 } else { rows });
+    l.call(
+        kernel::LAYER_NORM,
+        &[("centre", centre)],
+        params,
+        &reads,
+        &writes,
+        if len == 0 { 0 } else { rows },
+    );
     Ok([y, mean, inverse])
 }
 
