@@ -10,21 +10,43 @@ use serde::Serialize;
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Case {
     /// `batch` products of m × k by k × n.
-    Product { batch: usize, m: usize, k: usize, n: usize },
+    Product {
+        batch: usize,
+        m: usize,
+        k: usize,
+        n: usize,
+    },
     Conv {
         #[serde(flatten)]
         conv: Conv,
         pass: Pass,
     },
     /// Along rows of `cols`.
-    Softmax { rows: usize, cols: usize },
-    LayerNorm { rows: usize, cols: usize, pass: Pass },
+    Softmax {
+        rows: usize,
+        cols: usize,
+    },
+    LayerNorm {
+        rows: usize,
+        cols: usize,
+        pass: Pass,
+    },
     /// `x + gelu(y)`, elementwise.
-    AddGelu { rows: usize, cols: usize },
+    AddGelu {
+        rows: usize,
+        cols: usize,
+    },
     /// Sums of the rows, or of the columns.
-    Sum { rows: usize, cols: usize, axis: usize },
+    Sum {
+        rows: usize,
+        cols: usize,
+        axis: usize,
+    },
     /// Into memory of the other order.
-    Transpose { rows: usize, cols: usize },
+    Transpose {
+        rows: usize,
+        cols: usize,
+    },
 }
 
 /// A convolution of n × c × size × size by o kernels of kernel × kernel, padded by half the kernel.
@@ -135,7 +157,8 @@ impl Case {
     /// What the work comes to: floating-point operations where arithmetic bounds it, else bytes that must move at
     /// least.
     pub fn work(&self) -> Work {
-        let moved = |tensors: usize, rows: usize, cols: usize| Work::Bytes((tensors * rows * cols * 4) as f64);
+        let moved =
+            |tensors: usize, rows: usize, cols: usize| Work::Bytes((tensors * rows * cols * 4) as f64);
         match *self {
             Case::Product { batch, m, k, n } => Work::Operations((2 * batch * m * k * n) as f64),
             Case::Conv { conv, .. } => Work::Operations(conv.flops() as f64),
@@ -151,7 +174,8 @@ impl Case {
     pub fn graph(&self) -> Result<(Model, Facts)> {
         let mut b = Builder::new("case");
         b.forms = Forms::Windows;
-        let input = |b: &mut Builder, name: &str, shape: &[usize]| b.input(name, Fact::new(DType::F32, shape));
+        let input =
+            |b: &mut Builder, name: &str, shape: &[usize]| b.input(name, Fact::new(DType::F32, shape));
         let output = match *self {
             Case::Product { batch, m, k, n } => {
                 let lead: &[usize] = if batch == 1 { &[] } else { &[batch] };

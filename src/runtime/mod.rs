@@ -18,6 +18,7 @@ mod step;
 mod tract;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
+mod work;
 
 #[cfg(feature = "ort")]
 pub use ort::OrtExecutor;
@@ -33,6 +34,8 @@ pub use select::{
 #[cfg(feature = "wgpu")]
 pub use split::SplitExecutor;
 pub use step::{Feed, Fetch, Outputs, Runner, Snapshot, State, StateId, StepProgram};
+
+pub use work::{gpu_where_it_pays, multiply_adds};
 
 use crate::error::Result;
 use crate::onnx::{Fact, Facts, Forms, Model, Tensor};

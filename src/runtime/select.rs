@@ -48,7 +48,7 @@ pub fn all_threads() -> usize {
 }
 
 /// The executor of that name; for [`ExecutorChoice::Auto`] ONNX Runtime where it is found, else tract. A GPU is used
-/// when asked for: the programs of small models lose more on the way to it than they gain there.
+/// when asked for, and by training where its work is worth it ([`gpu_where_it_pays`](super::gpu_where_it_pays)).
 ///
 /// # Errors
 /// [`Error::Executor`] (exit code 5) where the one demanded isn't there, with what to do about it.

@@ -12,7 +12,7 @@ use crate::data::Dataset;
 use crate::error::{Error, Result, ResultExt};
 use crate::onnx::{self, SiteId, Tensor, ValueId};
 use crate::report::{self, Report, Scores};
-use crate::runtime::{Executor, Value};
+use crate::runtime::{self, Executor, ExecutorOptions, Value};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -38,6 +38,8 @@ pub struct MergeRequest {
     pub resume: bool,
     pub model_executor: Arc<dyn Executor>,
     pub adapter_executor: Arc<dyn Executor>,
+    /// With what a GPU may be opened instead of both, where the work is worth it; `None` where they were demanded.
+    pub gpu: Option<ExecutorOptions>,
 }
 
 /// Training, validation and test data.
@@ -86,14 +88,19 @@ impl DataSets {
 ///
 /// # Errors
 /// Anything wrong with the input; then nothing is written and an existing output is left alone.
-pub fn merge(request: MergeRequest, observer: &mut dyn Observer) -> Result<Report> {
+pub fn merge(mut request: MergeRequest, observer: &mut dyn Observer) -> Result<Report> {
     let begun = Instant::now();
     let inputs: Vec<&Path> = request.models().map(PathBuf::as_path).collect();
     onnx::surgery::refuse_overwriting(&request.output, &inputs)?;
     observer.event(&Event::Phase("reading"));
     let fingerprint = fingerprint(&request)?;
     let config = request.config.clone();
-    let (target, sources) = open_networks(&request, observer)?;
+    let (mut target, mut sources) = open_networks(&request, observer)?;
+    if let Some(gpu) = worthwhile_gpu(&request, &target) {
+        observer.event(&Event::Note(&format!("a step is worth a GPU: training on {}", gpu.device())));
+        (request.model_executor, request.adapter_executor) = (gpu.clone(), gpu);
+        (target, sources) = open_networks(&request, observer)?;
+    }
     let read = begun.elapsed();
 
     observer.event(&Event::Phase("planning"));
@@ -217,6 +224,12 @@ fn open_networks(request: &MergeRequest, observer: &mut dyn Observer) -> Result<
     let open = |path: &PathBuf| Network::open(path, target.batch, Some(data), executor);
     let sources = request.sources.iter().map(open).collect::<Result<_>>()?;
     Ok((target, sources))
+}
+
+/// The GPU that the target's steps are worth, where none was demanded or refused.
+fn worthwhile_gpu(request: &MergeRequest, target: &Network) -> Option<Arc<dyn Executor>> {
+    let runs = request.config.batch.max(1).div_ceil(target.batch);
+    runtime::gpu_where_it_pays(&target.model, &target.facts, runs, request.gpu.as_ref()?)
 }
 
 /// Whether the source answers the validation data at least as well as the target does. A worse teacher pulls its

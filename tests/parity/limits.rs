@@ -3,7 +3,9 @@
 use crate::wgpu::{GPU, distance, noise};
 use onnx_merge::Result;
 use onnx_merge::onnx::{Builder, DType, Fact, Facts, Model, Tensor, WORKING_OPSET};
-use onnx_merge::runtime::{Executor, SplitExecutor, TractExecutor, Value, WgpuExecutor};
+use onnx_merge::runtime::{
+    Executor, ExecutorOptions, SplitExecutor, TractExecutor, Value, WgpuExecutor, gpu_where_it_pays,
+};
 use std::sync::Arc;
 
 /// `x + x·x` for `n` elements, and its input.
@@ -106,5 +108,33 @@ fn a_lost_device_is_an_error_and_another_one_can_be_opened() -> Result<()> {
     }
     let other = WgpuExecutor::open(true)?;
     other.compile(&model, &facts)?.run(&[x])?[0].to_host()?;
+    Ok(())
+}
+
+/// A GPU is taken by itself where the work is worth it, there is one that may be used, and it has all kernels.
+#[test]
+fn large_steps_move_to_a_gpu() -> Result<()> {
+    let Some(gpu) = &*GPU else { return Ok(()) };
+    let product = |n: usize, op: &str| {
+        let mut b = Builder::new("product");
+        let x = b.input("x", Fact::new(DType::F32, &[n, n]));
+        let y = b.matmul(&x, &x);
+        let y = b.op(op, &[&y]);
+        b.set_fact(&y, Fact::new(DType::F32, &[n, n]));
+        b.output(&y);
+        let (graph, facts) = b.finish();
+        (Model::new(graph, WORKING_OPSET), facts)
+    };
+    let options = ExecutorOptions { allow_software_gpu: true, ..ExecutorOptions::default() };
+    let taken = |(model, facts): (Model, Facts), runs: usize, options: &ExecutorOptions| {
+        gpu_where_it_pays(&model, &facts, runs, options).map(|e| e.name())
+    };
+    assert_eq!(taken(product(1000, "Relu"), 1, &options), Some("wgpu"));
+    assert_eq!(taken(product(300, "Relu"), 1, &options), None);
+    assert_eq!(taken(product(300, "Relu"), 20, &options), Some("wgpu"));
+    assert_eq!(taken(product(1000, "Det"), 1, &options), None);
+    if gpu.device().contains("software") {
+        assert_eq!(taken(product(1000, "Relu"), 1, &ExecutorOptions::default()), None);
+    }
     Ok(())
 }

@@ -3,7 +3,7 @@
 //! Runs on any GPU, or on a software driver (Mesa's llvmpipe); without either, a line says that it was skipped.
 
 use onnx_merge::Result;
-use onnx_merge::onnx::{Attr, Builder, DType, Fact, Facts, Model, Tensor, ValueId, WORKING_OPSET};
+use onnx_merge::onnx::{Attr, Builder, DType, Fact, Facts, Forms, Model, Tensor, ValueId, WORKING_OPSET};
 use onnx_merge::runtime::{Executor, TractExecutor, Value, WgpuExecutor};
 use std::sync::{Arc, LazyLock};
 
@@ -228,6 +228,9 @@ fn matrix_products_of_all_sizes_and_layouts() -> Result<()> {
     })
 }
 
+/// Image, weight, stride, padding, groups.
+type Convolution = (&'static [usize], &'static [usize], i64, i64, i64);
+
 fn attributes(stride: i64, pad: i64, group: i64) -> [(&'static str, Attr); 3] {
     [("strides", vec![stride; 2].into()), ("pads", vec![pad; 4].into()), ("group", group.into())]
 }
@@ -235,8 +238,7 @@ fn attributes(stride: i64, pad: i64, group: i64) -> [(&'static str, Attr); 3] {
 /// Every kernel for sums over windows: large and small tiles, cut into parts, along taps, alone.
 #[test]
 fn convolutions_of_all_sizes() -> Result<()> {
-    // Image, weight, stride, padding, groups.
-    let cases: [(&[usize], &[usize], i64, i64, i64); 11] = [
+    let cases: [Convolution; 11] = [
         (&[2, 3, 40, 44], &[70, 3, 3, 3], 1, 1, 1),
         (&[3, 20, 66, 66], &[130, 20, 3, 3], 1, 0, 1),
         (&[2, 130, 7, 9], &[140, 130, 3, 3], 1, 1, 1),
@@ -256,7 +258,7 @@ fn convolutions_of_all_sizes() -> Result<()> {
             vec![c.b.op_with("Conv", &[&x, &w], &attributes(stride, pad, group))]
         })?;
     }
-    let transposed: [(&[usize], &[usize], i64, i64, i64); 5] = [
+    let transposed: [Convolution; 5] = [
         (&[2, 140, 7, 9], &[140, 130, 3, 3], 1, 1, 1),
         (&[3, 30, 20, 20], &[30, 70, 3, 3], 2, 1, 1),
         (&[2, 66, 12, 16], &[66, 70, 1, 1], 1, 0, 1),
@@ -268,6 +270,50 @@ fn convolutions_of_all_sizes() -> Result<()> {
             let (x, w) = (c.noise(image), c.noise(weight));
             vec![c.b.op_with("ConvTranspose", &[&x, &w], &attributes(stride, pad, group))]
         })?;
+    }
+    Ok(())
+}
+
+/// An operator, its inputs' shapes, its attributes.
+type Operation = (&'static str, &'static [&'static [usize]], Vec<(&'static str, Attr)>);
+
+/// The gradients that only this executor is given: sums over windows with the roles swapped, normalisation as a whole.
+#[test]
+fn gradients_in_forms_for_the_gpu() -> Result<()> {
+    let gradients = |forms: Forms, op: &str, shapes: &[&[usize]], attrs: &[(&str, Attr)]| -> Result<_> {
+        let mut case = Case::new();
+        case.b.forms = forms;
+        let inputs: Vec<ValueId> = shapes.iter().map(|shape| case.noise(shape)).collect();
+        let y = case.b.op_with(op, &inputs.iter().collect::<Vec<_>>(), attrs);
+        if op.ends_with("Normalization") {
+            case.b.set_fact(&y, Fact::new(DType::F32, shapes[0]));
+        }
+        let shape = case.b.shape(&y);
+        let seed = case.noise(&shape);
+        let found = onnx_merge::autodiff::backward(&mut case.b, &[(y, seed)], &inputs)?;
+        let outputs: Vec<ValueId> = inputs.iter().map(|input| found[input].clone()).collect();
+        Ok(case.finish(&outputs))
+    };
+    let Some(gpu) = &*GPU else { return Ok(()) };
+    let conv = attributes;
+    let cases: [Operation; 7] = [
+        ("Conv", &[&[3, 8, 17, 19], &[24, 8, 3, 3]], conv(1, 1, 1).into()),
+        ("Conv", &[&[2, 5, 18, 18], &[7, 5, 5, 5]], conv(2, 2, 1).into()),
+        ("Conv", &[&[4, 6, 16, 16], &[6, 1, 3, 3]], conv(2, 1, 6).into()),
+        ("Conv", &[&[4, 8, 16, 16], &[12, 4, 3, 3]], conv(1, 1, 2).into()),
+        ("Conv", &[&[2, 20, 12, 12], &[9, 20, 1, 1]], conv(1, 0, 1).into()),
+        ("LayerNormalization", &[&[6, 5, 70], &[70], &[70]], vec![]),
+        ("InstanceNormalization", &[&[3, 4, 9, 7], &[4], &[4]], vec![]),
+    ];
+    for (op, shapes, attrs) in cases {
+        let (model, facts, feeds) = gradients(Forms::Products, op, shapes, &attrs)?;
+        let expected = run(&tract()?, &model, &facts, &feeds)?;
+        let (model, facts, feeds) = gradients(Forms::Windows, op, shapes, &attrs)?;
+        let got = run(&**gpu, &model, &facts, &feeds)?;
+        for (i, (got, expected)) in got.iter().zip(&expected).enumerate() {
+            let apart = distance(got, expected);
+            assert!(apart <= 1e-4, "{op} of {shapes:?}, gradient {i}: {apart:e} apart");
+        }
     }
     Ok(())
 }
