@@ -34,6 +34,9 @@ pub enum Error {
     /// An executor that isn't there, or that failed.
     #[error("executor {executor}: {what}")]
     Executor { executor: &'static str, what: String },
+    /// A device that worked and doesn't any more: taken away, reset by its driver, out of time.
+    #[error("executor {executor}: {what}")]
+    DeviceLost { executor: &'static str, what: String },
     /// The operating system refused to read or write a file.
     #[error("{}: {source}", file.display())]
     Io { file: PathBuf, source: std::io::Error },
@@ -91,11 +94,19 @@ impl Error {
             _ => vec![],
         }
     }
+    /// Whether the same work may succeed on another device.
+    pub fn is_device_lost(&self) -> bool {
+        match self {
+            Error::DeviceLost { .. } => true,
+            Error::In { source, .. } | Error::Hint { source, .. } => source.is_device_lost(),
+            _ => false,
+        }
+    }
     /// The exit status a program should end with: 2 usage, 3 input refused, 5 executor, 130 interrupted.
     pub fn exit_code(&self) -> u8 {
         match self {
             Error::Usage { .. } => 2,
-            Error::Executor { .. } => 5,
+            Error::Executor { .. } | Error::DeviceLost { .. } => 5,
             Error::Interrupted => 130,
             Error::In { source, .. } | Error::Hint { source, .. } => source.exit_code(),
             _ => 3,

@@ -491,10 +491,10 @@ fn train(config: &Config, manner: &Manner, watcher: &mut Watcher) -> Result<Repo
         model_executor,
         adapter_executor,
         // A library asked for by name is a demand, too.
-        gpu: (config.train.executor == ExecutorChoice::Auto
+        movable: config.train.executor == ExecutorChoice::Auto
             && config.train.adapter_executor.is_none()
-            && options.ort_lib.is_none())
-        .then_some(options),
+            && options.ort_lib.is_none(),
+        options,
     };
     let report = crate::train::merge(request, watcher)?;
     if let Some((profile, path)) = profile {

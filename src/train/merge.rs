@@ -12,7 +12,7 @@ use crate::data::Dataset;
 use crate::error::{Error, Result, ResultExt};
 use crate::onnx::{self, SiteId, Tensor, ValueId};
 use crate::report::{self, Report, Scores};
-use crate::runtime::{self, Executor, ExecutorOptions, Value};
+use crate::runtime::{self, Executor, ExecutorChoice, ExecutorOptions, Value};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -38,8 +38,10 @@ pub struct MergeRequest {
     pub resume: bool,
     pub model_executor: Arc<dyn Executor>,
     pub adapter_executor: Arc<dyn Executor>,
-    /// With what a GPU may be opened instead of both, where the work is worth it; `None` where they were demanded.
-    pub gpu: Option<ExecutorOptions>,
+    /// Whether a GPU may be taken instead of both, where the work is worth it: they weren't demanded.
+    pub movable: bool,
+    /// What other executors are opened with.
+    pub options: ExecutorOptions,
 }
 
 /// Training, validation and test data.
@@ -84,22 +86,35 @@ impl DataSets {
     }
 }
 
-/// Trains, chooses, gates, writes.
+/// Trains, chooses, gates, writes. Where a GPU is lost on the way, the run goes on from its last checkpoint on the CPU.
 ///
 /// # Errors
 /// Anything wrong with the input; then nothing is written and an existing output is left alone.
 pub fn merge(mut request: MergeRequest, observer: &mut dyn Observer) -> Result<Report> {
+    let lost = match run(&mut request, observer) {
+        Err(error) if error.is_device_lost() => error,
+        done => return done,
+    };
+    let Ok(cpu) = runtime::open(ExecutorChoice::Auto, &request.options) else { return Err(lost) };
+    observer
+        .event(&Event::Warning(&format!("{lost}: going on from the last checkpoint, on {}", cpu.device())));
+    (request.model_executor, request.adapter_executor) = (cpu.clone(), cpu);
+    (request.movable, request.resume) = (false, true);
+    run(&mut request, observer)
+}
+
+fn run(request: &mut MergeRequest, observer: &mut dyn Observer) -> Result<Report> {
     let begun = Instant::now();
     let inputs: Vec<&Path> = request.models().map(PathBuf::as_path).collect();
     onnx::surgery::refuse_overwriting(&request.output, &inputs)?;
     observer.event(&Event::Phase("reading"));
-    let fingerprint = fingerprint(&request)?;
+    let fingerprint = fingerprint(request)?;
     let config = request.config.clone();
-    let (mut target, mut sources) = open_networks(&request, observer)?;
-    if let Some(gpu) = worthwhile_gpu(&request, &target) {
+    let (mut target, mut sources) = open_networks(request, observer)?;
+    if let Some(gpu) = worthwhile_gpu(request, &target) {
         observer.event(&Event::Note(&format!("a step is worth a GPU: training on {}", gpu.device())));
         (request.model_executor, request.adapter_executor) = (gpu.clone(), gpu);
-        (target, sources) = open_networks(&request, observer)?;
+        (target, sources) = open_networks(request, observer)?;
     }
     let read = begun.elapsed();
 
@@ -167,7 +182,7 @@ pub fn merge(mut request: MergeRequest, observer: &mut dyn Observer) -> Result<R
     };
     let written = write(&session, &changed, &request.output)?;
     if let Some(expected) = shipped.val {
-        verify(&mut session, &request, &changed, expected).context(|| "checking what was written".into())?;
+        verify(&mut session, request, &changed, expected).context(|| "checking what was written".into())?;
     }
     if !interrupted {
         checkpoint.remove();
@@ -175,7 +190,7 @@ pub fn merge(mut request: MergeRequest, observer: &mut dyn Observer) -> Result<R
     let worth = source_worth(&arms, &session.metric);
     let changed = describe_changes(&session, &changed);
     // Only now do executors know what of their programs ran elsewhere.
-    let executors = executors_used(&request);
+    let executors = executors_used(request);
     Ok(Report {
         schema: report::SCHEMA,
         outcome: match (interrupted, improved) {
@@ -200,9 +215,9 @@ pub fn merge(mut request: MergeRequest, observer: &mut dyn Observer) -> Result<R
             train: trained.as_secs_f64(),
             write: writing.elapsed().as_secs_f64(),
         },
-        output: Some(report::Output { path: request.output, sha256: written }),
-        source: request.sources.into_iter().next(),
-        target: request.target,
+        output: Some(report::Output { path: request.output.clone(), sha256: written }),
+        source: request.sources.first().cloned(),
+        target: request.target.clone(),
         rows: session.examples().row_counts(),
         verified: !request.invented,
         notes: session.examples().notes(),
@@ -229,7 +244,8 @@ fn open_networks(request: &MergeRequest, observer: &mut dyn Observer) -> Result<
 /// The GPU that the target's steps are worth, where none was demanded or refused.
 fn worthwhile_gpu(request: &MergeRequest, target: &Network) -> Option<Arc<dyn Executor>> {
     let runs = request.config.batch.max(1).div_ceil(target.batch);
-    runtime::gpu_where_it_pays(&target.model, &target.facts, runs, request.gpu.as_ref()?)
+    let find = || runtime::gpu_where_it_pays(&target.model, &target.facts, runs, &request.options);
+    request.movable.then(find).flatten()
 }
 
 /// Whether the source answers the validation data at least as well as the target does. A worse teacher pulls its

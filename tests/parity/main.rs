@@ -8,6 +8,8 @@ mod executors;
 #[cfg(all(feature = "wgpu", feature = "tract"))]
 mod limits;
 #[cfg(all(feature = "wgpu", feature = "tract"))]
+mod lost;
+#[cfg(all(feature = "wgpu", feature = "tract"))]
 mod run;
 #[cfg(all(feature = "wgpu", feature = "tract"))]
 mod split;

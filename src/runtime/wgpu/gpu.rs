@@ -195,8 +195,10 @@ impl Gpu {
     pub fn check(&self) -> Result<()> {
         match &*lock(&self.fault) {
             None => Ok(()),
-            Some(what) if what.starts_with(LOST) => Err(fail(what)
-                .hint("--resume goes on from the last checkpoint, with --executor tract on the CPU")),
+            Some(what) if what.starts_with(LOST) => {
+                Err(Error::DeviceLost { executor: "wgpu", what: what.clone() }
+                    .hint("--resume goes on from the last checkpoint, with --executor tract on the CPU"))
+            }
             Some(what) => Err(fail(what)),
         }
     }
@@ -212,8 +214,10 @@ impl Gpu {
     /// Waits for a submission, or for everything submitted so far.
     pub fn wait(&self, submission_index: Option<wgpu::SubmissionIndex>) -> Result<()> {
         let wait = wgpu::PollType::Wait { submission_index, timeout: None };
-        self.device.poll(wait).map_err(fail)?;
-        self.check()
+        let polled = self.device.poll(wait);
+        // Waiting for a lost device fails, too; why is in what the driver reported.
+        self.check()?;
+        polled.map(drop).map_err(fail)
     }
     /// A buffer for `words` elements, perhaps one that was used before; its contents are undefined.
     pub fn buffer(self: &Arc<Self>, words: usize) -> Result<Arc<Memory>> {
@@ -336,8 +340,7 @@ impl Gpu {
         staging.map_async(wgpu::MapMode::Read, .., move |result| {
             let _ = send.send(result);
         });
-        self.device.poll(wgpu::PollType::wait_indefinitely()).map_err(fail)?;
-        self.check()?;
+        self.wait(None)?;
         receive.recv().map_err(fail)?.map_err(fail)?;
         let view = staging.slice(..).get_mapped_range().map_err(fail)?;
         let words = bytemuck::pod_collect_to_vec(&view);
