@@ -31,6 +31,9 @@ pub struct Report {
     pub arms: Vec<Arm>,
     /// What the source's knowledge was worth; absent without control arms.
     pub source_worth: Option<Worth>,
+    /// What the arm whose source has these controls gained over those that have no adapter; empty without control arms.
+    #[serde(default)]
+    pub rivals: Vec<Rival>,
     pub changed: Vec<Changed>,
     pub seconds: Seconds,
     /// The file written, if one was.
@@ -71,7 +74,7 @@ impl Report {
         let worth = self.source_worth?;
         let mean = self.metric.show_difference(worth.mean);
         let what = "against the better of a shuffled and an untrained source";
-        Some(match worth.stderr {
+        let worth = match worth.stderr {
             None => format!("The source's knowledge was worth {mean} {what} (one seed: take it with care)."),
             Some(stderr) => {
                 let number = self.metric.show_difference(worth.mean).replace(" points", "");
@@ -86,8 +89,41 @@ impl Report {
                     worth.n
                 )
             }
-        })
+        };
+        Some([worth, self.rivals_sentence()].join(" ").trim_end().to_owned())
     }
+
+    /// What was gained over the rivals; empty where there were none.
+    fn rivals_sentence(&self) -> String {
+        let gain = |rival: &Rival| {
+            let mean = self.metric.show_difference(rival.gain.mean);
+            let gain = match rival.gain.stderr {
+                None => mean,
+                Some(stderr) => {
+                    let spread = self.metric.show_difference(stderr).trim_start_matches('+').to_owned();
+                    format!("{} ± {spread}", mean.replace(" points", ""))
+                }
+            };
+            let name = match rival.arm.as_str() {
+                "kd" => "distillation",
+                "finetune" => "fine-tuning",
+                other => other,
+            };
+            format!("{gain} over {name}")
+        };
+        match self.rivals.as_slice() {
+            [] => String::new(),
+            rivals => format!("Its arm gained {}.", rivals.iter().map(gain).collect::<Vec<_>>().join(", ")),
+        }
+    }
+}
+
+/// A gain over an arm without an adapter, seed by seed.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Rival {
+    /// `"kd"` or `"finetune"`.
+    pub arm: String,
+    pub gain: Worth,
 }
 
 /// How the run ended.
@@ -340,6 +376,7 @@ mod tests {
                 arm("lpka+kd, shuffled", ArmSource::Shuffled, 0.85),
             ],
             source_worth: Worth::of(&[0.05, 0.04]),
+            rivals: vec![Rival { arm: "kd".into(), gain: Worth::of(&[0.02, 0.04]).unwrap() }],
             changed: vec![Changed {
                 initializer: "fc.weight".into(),
                 role: "linear".into(),
@@ -382,6 +419,7 @@ mod tests {
             "shipped",
             "arms",
             "source_worth",
+            "rivals",
             "changed",
             "seconds",
             "output",
@@ -402,6 +440,7 @@ mod tests {
             sentence.contains("worth +4.50 ± 0.50 points") && sentence.contains("So few seeds"),
             "{sentence}"
         );
+        assert!(sentence.ends_with("Its arm gained +3.00 ± 1.00 points over distillation."), "{sentence}");
     }
 
     #[test]

@@ -188,6 +188,7 @@ fn run(request: &mut MergeRequest, observer: &mut dyn Observer) -> Result<Report
         checkpoint.remove();
     }
     let worth = source_worth(&arms, &session.metric);
+    let rivals = rivals(&arms, &session.metric);
     let changed = describe_changes(&session, &changed);
     // Only now do executors know what of their programs ran elsewhere.
     let executors = executors_used(request);
@@ -208,6 +209,7 @@ fn run(request: &mut MergeRequest, observer: &mut dyn Observer) -> Result<Report
         shipped,
         arms,
         source_worth: worth,
+        rivals,
         changed,
         seconds: report::Seconds {
             read: read.as_secs_f64(),
@@ -425,22 +427,43 @@ impl Table {
     }
 }
 
-/// The real source's arm minus the better of its empty twins, paired over seeds; on test where there is one.
+/// The scores of an arm by which it is judged: on test data where there is some.
+fn judged(arm: &report::Arm) -> &[f64] {
+    if arm.test.is_empty() { &arm.val } else { &arm.test }
+}
+
+/// The arm with the real source whose controls were run.
+fn controlled(arms: &[report::Arm]) -> Option<&report::Arm> {
+    let twin = |arm: &report::Arm| format!("{}, shuffled source", arm.name);
+    arms.iter().find(|a| a.source == report::ArmSource::Real && arms.iter().any(|t| t.name == twin(a)))
+}
+
+/// What the source's knowledge was worth: for each seed, the gain over the better of the two controls.
 fn source_worth(arms: &[report::Arm], metric: &report::Metric) -> Option<report::Worth> {
-    let named = |suffix: &str, base: &str| arms.iter().find(|a| a.name == format!("{base}{suffix}"));
-    let real = arms
+    let real = controlled(arms)?;
+    let control = |what: &str| {
+        let name = format!("{}, {what} source", real.name);
+        arms.iter().find(|a| a.name == name).map(judged)
+    };
+    let (shuffled, untrained) = (control("shuffled")?, control("untrained")?);
+    let differences: Vec<f64> = judged(real)
         .iter()
-        .find(|a| a.source == report::ArmSource::Real && named(", shuffled source", &a.name).is_some())?;
-    let shuffled = named(", shuffled source", &real.name)?;
-    let untrained = named(", untrained source", &real.name)?;
-    let on = |arm: &report::Arm| if real.test.is_empty() { arm.val.clone() } else { arm.test.clone() };
-    let (real, shuffled, untrained) = (on(real), on(shuffled), on(untrained));
-    let differences: Vec<f64> = real
-        .iter()
-        .zip(shuffled.iter().zip(&untrained))
+        .zip(shuffled.iter().zip(untrained))
         .map(|(r, (s, u))| metric.gain(*s, *r).min(metric.gain(*u, *r)))
         .collect();
     report::Worth::of(&differences)
+}
+
+/// What the same arm gained over distillation and over fine-tuning, seed by seed.
+fn rivals(arms: &[report::Arm], metric: &report::Metric) -> Vec<report::Rival> {
+    let Some(real) = controlled(arms) else { return vec![] };
+    let over = |name: &str| {
+        let rival = arms.iter().find(|a| a.name == name).map(judged)?;
+        let differences: Vec<f64> =
+            judged(real).iter().zip(rival).map(|(r, other)| metric.gain(*other, *r)).collect();
+        Some(report::Rival { arm: name.to_owned(), gain: report::Worth::of(&differences)? })
+    };
+    ["kd", "finetune"].into_iter().filter_map(over).collect()
 }
 
 /// The target (with `weights`, or as it came) on all parts of the data.
