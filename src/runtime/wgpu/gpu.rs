@@ -11,6 +11,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// How the error of a lost device begins.
 const LOST: &str = "the device was lost";
 
+/// Bytes that the invocations of a workgroup share at most (`shaders/matmul_tiled.wgsl`), and how many they are.
+pub const WORKGROUP_MEMORY: u32 = 26 << 10;
+const WORKGROUP: u32 = 256;
+
 /// What wgpu adds to kernels: divisions of whole numbers are by data, too, and must not be by zero.
 const CHECKS: wgpu::ShaderRuntimeChecks = wgpu::ShaderRuntimeChecks {
     bounds_checks: false,
@@ -144,6 +148,17 @@ impl Gpu {
     fn on(adapter: wgpu::Adapter) -> Result<Arc<Self>> {
         let report = AdapterReport::of(&adapter);
         let limits = adapter.limits();
+        let (shared, together) =
+            (limits.max_compute_workgroup_storage_size, limits.max_compute_invocations_per_workgroup);
+        if shared < WORKGROUP_MEMORY || together < WORKGROUP {
+            return Err(fail(format!(
+                "{} has workgroups of {together} invocations and {} KiB; the kernels need {WORKGROUP} and {} KiB",
+                report.name,
+                shared >> 10,
+                WORKGROUP_MEMORY >> 10
+            ))
+            .hint("--executor tract runs on the CPU"));
+        }
         let request = adapter.request_device(&wgpu::DeviceDescriptor {
             label: Some("onnx-merge"),
             required_features: adapter.features() & wgpu::Features::TIMESTAMP_QUERY,

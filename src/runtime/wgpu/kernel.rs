@@ -148,6 +148,31 @@ mod tests {
         ("parts", "if (j < param(9)) { v = x0[j]; }"),
     ];
 
+    /// A device with less is refused before any kernel is compiled.
+    #[test]
+    fn no_kernel_shares_more_memory_than_is_asked_of_a_device() {
+        let mut most = 0;
+        for (kernel, [rows, columns, depth]) in [MATMUL_TILED, CONV_TILED].into_iter().flat_map(|kernel| {
+            [["1", "1", "16"], ["1", "2", "16"], ["2", "1", "16"], ["2", "2", "8"]].map(|size| (kernel, size))
+        }) {
+            let own = [
+                ("quads_m", rows),
+                ("quads_n", columns),
+                ("quads_r", rows),
+                ("quads_c", columns),
+                ("depth", depth),
+            ];
+            let text = kernel.expand(10, &[&own, SAMPLE].concat());
+            let module = naga::front::wgsl::parse_str(&text).unwrap();
+            let variables = module.global_variables.iter().map(|(_, variable)| variable);
+            let shared = variables.filter(|v| v.space == naga::AddressSpace::WorkGroup);
+            let bytes: u32 = shared.map(|v| module.types[v.ty].inner.size(module.to_ctx())).sum();
+            assert!(bytes <= crate::runtime::wgpu::gpu::WORKGROUP_MEMORY, "{} {own:?}: {bytes}", kernel.name);
+            most = most.max(bytes);
+        }
+        assert!(most > 24 << 10, "{most} bytes at most: less could be asked for");
+    }
+
     #[test]
     fn loops_are_written_out_from_the_inside() {
         let text = "{{for i in 0..n}}\n{{for j in 0..2}}s{{i}}{{j}} {{end}}\n{{end}}\n{{for k in 0..none}}never{{end}}.";
