@@ -39,6 +39,7 @@ pub struct KernelTime {
 struct Step {
     kernel: String,
     pipeline: wgpu::ComputePipeline,
+    layout: wgpu::BindGroupLayout,
     /// Byte range of its parameters.
     params: (u64, u64),
     buffers: Vec<StorageId>,
@@ -158,9 +159,11 @@ impl Program {
             if rows > gpu.max_groups as usize {
                 return Err(Error::executor("wgpu", "a tensor is too large for one dispatch"));
             }
+            let pipeline = gpu.pipeline(&call.source)?;
             self.steps.push(Step {
                 kernel: kernel_name(&call.source).to_owned(),
-                pipeline: gpu.pipeline(&call.source)?,
+                layout: pipeline.get_bind_group_layout(0),
+                pipeline,
                 params: (start as u64 * 4, words as u64 * 4),
                 buffers: call.reads.iter().chain(&call.writes).copied().collect(),
                 groups: (columns as u32, rows as u32),
@@ -213,8 +216,7 @@ impl Program {
             let resource = self.memory(id, inputs, fresh)?.buffer.as_entire_binding();
             entries.push(wgpu::BindGroupEntry { binding: i as u32 + 1, resource });
         }
-        let layout = step.pipeline.get_bind_group_layout(0);
-        let descriptor = wgpu::BindGroupDescriptor { label: None, layout: &layout, entries: &entries };
+        let descriptor = wgpu::BindGroupDescriptor { label: None, layout: &step.layout, entries: &entries };
         Ok(self.gpu.device.create_bind_group(&descriptor))
     }
     fn receive(&self, values: &[Value]) -> Result<Vec<Arc<Memory>>> {
