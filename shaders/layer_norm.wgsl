@@ -13,21 +13,6 @@
 @group(0) @binding(5) var<storage, read_write> means: array<f32>;
 @group(0) @binding(6) var<storage, read_write> inverses: array<f32>;
 
-var<workgroup> part: array<f32, 64>;
-
-// The sum of what all invocations bring, for each of them.
-fn total(lane: u32, own: f32) -> f32 {
-    part[lane] = own;
-    workgroupBarrier();
-    for (var half = 32u; half > 0u; half /= 2u) {
-        if (lane < half) { part[lane] += part[lane + half]; }
-        workgroupBarrier();
-    }
-    let sum = part[0];
-    workgroupBarrier();
-    return sum;
-}
-
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
         @builtin(local_invocation_index) lane: u32) {

@@ -3,14 +3,12 @@
 //   y[i, j] = exp(x[i, j] − max_j x) / Σ_j exp(x[i, j] − max_j x)      for i < rows, j < len
 //   log:      x[i, j] − max_j x − log Σ_j exp(x[i, j] − max_j x)
 //
-// {{finish}} is an expression of `shifted` (x − max) and `total` (the sum).
+// {{finish}} is an expression of `shifted` (x − max) and `whole` (the sum).
 // Words: 0 rows, 1 len, 2 offset of x, 3 stride of x along the axis, 4 stride of y along the axis,
 //        5 rank of the rows, 6… sizes, strides of x, strides of y.
 
 @group(0) @binding(1) var<storage, read> x: array<f32>;
 @group(0) @binding(2) var<storage, read_write> y: array<f32>;
-
-var<workgroup> part: array<f32, 64>;
 
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
@@ -40,13 +38,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     for (var j = i32(lane); j < len; j += 64) {
         sum += exp(x[source + j * step] - largest);
     }
-    part[lane] = sum;
-    workgroupBarrier();
-    for (var half = 32u; half > 0u; half /= 2u) {
-        if (lane < half) { part[lane] += part[lane + half]; }
-        workgroupBarrier();
-    }
-    let total = part[0];
+    let whole = total(lane, sum);
     for (var j = i32(lane); j < len; j += 64) {
         let shifted = x[source + j * step] - largest;
         y[dest + j * param(4)] = {{finish}};

@@ -47,3 +47,40 @@ fn seen(c: Column, base: i32, tap: vec4<i32>) -> f32 {
     }
     return 0.0;
 }
+
+// An output element that is summed on its own, not in a tile.
+struct Element {
+    part: i32,
+    window: Column,
+    base_w: i32,
+    base_x: i32,
+    first: i32, // its taps
+    end: i32,
+    dest: i32,
+}
+
+fn element(i: i32) -> Element {
+    let lines = i / param(2);
+    let r = lines % param(0);
+    let blocks = lines / param(0);
+    let g = blocks % param(3);
+    var e: Element;
+    e.part = blocks / param(3);
+    e.window = column(i % param(2));
+    e.base_w = param(6) + g * param(8) + r * param(7);
+    e.base_x = param(9) + g * param(10);
+    e.first = e.part * param(5);
+    e.end = min(e.first + param(5), param(1));
+    e.dest = param(11) + e.part * param(14) + g * param(12) + r * param(13) + e.window.dest;
+    return e;
+}
+
+// The sum over every `step`th of its taps, from the one at `offset` on.
+fn tap_sum(e: Element, offset: i32, step: i32) -> f32 {
+    var sum = 0.0;
+    for (var t = e.first + offset; t < e.end; t += step) {
+        let tap = taps[t];
+        sum = fma(w[e.base_w + tap.x], seen(e.window, e.base_x, tap), sum);
+    }
+    return sum;
+}

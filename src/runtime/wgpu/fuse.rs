@@ -8,14 +8,12 @@
 use super::kernel::ELEMENTWISE;
 use super::lower::GROUP;
 use super::plan::{Call, Elem, Map, Op, Operand, Origin, Plan, StorageId};
-use super::view::{View, Walk};
+use super::view::{View, WIDE, Walk, lies_in_vectors};
 use std::collections::HashMap;
 use std::fmt::Write;
 
 /// Operations in one kernel at most: drivers compile long kernels slowly.
 const MAX_OPERATIONS: usize = 40;
-/// Elements that an invocation computes where sizes allow it: a vector's.
-const WIDE: usize = 4;
 /// How far back a kernel to join is looked for.
 const LOOK_BACK: usize = 64;
 
@@ -274,7 +272,7 @@ impl Text<'_> {
         let Some(k) = self.strided().iter().position(|&s| s == i) else { return Lie::Vector };
         let offset = self.group.loads[i].view.as_ref().map_or(0, |view| view.offset);
         match self.walk.strides[k].split_last() {
-            Some((1, outer)) if outer.iter().chain([&offset]).all(|s| s % WIDE as i32 == 0) => Lie::Vector,
+            _ if lies_in_vectors(&self.walk.strides[k], offset) => Lie::Vector,
             Some((0, _)) | None => Lie::Same,
             _ => Lie::Elements,
         }

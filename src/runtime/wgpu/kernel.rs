@@ -14,10 +14,10 @@ pub struct Kernel {
 }
 
 macro_rules! kernels {
-    ($($constant:ident = $name:literal $(with $shared:literal)?),* $(,)?) => {
+    ($($constant:ident = $name:literal $(with $shared:literal)*),* $(,)?) => {
         $(pub const $constant: Kernel = Kernel {
             name: $name,
-            shared: concat!($(include_str!(concat!("../../../shaders/", $shared, ".wgsl")))?),
+            shared: concat!($(include_str!(concat!("../../../shaders/", $shared, ".wgsl"))),*),
             text: include_str!(concat!("../../../shaders/", $name, ".wgsl")),
         };)*
         #[cfg(test)]
@@ -28,7 +28,7 @@ macro_rules! kernels {
 kernels! {
     ARGBEST = "argbest",
     CONCAT = "concat",
-    CONV_DEEP = "conv_deep" with "window",
+    CONV_DEEP = "conv_deep" with "total" with "window",
     CONV_DIRECT = "conv_direct" with "window",
     CONV_TILED = "conv_tiled" with "window",
     COPY = "copy",
@@ -36,7 +36,7 @@ kernels! {
     ELEMENTWISE = "elementwise",
     GATHER = "gather",
     INTERPOLATE = "interpolate",
-    LAYER_NORM = "layer_norm",
+    LAYER_NORM = "layer_norm" with "total",
     MATMUL_SMALL = "matmul_small",
     MATMUL_TILED = "matmul_tiled",
     POOL_MAX = "pool_max",
@@ -48,7 +48,7 @@ kernels! {
     SCATTER_APPLY = "scatter_apply",
     SCATTER_LINK = "scatter_link",
     SCATTER_ORDER = "scatter_order",
-    SOFTMAX = "softmax",
+    SOFTMAX = "softmax" with "total",
     TOPK = "topk",
 }
 

@@ -90,6 +90,17 @@ impl View {
     }
 }
 
+/// Elements of a vector, which an invocation moves or computes at once.
+pub const WIDE: usize = 4;
+
+/// Whether elements that are walked with these strides can be read [`WIDE`] at a time: dense, and every vector aligned.
+pub fn lies_in_vectors(strides: &[i32], offset: i32) -> bool {
+    match strides.split_last() {
+        Some((1, outer)) => outer.iter().chain([&offset]).all(|s| s % WIDE as i32 == 0),
+        _ => false,
+    }
+}
+
 /// Strides of a row-major tensor.
 pub fn row_major(shape: &[usize]) -> Vec<i32> {
     let mut strides = vec![1; shape.len()];

@@ -20,7 +20,7 @@ mod window;
 
 use super::kernel::{self, Kernel};
 use super::plan::{Call, Elem, Map, Op, Operand, Origin, Plan, Storage, StorageId, words};
-use super::view::{View, Walk};
+use super::view::{View, WIDE, Walk, lies_in_vectors};
 use crate::error::Error;
 use crate::onnx::infer::{self, normalise_axis};
 use crate::onnx::{Fact, Facts, Model, Node, Tensor, ValueId, WORKING_OPSET, node_reads};
@@ -400,14 +400,10 @@ impl Lowering {
         let n = from.view.len();
         let mut params = vec![n as i32, walk.rank(), from.view.offset, to.view.offset];
         params.extend(walk.dims.iter().chain(walk.strides.iter().flatten()));
-        let wide = |values: &[i32]| values.iter().all(|v| v % WIDE as i32 == 0);
-        let width = if walk.dims.last().is_some_and(|&d| wide(&[d])) { WIDE } else { 1 };
-        let vector = |(strides, offset): (&Vec<i32>, i32)| match strides.split_last() {
-            Some((1, outer)) => wide(outer) && wide(&[offset]),
-            _ => false,
-        };
+        let width = if walk.dims.last().is_some_and(|&d| d % WIDE as i32 == 0) { WIDE } else { 1 };
         let offsets = [from.view.offset, to.view.offset];
-        let vectors = width == WIDE && walk.strides.iter().zip(offsets).all(vector);
+        let vectors = width == WIDE
+            && walk.strides.iter().zip(offsets).all(|(strides, offset)| lies_in_vectors(strides, offset));
         let values = [
             ("width", width.to_string()),
             ("type", if vectors { "vec4<u32>" } else { "u32" }.to_owned()),
@@ -460,8 +456,6 @@ impl Lowering {
     }
 }
 
-/// Elements of a vector, which an invocation moves at once.
-const WIDE: usize = 4;
 /// Rows and columns that a workgroup of `copy_turned.wgsl` moves.
 const SQUARE: usize = 32;
 

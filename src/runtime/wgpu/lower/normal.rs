@@ -30,8 +30,8 @@ fn softmax(l: &mut Lowering, node: &Node) -> Outcome {
     params.extend([x.view.strides[axis], y.view.strides[axis], walk.rank()]);
     params.extend(walk.dims.iter().chain(walk.strides.iter().flatten()));
     let finish = match node.op.as_str() {
-        "Softmax" => "exp(shifted) / total",
-        _ => "shifted - log(total)",
+        "Softmax" => "exp(shifted) / whole",
+        _ => "shifted - log(whole)",
     };
     let groups = if shape[axis] == 0 { 0 } else { n };
     l.call(kernel::SOFTMAX, &[("finish", finish)], params, &[&x], &[&y], groups);
