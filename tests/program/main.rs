@@ -5,6 +5,7 @@ mod grad;
 mod inspect;
 mod kill;
 mod merge;
+mod python;
 mod refusals;
 mod transcript;
 mod transfer;
