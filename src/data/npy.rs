@@ -110,6 +110,13 @@ fn npy_header(tensor: &Tensor) -> Option<Vec<u8>> {
         DType::F16 => "<f2",
         DType::I64 => "<i8",
         DType::I32 => "<i4",
+        DType::I16 => "<i2",
+        DType::I8 => "|i1",
+        DType::U64 => "<u8",
+        DType::U32 => "<u4",
+        DType::U16 => "<u2",
+        DType::U8 => "|u1",
+        DType::Bool => "|b1",
         _ => return None,
     };
     let shape: String = tensor.shape().iter().map(|d| format!("{d}, ")).collect();
@@ -355,6 +362,21 @@ mod tests {
         assert_eq!(read(&npy("|u1", true, "(2, 2)", &[1, 2, 3, 4])).unwrap().to_f64(), [1.0, 3.0, 2.0, 4.0]);
         assert_eq!(read(&npy(">i2", false, "(1,)", &[1, 0])).unwrap().to_f64(), [256.0]);
         assert_eq!(read(&npy("<f2", false, "(1,)", &[0, 0x3c])).unwrap().to_f64(), [1.0]);
+    }
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        use DType::{Bool, F16, F32, F64, I8, I16, I32, I64, U8, U16, U32, U64};
+        let dtypes = [Bool, F16, F32, F64, I8, I16, I32, I64, U8, U16, U32, U64];
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.npz");
+        let array = |dtype: DType| (dtype.to_string(), Tensor::from_f64(dtype, &[1, 2], &[0.0, 1.0]));
+        let arrays: Vec<_> = dtypes.into_iter().map(array).collect();
+        write_npz(&path, &arrays).unwrap();
+        for ((name, tensor), (name_again, again)) in arrays.iter().zip(read_npz(&path).unwrap()) {
+            let form = |t: &Tensor| (t.dtype(), t.shape().to_vec(), t.to_f64());
+            assert_eq!((name, form(tensor)), (&name_again, form(&again)));
+        }
     }
 
     #[test]
