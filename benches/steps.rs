@@ -14,9 +14,10 @@ use onnx_merge::lpka::{self, Origin, Side};
 use onnx_merge::onnx::{DType, Tensor, ValueId};
 use onnx_merge::params::Pairing;
 use onnx_merge::runtime::{self, Executor, ExecutorChoice, ExecutorOptions, Runner, Value};
-use onnx_merge::train::TrainConfig;
+use onnx_merge::train::fit::LossProgram;
 use onnx_merge::train::model_step::Objective;
 use onnx_merge::train::network::Network;
+use onnx_merge::train::{TrainConfig, runs};
 use onnx_merge::{Error, Result};
 use serde_json::{Value as Json, json};
 use std::path::{Path, PathBuf};
@@ -208,22 +209,27 @@ fn case(executor: &str, kind: &str, network: &str, size: &Size, begun: Instant) 
 
 type Step = Box<dyn FnMut() -> Result<()>>;
 
-fn open(executor: &Arc<dyn Executor>, network: &str, batch: usize) -> Result<Network> {
+/// Where a network's file is.
+fn path_of(network: &str) -> PathBuf {
     let name = format!("{network}.onnx");
     let mut path = here("fixtures").join(&name);
     if let (false, Some(folder)) = (path.exists(), std::env::var_os("ONNX_MERGE_BENCH_MODELS")) {
         path = Path::new(&folder).join(name);
     }
-    Network::open(&path, batch, None, &**executor)
+    path
 }
 
-/// Forward, backward and AdamW on all weights.
+fn open(executor: &Arc<dyn Executor>, network: &str, batch: usize) -> Result<Network> {
+    Network::open(&path_of(network), batch, None, &**executor)
+}
+
+/// Forward, backward and AdamW on all weights, cut into runs as training does it.
 fn model_step(executor: &Arc<dyn Executor>, network: &str, batch: usize) -> Result<Step> {
-    let network = open(executor, network, batch)?;
+    let network = runs::open_target(&path_of(network), batch, None, &**executor)?;
     let weights = network.trainable(&[])?;
     let names: Vec<ValueId> = weights.iter().map(|(id, _)| id.clone()).collect();
     let step = network.step(&names, Objective::Classes)?;
-    let mut program = executor.compile(&step.model, &step.facts)?;
+    let mut program = LossProgram::new(&step, &step.weights, &**executor, network.batch < batch)?;
     let target = Side { graph: &network.params, weights: weights.into_iter().collect() };
     let config = TrainConfig::default();
     let update = lpka::build(&target, &[], &step.weights, &config, 0.0, &**executor, 0)?;
@@ -233,23 +239,22 @@ fn model_step(executor: &Arc<dyn Executor>, network: &str, batch: usize) -> Resu
         let values: Vec<f64> = (0..fact.len()).map(|i| (i % 17) as f64 / 16.0).collect();
         feeds.push(Value::host(Tensor::from_f64(fact.dtype, &fact.shape, &values)));
     }
-    let labels: Vec<i64> = (0..batch as i64).map(|i| i % 10).collect();
-    feeds.push(Value::host(Tensor::i64(&[batch], &labels)));
+    let labels: Vec<i64> = (0..network.batch as i64).map(|i| i % 10).collect();
+    feeds.push(Value::host(Tensor::i64(&[network.batch], &labels)));
+    let feeds = vec![feeds; batch / network.batch];
     let links = Links::new(&runner, &update, &step.weights)?;
     let mut merged = links.first;
     Ok(Box::new(move || {
-        let mut inputs = feeds.clone();
-        inputs.append(&mut merged);
-        let outputs = program.run(&inputs)?;
-        let loss = outputs.first().ok_or_else(|| Error::usage("the step has no loss"))?.scalar()?;
+        let (loss, gradients) = program.run(feeds.clone(), &merged, None)?;
         if !loss.is_finite() {
             return Err(Error::usage("the loss is not finite"));
         }
-        for (feed, gradient) in links.gradients.iter().zip(&outputs[1..]) {
-            runner.set(*feed, gradient.clone())?;
+        for (feed, gradient) in links.gradients.iter().zip(gradients) {
+            runner.set(*feed, gradient)?;
         }
         runner.set(links.rate, Value::host(Tensor::scalar(DType::F32, 1e-3)))?;
         let outputs = runner.run()?;
+        links.gradients.iter().for_each(|feed| runner.clear(*feed));
         merged = links.merged.iter().map(|fetch| outputs.get(*fetch).clone()).collect();
         Ok(())
     }))

@@ -102,6 +102,14 @@ impl Error {
             _ => false,
         }
     }
+    /// Whether training left what numbers can hold.
+    pub fn is_divergence(&self) -> bool {
+        match self {
+            Error::Diverged { .. } => true,
+            Error::In { source, .. } | Error::Hint { source, .. } => source.is_divergence(),
+            _ => false,
+        }
+    }
     /// The exit status a program should end with: 2 usage, 3 input refused, 5 executor, 130 interrupted.
     pub fn exit_code(&self) -> u8 {
         match self {

@@ -67,14 +67,13 @@ fn probe_in_parts(
     wanted: &[ValueId],
     probe: &mut Probe,
 ) -> Result<()> {
-    let bytes = |fact: &Fact| fact.len() * fact.dtype.size().unwrap_or(1);
-    let inputs: usize = feeds.iter().map(|feed| bytes(&feed.fact())).sum();
+    let inputs: usize = feeds.iter().map(|feed| feed.fact().bytes()).sum();
     let mut rest = wanted;
     let mut count = if inputs <= SMALL_INPUTS { rest.len() } else { FIRST_PART };
     while !rest.is_empty() {
         let (part, after) = rest.split_at(count.min(rest.len()));
         probe_values(executor, model, feeds, part, probe)?;
-        let held: usize = part.iter().filter_map(|id| probe.facts.get(id)).map(bytes).sum();
+        let held: usize = part.iter().filter_map(|id| probe.facts.get(id)).map(Fact::bytes).sum();
         let mean = held.div_ceil(part.len().max(1)).max(1);
         // What comes later is rarely larger, but may be: at most four times as many.
         count = (PART_BYTES / mean).clamp(FIRST_PART, 4 * part.len().max(FIRST_PART));

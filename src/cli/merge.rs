@@ -2,11 +2,13 @@
 
 use super::args::{DataArgs, ExecutorArgs, choice, duration, executor_options, positive, set, set_some};
 use super::config::Config;
+use super::log::{Audience, Log};
 use super::signals::Interrupt;
+use super::tensorboard::Board;
 use super::terminal::{Paint, Watcher, message, table};
 use crate::data::{DataOptions, parse_number, parse_numbers};
 use crate::error::{Error, Result};
-use crate::report::{Outcome, Report};
+use crate::report::{Outcome, Report, Worth};
 use crate::runtime::{self, Profile};
 use crate::train::{
     DataSets, ExecutorChoice, MergeRequest, Method, Optimizer, Preset, Schedule, Start, Task,
@@ -211,6 +213,12 @@ struct Results {
     /// Show warnings, errors and results only
     #[arg(short, long)]
     quiet: bool,
+    /// Write what happens, every step and validation, as a line of JSON each
+    #[arg(long, value_name = "FILE.jsonl")]
+    log: Option<PathBuf>,
+    /// Write losses and validations for TensorBoard
+    #[arg(long, value_name = "FOLDER")]
+    tensorboard: Option<PathBuf>,
     /// Print where the time goes by part and device, and write it to FILE for chrome://tracing
     #[arg(long, value_name = "FILE.json")]
     profile: Option<PathBuf>,
@@ -221,6 +229,8 @@ struct Manner {
     json: bool,
     resume: bool,
     quiet: bool,
+    log: Option<PathBuf>,
+    tensorboard: Option<PathBuf>,
     profile: Option<PathBuf>,
 }
 
@@ -367,8 +377,14 @@ impl Transfer {
 
 impl Results {
     fn manner(&self) -> Manner {
-        let Results { json, resume, quiet, ref profile, .. } = *self;
-        Manner { json, resume, quiet, profile: profile.clone() }
+        Manner {
+            json: self.json,
+            resume: self.resume,
+            quiet: self.quiet,
+            log: self.log.clone(),
+            tensorboard: self.tensorboard.clone(),
+            profile: self.profile.clone(),
+        }
     }
 }
 
@@ -401,9 +417,12 @@ fn check(config: &Config) -> Result<()> {
 
 fn execute(config: Config, manner: Manner) -> Result<u8> {
     check(&config)?;
+    refuse_outputs(&config, &manner)?;
     let interrupt = Interrupt::install();
-    let mut watcher = Watcher::new(interrupt, manner.quiet);
-    let report = train(&config, &manner, &mut watcher)?;
+    let log = manner.log.as_deref().map(|path| Log::open(path, manner.resume)).transpose()?;
+    let board = manner.tensorboard.as_deref().map(Board::open).transpose()?;
+    let mut audience = Audience { watcher: Watcher::new(interrupt, manner.quiet), log, board };
+    let report = train(&config, &manner, &mut audience)?;
     if let Some(path) = &config.report {
         crate::onnx::atomic::write(path, report.html().as_bytes())?;
     }
@@ -417,11 +436,11 @@ fn execute(config: Config, manner: Manner) -> Result<u8> {
         true => super::print_json(&report)?,
         false => super::print(&summary(&report, Paint::stdout()))?,
     }
+    audience.finish(&report)?;
     Ok(report.outcome.exit_code())
 }
 
-fn train(config: &Config, manner: &Manner, watcher: &mut Watcher) -> Result<Report> {
-    refuse_output(config)?;
+fn train(config: &Config, manner: &Manner, audience: &mut Audience) -> Result<Report> {
     let path = config.data.train.as_deref();
     if path.is_none() && (config.source.is_none() || config.train.joint || config.data.val.is_some()) {
         return Err(Error::usage("training data is missing").hint("say what to train on: --data train.npz"));
@@ -451,10 +470,7 @@ fn train(config: &Config, manner: &Manner, watcher: &mut Watcher) -> Result<Repo
     let (data, source_data) = match (path, &config.source) {
         (None, Some(source)) => {
             let options = config.data.source_options.as_ref().unwrap_or(&config.data.options);
-            let made = |options: &DataOptions, watcher: &mut Watcher| {
-                crate::train::invent(source, options, &config.train, &*model_executor, watcher)
-            };
-            let made = made(options, watcher)?;
+            let made = crate::train::invent(source, options, &config.train, &*model_executor, audience)?;
             // Both models see the same inputs, each scaled as it wants them.
             let ours = config.data.source_options.is_some().then(|| made.with_options(&config.data.options));
             match ours {
@@ -496,19 +512,23 @@ fn train(config: &Config, manner: &Manner, watcher: &mut Watcher) -> Result<Repo
             && options.ort_lib.is_none(),
         options,
     };
-    let report = crate::train::merge(request, watcher)?;
+    let report = crate::train::merge(request, audience)?;
     if let Some((profile, path)) = profile {
         super::profile::write(&profile, path)?;
     }
     Ok(report)
 }
 
-/// An output that can't be written is found out before the work, not after it.
-fn refuse_output(config: &Config) -> Result<()> {
+/// An output that can't be written, or would replace a model or data, is found out before the work, not after it.
+fn refuse_outputs(config: &Config, manner: &Manner) -> Result<()> {
     let mut inputs: Vec<&Path> = vec![&config.target];
     inputs.extend(config.sources().map(PathBuf::as_path));
-    crate::onnx::surgery::refuse_overwriting(&config.output, &inputs)?;
-    for path in [Some(&config.output), config.report.as_ref()].into_iter().flatten() {
+    let data = &config.data;
+    let data = [&data.train, &data.val, &data.test, &data.unlabelled, &data.joint];
+    inputs.extend(data.into_iter().flatten().map(PathBuf::as_path));
+    let others = [config.report.as_ref(), manner.log.as_ref(), manner.profile.as_ref()];
+    for path in std::iter::once(&config.output).chain(others.into_iter().flatten()) {
+        crate::onnx::surgery::refuse_overwriting(path, &inputs)?;
         if path.is_dir() {
             return Err(Error::usage(format!("{} is a folder, not a file to write", path.display())));
         }
@@ -529,6 +549,11 @@ fn summary(report: &Report, paint: Paint) -> String {
     rows.push(vec!["untouched target".into(), show(report.untouched.val), show(report.untouched.test)]);
     let name = format!("shipped ({})", report.method);
     rows.push(vec![paint.bold(&name), show(report.shipped.val), show(report.shipped.test)]);
+    if report.gains.val.is_some() {
+        let gain =
+            |worth: Option<Worth>| worth.map_or("–".into(), |worth| report.metric.show_worth(&worth));
+        rows.push(vec!["gain (± over rows)".into(), gain(report.gains.val), gain(report.gains.test)]);
+    }
     let mut text = format!("\n{}", table(&rows));
     if report.arms.len() > 1 {
         let mut rows = vec![["arm", "validation", "test"].map(String::from).to_vec()];

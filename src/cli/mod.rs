@@ -12,11 +12,13 @@ mod doctor;
 mod eval;
 mod grad;
 mod inspect;
+mod log;
 mod merge;
 mod ops;
 mod pack;
 mod profile;
 mod signals;
+mod tensorboard;
 mod terminal;
 
 use crate::error::{Error, Result};

@@ -10,7 +10,7 @@ use std::fmt;
 use std::sync::Arc;
 
 /// The name of a value: an edge of the graph. Cheap to clone; equal names are the same value.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ValueId(Arc<str>);
 
 impl ValueId {
@@ -65,6 +65,10 @@ impl Fact {
     }
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+    /// Bytes of the elements, where they have a fixed size (saturating); else their number.
+    pub fn bytes(&self) -> usize {
+        self.len().saturating_mul(self.dtype.size().unwrap_or(1))
     }
 }
 

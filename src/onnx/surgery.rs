@@ -85,7 +85,7 @@ pub fn refuse_overwriting(out: &Path, inputs: &[&Path]) -> Result<()> {
             out.display(),
             input.display()
         ))
-        .hint("name another file with -o")),
+        .hint("name another file")),
         None => Ok(()),
     }
 }

@@ -1,7 +1,7 @@
 //! The report as one HTML page: inline style and SVG, no scripts, nothing fetched; light and dark, wide and narrow.
 
 use super::plot::{Line, curves, heat};
-use super::{Arm, Curve, Outcome, Report, Scores};
+use super::{Arm, Curve, Gains, Outcome, Report, Scores};
 use std::fmt::Write;
 
 /// The whole page.
@@ -96,27 +96,28 @@ fn header(body: &mut String, report: &Report) {
 
 fn before_and_after(body: &mut String, report: &Report) {
     let Scores { train, val, test } = report.untouched;
-    let now = report.shipped;
+    let (now, gains) = (report.shipped, report.gains);
     let rows = [
-        ("test", test, now.test, report.rows.test),
-        ("validation", val, now.val, report.rows.val),
-        ("training", train, now.train, report.rows.train),
+        ("test", (test, now.test), report.rows.test, gains.test),
+        ("validation", (val, now.val), report.rows.val, gains.val),
+        ("training", (train, now.train), report.rows.train, None),
     ];
     let highest =
-        rows.iter().flat_map(|r| [r.1, r.2]).flatten().filter(|v| v.is_finite()).fold(0.0, f64::max);
+        rows.iter().flat_map(|r| [r.1.0, r.1.1]).flatten().filter(|v| v.is_finite()).fold(0.0, f64::max);
     let full = if report.metric.name == "accuracy" { 1.0 } else { highest.max(f64::MIN_POSITIVE) };
     let _ = writeln!(body, "<h2>Before and after</h2>");
     let _ =
         writeln!(body, "<p class=\"soft\">{}</p>\n<div class=\"bars\">", escape(&describe_metric(report)));
-    for (part, before, after, count) in rows {
-        let (Some(before), Some(after)) = (before, after) else { continue };
+    for (part, scores, count, gain) in rows {
+        let (Some(before), Some(after)) = scores else { continue };
         for (label, value, class) in
             [(format!("{part}, target"), before, ""), (format!("{part}, output"), after, "new")]
         {
             let width = (value / full * 100.0).clamp(0.0, 100.0);
-            let gain = match class {
-                "" => format!("{count} rows"),
-                _ => report.metric.show_difference(after - before),
+            let gain = match (class, gain) {
+                ("", _) => format!("{count} rows"),
+                (_, Some(gain)) => report.metric.show_worth(&gain),
+                _ => report.metric.show_difference(report.metric.gain(before, after)),
             };
             let _ = writeln!(
                 body,
@@ -127,6 +128,9 @@ fn before_and_after(body: &mut String, report: &Report) {
         }
     }
     body.push_str("</div>\n");
+    if gains != Gains::default() {
+        body.push_str("<p class=\"soft\">Gains are positive where the output is better; ± is the standard error over rows.</p>\n");
+    }
 }
 
 fn describe_metric(report: &Report) -> String {

@@ -28,6 +28,9 @@ pub struct Report {
     pub untouched: Scores,
     /// The target as it was written; equal to `untouched` where nothing was gained.
     pub shipped: Scores,
+    /// `shipped` against `untouched`, row by row; null where the target was kept.
+    #[serde(default)]
+    pub gains: Gains,
     pub arms: Vec<Arm>,
     /// What the source's knowledge was worth; absent without control arms.
     pub source_worth: Option<Worth>,
@@ -72,22 +75,17 @@ impl Report {
     /// What the source's knowledge was worth, in one sentence; `None` without control arms.
     pub fn worth_sentence(&self) -> Option<String> {
         let worth = self.source_worth?;
-        let mean = self.metric.show_difference(worth.mean);
+        let mean = self.metric.show_worth(&worth);
         let what = "against the better of a shuffled and an untrained source";
         let worth = match worth.stderr {
             None => format!("The source's knowledge was worth {mean} {what} (one seed: take it with care)."),
             Some(stderr) => {
-                let number = self.metric.show_difference(worth.mean).replace(" points", "");
-                let spread = self.metric.show_difference(stderr).trim_start_matches('+').to_owned();
                 let clear = match (worth.n, worth.mean.abs() > 2.0 * stderr) {
                     (..3, _) => " So few seeds can mislead: use more.",
                     (_, true) => "",
                     (_, false) => " That is within the noise: nothing shown.",
                 };
-                format!(
-                    "The source's knowledge was worth {number} ± {spread} {what}, over {} seeds.{clear}",
-                    worth.n
-                )
+                format!("The source's knowledge was worth {mean} {what}, over {} seeds.{clear}", worth.n)
             }
         };
         Some([worth, self.rivals_sentence()].join(" ").trim_end().to_owned())
@@ -96,14 +94,7 @@ impl Report {
     /// What was gained over the rivals; empty where there were none.
     fn rivals_sentence(&self) -> String {
         let gain = |rival: &Rival| {
-            let mean = self.metric.show_difference(rival.gain.mean);
-            let gain = match rival.gain.stderr {
-                None => mean,
-                Some(stderr) => {
-                    let spread = self.metric.show_difference(stderr).trim_start_matches('+').to_owned();
-                    format!("{} ± {spread}", mean.replace(" points", ""))
-                }
-            };
+            let gain = self.metric.show_worth(&rival.gain);
             let name = match rival.arm.as_str() {
                 "kd" => "distillation",
                 "finetune" => "fine-tuning",
@@ -216,6 +207,13 @@ impl Metric {
             (Some((mean, Some(error))), _) => format!("{mean:.5} ± {error:.5}"),
         }
     }
+    /// A gain with its standard error, where it has one, for people.
+    pub fn show_worth(&self, worth: &Worth) -> String {
+        let mean = self.show_difference(worth.mean);
+        let Some(stderr) = worth.stderr else { return mean };
+        let spread = self.show_difference(stderr).trim_start_matches('+').to_owned();
+        format!("{} ± {spread}", mean.replace(" points", ""))
+    }
     /// A gain or a spread for people: points for accuracies.
     pub fn show_difference(&self, difference: f64) -> String {
         match self.name.as_str() {
@@ -231,6 +229,14 @@ pub struct Scores {
     pub train: Option<f64>,
     pub val: Option<f64>,
     pub test: Option<f64>,
+}
+
+/// A gain on each part of the data that wasn't trained on, positive when it is better, in the metric's unit; `n` counts rows.
+/// The spread is that of the rows: how sure the gain of *this* file is, not of another run.
+#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct Gains {
+    pub val: Option<Worth>,
+    pub test: Option<Worth>,
 }
 
 /// Row counts of the data's parts.
@@ -264,17 +270,18 @@ pub enum ArmSource {
     None,
 }
 
-/// The real source's arm minus the better of its empty twins, paired over seeds; positive is a gain.
+/// A mean of paired differences, positive when it is a gain: over seeds (the real source's arm minus the better of its empty
+/// twins, say) or over rows.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Worth {
     pub mean: f64,
-    /// Standard error of the mean; `None` (null) with a single seed.
+    /// Standard error of the mean; `None` (null) with a single difference.
     pub stderr: Option<f64>,
     pub n: usize,
 }
 
 impl Worth {
-    /// From the differences, one a seed; `None` for none.
+    /// From the differences; `None` for none.
     pub fn of(differences: &[f64]) -> Option<Self> {
         let (mean, stderr) = mean_and_stderr(differences)?;
         Some(Self { mean, stderr, n: differences.len() })
@@ -371,6 +378,7 @@ mod tests {
             metric: Metric::accuracy(),
             untouched: Scores { train: Some(0.9), val: Some(0.8), test: None },
             shipped: Scores { train: Some(0.95), val: Some(0.9), test: None },
+            gains: Gains { val: Worth::of(&[0.0, 0.2]), test: None },
             arms: vec![
                 arm("lpka+kd", ArmSource::Real, 0.9),
                 arm("lpka+kd, shuffled", ArmSource::Shuffled, 0.85),
@@ -417,6 +425,7 @@ mod tests {
             "metric",
             "untouched",
             "shipped",
+            "gains",
             "arms",
             "source_worth",
             "rivals",

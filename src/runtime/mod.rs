@@ -49,6 +49,11 @@ pub fn silence_telemetry() {
     unsafe { std::env::set_var("ORT_DISABLE_TELEMETRY", "1") };
 }
 
+/// [`Executor::enough`] of CPUs (docs/benchmarks.md).
+fn enough_for_a_cpu() -> usize {
+    std::env::var("TMP_ENOUGH").ok().and_then(|t| t.parse().ok()).unwrap_or(8 << 20)
+}
+
 /// Runs graphs somewhere: in ONNX Runtime, in tract, on a GPU.
 pub trait Executor: Send + Sync {
     /// `"ort"`, `"tract"` or `"wgpu"`.
@@ -69,6 +74,10 @@ pub trait Executor: Send + Sync {
     /// How many runs [`Compiled::run_each`] works on at once.
     fn lanes(&self) -> usize {
         1
+    }
+    /// Bytes of a run's forward values beyond which more rows a run make no row faster; `None` where they do at any size.
+    fn enough(&self) -> Option<usize> {
+        None
     }
     /// Which formulations are fast here.
     fn forms(&self) -> Forms {

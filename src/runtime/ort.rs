@@ -9,9 +9,10 @@ use super::guard::guarded;
 use super::{Compiled, DeviceValue, Executor, Value};
 use crate::error::{Error, Result};
 use crate::onnx::{DType, Fact, Facts, Graph, Model, Tensor, ValueId, ValueInfo};
+use ::ort::AsPointer;
 use ::ort::environment::Environment;
 use ::ort::logging::LogLevel;
-use ::ort::memory::Allocator;
+use ::ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
 use ::ort::session::builder::GraphOptimizationLevel;
 use ::ort::session::{Session, SessionInputValue};
 use ::ort::value::{DynTensor, DynValue, Shape, TensorElementType, ValueType};
@@ -30,6 +31,8 @@ struct Loaded {
     path: PathBuf,
     version: Option<Version>,
     environment: Environment,
+    /// Whether programs can share a pool of memory.
+    shares: bool,
 }
 
 /// Runs graphs with ONNX Runtime on the CPU.
@@ -63,7 +66,8 @@ impl OrtExecutor {
         &self.library.path
     }
 
-    fn session(&self, bytes: &[u8]) -> ::ort::Result<Session> {
+    /// A session; one that is `lasting` uses the memory that others have let go of.
+    fn session(&self, bytes: &[u8], lasting: bool) -> ::ort::Result<Session> {
         let mut builder = Session::builder(&self.library.environment)?
             .with_optimization_level(GraphOptimizationLevel::All)?
             .with_intra_threads(self.threads)?
@@ -74,6 +78,9 @@ impl OrtExecutor {
             // doubles the memory of a step (docs/benchmarks.md).
             .with_memory_pattern(false)?
             .with_log_level(LogLevel::Fatal)?;
+        if lasting && self.library.shares {
+            builder = builder.with_env_allocators()?;
+        }
         builder.commit_from_memory(bytes)
     }
 }
@@ -88,16 +95,49 @@ fn load(library: &Candidate) -> Result<Loaded> {
     let cant = |what: &dyn std::fmt::Display| {
         failed(format!("{} can't be loaded: {what}", path.display())).hint(super::discover::HINT)
     };
-    let environment = guarded(|| {
+    let (environment, shares) = guarded(|| {
         let builder = ::ort::init_from(path).map_err(|e| e.to_string())?;
         let environment =
             builder.with_telemetry(false).with_name("onnx-merge").build().map_err(|e| e.to_string())?;
         environment.set_log_level(LogLevel::Fatal);
-        Ok::<_, String>(environment)
+        let shared = share_memory(&environment);
+        Ok::<_, String>((environment, shared))
     })
     .and_then(|result| result)
     .map_err(|what| cant(&what))?;
-    Ok(Loaded { path: path.clone(), version: library.version, environment })
+    Ok(Loaded { path: path.clone(), version: library.version, environment, shares })
+}
+
+/// Makes one pool of memory for all programs that ask for it, which grows by what is needed and no more. Whether there is
+/// one; without it each program has its own.
+fn share_memory(environment: &Environment) -> bool {
+    let place = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Arena, MemoryType::Default);
+    let Ok(place) = place else { return false };
+    let api = ::ort::api();
+    let (keys, as_requested) = ([c"arena_extend_strategy".as_ptr()], [1]);
+    let mut config = std::ptr::null_mut();
+    // SAFETY: `keys` and `as_requested` are one key and its value, which are copied before the call returns; `config` is
+    // where to put the result.
+    let made = unsafe { (api.CreateArenaCfgV2)(keys.as_ptr(), as_requested.as_ptr(), 1, &mut config) };
+    if !succeeded(made) {
+        return false;
+    }
+    let environment = environment.ptr().cast_mut();
+    // SAFETY: all three are alive; the environment copies what it needs of the other two. It may be changed through this
+    // pointer: ONNX Runtime guards its list of allocators by a lock.
+    let registered = unsafe { (api.CreateAndRegisterAllocator)(environment, place.ptr(), config) };
+    // SAFETY: made above, and nobody else has it.
+    unsafe { (api.ReleaseArenaCfg)(config) };
+    succeeded(registered)
+}
+
+/// Whether a call succeeded; lets go of what it says otherwise.
+fn succeeded(status: ::ort::sys::OrtStatusPtr) -> bool {
+    if !status.0.is_null() {
+        // SAFETY: a status that isn't null belongs to the caller, who sees it here for the last time.
+        unsafe { (::ort::api().ReleaseStatus)(status.0) };
+    }
+    status.0.is_null()
 }
 
 /// The version that a library says it is, by loading it and letting it go again.
@@ -145,9 +185,17 @@ impl Executor for OrtExecutor {
         }
         let outputs = unique_outputs(&mut model.graph);
         let bytes = crate::onnx::to_bytes(&model)?;
-        let session =
-            guarded(|| self.session(&bytes)).map_err(failed)?.map_err(|e| blame(&model.graph, &e))?;
+        // Of graphs made by this program every value is known, and they are run again and again. Others are run once, to be
+        // looked at: what that took is to be given back.
+        let mut made = model.graph.nodes.iter().flat_map(|node| node.outputs.iter().flatten());
+        let lasting = made.all(|id| facts.contains_key(id));
+        let session = guarded(|| self.session(&bytes, lasting))
+            .map_err(failed)?
+            .map_err(|e| blame(&model.graph, &e))?;
         Ok(Box::new(Program { session, inputs, outputs }))
+    }
+    fn enough(&self) -> Option<usize> {
+        Some(super::enough_for_a_cpu())
     }
     fn upload(&self, tensor: &Tensor) -> Result<Value> {
         Ok(Value::new(upload(tensor)?))

@@ -183,6 +183,12 @@ impl Executor for Profiled {
     fn holds(&self, value: &Value) -> bool {
         self.inner.holds(value)
     }
+    fn lanes(&self) -> usize {
+        self.inner.lanes()
+    }
+    fn enough(&self) -> Option<usize> {
+        self.inner.enough()
+    }
     fn forms(&self) -> Forms {
         self.inner.forms()
     }
@@ -211,8 +217,7 @@ pub fn watched(
 
 /// Bytes of a value.
 pub fn size_of(value: &Value) -> usize {
-    let fact = value.fact();
-    fact.len() * fact.dtype.size().unwrap_or(4)
+    value.fact().bytes()
 }
 
 struct Watched {

@@ -164,6 +164,11 @@ impl Runner {
         Ok(())
     }
 
+    /// Lets go of what an input was fed: it must be fed anew before the next step.
+    pub fn clear(&mut self, feed: Feed) {
+        self.values[feed.0] = None;
+    }
+
     /// One step: reads feeds and state, replaces the state.
     ///
     /// # Errors

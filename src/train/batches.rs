@@ -288,15 +288,6 @@ impl<'a> Batches<'a> {
     }
 }
 
-/// Fewest rows of a run that are worth it.
-const LEAST_ROWS: usize = 8;
-
-/// Rows of each run of a step over `batch` rows: equal parts, as many as the executor works on at once.
-pub fn rows_of_a_run(batch: usize, lanes: usize) -> usize {
-    let fits = |runs: &usize| batch.is_multiple_of(*runs) && batch / runs >= LEAST_ROWS;
-    batch / (2..=lanes).rev().find(fits).unwrap_or(1)
-}
-
 /// What the sources say to some rows: the answers of those that teach, and all scaled activations.
 fn helped(
     helpers: &mut [Help<'_>],
@@ -356,17 +347,4 @@ fn default_shift(examples: &Examples) -> usize {
     }
     let shapes = examples.train.dataset.iter().flat_map(|d| &d.inputs).filter_map(|c| c.image_shape());
     shapes.map(|[_, h, w]| h.min(w) / 14).min().unwrap_or(0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn runs_are_equal_parts_and_not_too_small() {
-        let cases = [(32, 1, 32), (32, 2, 16), (32, 16, 8), (64, 3, 32), (10, 4, 10), (1, 8, 1)];
-        for (batch, lanes, rows) in cases {
-            assert_eq!(rows_of_a_run(batch, lanes), rows, "{batch} rows, {lanes} lanes");
-        }
-    }
 }

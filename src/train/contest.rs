@@ -10,7 +10,6 @@ use crate::error::Result;
 use crate::onnx::{Tensor, ValueId};
 use crate::report;
 use crate::runtime::Value;
-use std::cmp::Ordering;
 use std::time::{Duration, Instant};
 
 /// Validations an arm gets over its whole training.
@@ -24,6 +23,8 @@ pub struct Contender {
     pub fit: Fit,
     pub best: Option<Best>,
     pub validations: Vec<(usize, f64)>,
+    /// Whether its loss left what numbers can hold: it takes no more steps.
+    diverged: bool,
     file: String,
 }
 
@@ -37,6 +38,10 @@ pub struct Best {
 impl Contender {
     pub fn metric(&self) -> f64 {
         self.best.as_ref().map_or(f64::NAN, |b| b.metric)
+    }
+    /// Whether it has taken all `steps`, or can take no more.
+    pub fn is_done(&self, steps: usize) -> bool {
+        self.diverged || self.fit.step == steps
     }
     pub fn curve(&self) -> report::Curve {
         report::Curve {
@@ -75,7 +80,10 @@ pub struct Contest<'a> {
 }
 
 impl Contest<'_> {
-    /// Trains `arms` in rounds of successive halving and returns all of them, the winner first.
+    /// Trains `arms` in rounds of successive halving and returns all of them, the winner first. Those that diverge are out.
+    ///
+    /// # Errors
+    /// [`crate::Error::Diverged`] where all of them do before their first validation.
     pub fn run(
         &mut self,
         arms: Vec<Arm>,
@@ -88,31 +96,38 @@ impl Contest<'_> {
         for arm in arms {
             field.push(self.enter(arm, seed, steps)?);
         }
-        let mut out = vec![];
+        let (mut out, mut divergence) = (vec![], None);
         for (until, stay) in plan {
             out.splice(0..0, field.drain(stay.min(field.len())..));
             for contender in &mut field {
-                self.train(contender, until, observer)?;
+                match self.train(contender, until, observer) {
+                    Err(error) if error.is_divergence() => divergence = Some(error),
+                    trained => trained?,
+                }
             }
             let metric = self.session.metric.clone();
-            field.sort_by(|a, b| {
-                let order = metric.gain(a.metric(), b.metric()).partial_cmp(&0.0);
-                // Small validation sets tie: then the arm that uses more of the source comes first.
-                order.unwrap_or(Ordering::Equal).then(b.arm.gate.total_cmp(&a.arm.gate))
-            });
+            let score = |c: &Contender| match c.metric() {
+                value if value.is_nan() => f64::NEG_INFINITY,
+                value => metric.gain(0.0, value),
+            };
+            // Small validation sets tie: then the arm that uses more of the source comes first.
+            field.sort_by(|a, b| score(b).total_cmp(&score(a)).then(b.arm.gate.total_cmp(&a.arm.gate)));
             if self.stopped {
                 break;
             }
         }
         field.extend(out);
-        Ok(field)
+        match divergence {
+            Some(error) if field.iter().all(|c| c.best.is_none()) => Err(error),
+            _ => Ok(field),
+        }
     }
 
     /// A contender at its start, or where a checkpoint has it.
     pub fn enter(&mut self, arm: Arm, seed: u64, steps: usize) -> Result<Contender> {
         let fit = self.session.start(&arm, seed, steps)?;
         let file = format!("{}-{seed}.onnx", arm.label().replace([',', '+', ' ', '.'], "-"));
-        let mut contender = Contender { arm, fit, best: None, validations: vec![], file };
+        let mut contender = Contender { arm, fit, best: None, validations: vec![], diverged: false, file };
         let saved = self.state.arms.iter().find(|s| s.arm == contender.arm && s.seed == seed).cloned();
         if let Some(saved) = saved {
             let (state, best) = self.checkpoint.load_arm(&saved.file)?;
@@ -126,13 +141,19 @@ impl Contest<'_> {
         Ok(contender)
     }
 
-    /// Trains one arm up to step `until`.
+    /// Trains one arm up to step `until`. Where it diverges, what was best before that counts.
+    ///
+    /// # Errors
+    /// [`crate::Error::Diverged`] where there is nothing before that, among others.
     pub fn train(
         &mut self,
         contender: &mut Contender,
         until: usize,
         observer: &mut dyn Observer,
     ) -> Result<()> {
+        if contender.diverged {
+            return Ok(());
+        }
         let steps = contender.fit.steps;
         let (label, seed) = (contender.arm.label(), contender.fit.seed);
         observer.event(&Event::ArmStart { arm: &label, seed, steps: until });
@@ -144,9 +165,15 @@ impl Contest<'_> {
         let mut saved = (contender.fit.step, Instant::now());
         while contender.fit.step < until && !self.stopped {
             let next = ((contender.fit.step / every + 1) * every).min(until);
-            let arrived =
-                self.session.advance(&contender.arm, &mut contender.fit, next, self.deadline, observer)?;
-            self.stopped |= !arrived;
+            let (arm, fit) = (&contender.arm, &mut contender.fit);
+            match self.session.advance(arm, fit, next, self.deadline, observer) {
+                Err(error) if error.is_divergence() => {
+                    contender.diverged = true;
+                    observer.event(&Event::Warning(&format!("{label}: {error}: it takes no more steps")));
+                    return if contender.best.is_some() { Ok(()) } else { Err(error) };
+                }
+                arrived => self.stopped |= !arrived?,
+            }
             self.validate(contender, observer)?;
             let patience = self.session.config.patience;
             if patience > 0 && contender.idle() >= patience {

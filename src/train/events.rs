@@ -19,9 +19,22 @@ pub enum Event<'a> {
     ArmEnd { arm: &'a str, seed: u64, metric: f64 },
 }
 
+/// A step that an arm has taken.
+#[derive(Clone, Copy, Debug)]
+pub struct StepTaken {
+    /// How many the arm has taken by now.
+    pub step: usize,
+    pub loss: f64,
+    pub learning_rate: f64,
+    /// How long it took.
+    pub seconds: f64,
+}
+
 /// Watches a run, and may stop it.
 pub trait Observer: Send {
     fn event(&mut self, event: &Event<'_>);
+    /// Told of every single step, however fast they are.
+    fn step(&mut self, _: &StepTaken) {}
     /// Asked after every step: `true` ends training soon, keeping the best so far.
     fn interrupted(&self) -> bool {
         false

@@ -8,10 +8,10 @@ use super::model_step::{ModelStep, Objective};
 use super::moving::Moving;
 use super::schedule::{generator, learning_rate, stream};
 use super::source::Part;
-use super::{Event, Observer, TrainConfig};
+use super::{Event, Observer, StepTaken, TrainConfig};
 use crate::error::{Error, Result};
 use crate::lpka::{Lens, Seen, UpdateProgram};
-use crate::onnx::{DType, Fact, Tensor, ValueId};
+use crate::onnx::{Builder, DType, Fact, Facts, Model, Tensor, ValueId, WORKING_OPSET};
 use crate::runtime::{Compiled, Executor, Feed, Fetch, Runner, StepProgram, Value};
 use rand::RngExt;
 use std::sync::Arc;
@@ -37,43 +37,81 @@ pub struct Losses {
 
 /// Averages gradients over the runs of a step, on the executor.
 pub struct Accumulator {
-    /// `sum`, `gradient` and the scalar `share` in for each weight; `sum + share·gradient` out.
-    program: Box<dyn Compiled>,
-    zeros: Vec<Value>,
+    groups: Vec<Group>,
 }
+
+/// Gradients that one program adds up.
+struct Group {
+    count: usize,
+    /// `gradient` of each and the scalar `share` in; `share·gradient` out.
+    first: Box<dyn Compiled>,
+    /// `sum` and `gradient` of each and `share` in; `sum + share·gradient` out.
+    next: Box<dyn Compiled>,
+}
+
+/// Bytes of gradients that are added up at once: each group's old sums are let go of before the next one's are made.
+const GROUP_BYTES: usize = 4 << 20;
 
 impl Accumulator {
     pub fn new(executor: &dyn Executor, facts: &[Fact]) -> Result<Self> {
-        let mut b = crate::onnx::Builder::new("accumulate");
-        let inputs: Vec<(ValueId, ValueId)> = facts
-            .iter()
-            .enumerate()
-            .map(|(i, f)| {
-                (b.input(&format!("sum{i}"), f.clone()), b.input(&format!("gradient{i}"), f.clone()))
-            })
-            .collect();
-        let share = b.input("share", Fact::new(DType::F32, &[]));
-        for (i, (sum, gradient)) in inputs.iter().enumerate() {
-            let share = b.cast(&share, b.dtype(sum));
-            let part = b.mul(gradient, &share);
-            let total = b.add(sum, &part);
-            b.output_as(&format!("total{i}"), &total);
+        let mut groups = vec![];
+        let mut rest = facts;
+        while !rest.is_empty() {
+            let mut bytes = 0;
+            let fits = |fact: &&Fact| {
+                bytes += fact.bytes();
+                bytes <= GROUP_BYTES
+            };
+            let count = rest.iter().take_while(fits).count().max(1);
+            let (own, after) = rest.split_at(count);
+            let program = |adds| -> Result<Box<dyn Compiled>> {
+                let (model, known) = weighted(own, adds);
+                executor.compile(&model, &known)
+            };
+            groups.push(Group { count, first: program(false)?, next: program(true)? });
+            rest = after;
         }
-        let (graph, known) = b.finish();
-        let model = crate::onnx::Model::new(graph, crate::onnx::WORKING_OPSET);
-        let program = executor.compile(&model, &known)?;
-        let zeros = facts
-            .iter()
-            .map(|f| executor.upload(&Tensor::zeros(f.dtype, &f.shape)))
-            .collect::<Result<_>>()?;
-        Ok(Self { program, zeros })
+        Ok(Self { groups })
     }
-    fn add(&mut self, sums: Vec<Value>, gradients: &[Value], share: f64) -> Result<Vec<Value>> {
-        let mut inputs: Vec<Value> =
-            sums.into_iter().zip(gradients).flat_map(|(s, g)| [s, g.clone()]).collect();
-        inputs.push(Value::host(Tensor::scalar(DType::F32, share)));
-        self.program.run(&inputs)
+
+    /// `sums + share·gradients`, or `share·gradients` where there are no sums yet.
+    fn add(&mut self, sums: Option<Vec<Value>>, gradients: Vec<Value>, share: f64) -> Result<Vec<Value>> {
+        let share = Value::host(Tensor::scalar(DType::F32, share));
+        let mut sums = sums.map(Vec::into_iter);
+        let mut gradients = gradients.into_iter();
+        let mut totals = vec![];
+        for Group { count, first, next } in &mut self.groups {
+            let some = gradients.by_ref().take(*count);
+            let (program, mut inputs) = match &mut sums {
+                Some(sums) => {
+                    (next, sums.by_ref().take(*count).zip(some).flat_map(|(s, g)| [s, g]).collect())
+                }
+                None => (first, some.collect::<Vec<_>>()),
+            };
+            inputs.push(share.clone());
+            totals.extend(program.run(&inputs)?);
+        }
+        Ok(totals)
     }
+}
+
+/// The graph that multiplies gradients with `share`, and `adds` them to sums.
+fn weighted(facts: &[Fact], adds: bool) -> (Model, Facts) {
+    let mut b = Builder::new("accumulate");
+    let mut pairs = vec![];
+    for (i, fact) in facts.iter().enumerate() {
+        let sum = adds.then(|| b.input(&format!("sum{i}"), fact.clone()));
+        pairs.push((sum, b.input(&format!("gradient{i}"), fact.clone())));
+    }
+    let share = b.input("share", Fact::new(DType::F32, &[]));
+    for (i, (sum, gradient)) in pairs.iter().enumerate() {
+        let share = b.cast(&share, b.dtype(gradient));
+        let part = b.mul(gradient, &share);
+        let total = sum.as_ref().map_or_else(|| part.clone(), |sum| b.add(sum, &part));
+        b.output_as(&format!("total{i}"), &total);
+    }
+    let (graph, facts) = b.finish();
+    (Model::new(graph, WORKING_OPSET), facts)
 }
 
 /// One arm in training.
@@ -241,7 +279,9 @@ impl Fit {
             }
             self.apply(gradients, rate)?;
             self.step += 1;
-            self.seconds += begun.elapsed().as_secs_f64();
+            let seconds = begun.elapsed().as_secs_f64();
+            self.seconds += seconds;
+            observer.step(&StepTaken { step: self.step, loss: value, learning_rate: rate, seconds });
             if let Some((mean, speed)) = report.add(value, self.step == until) {
                 self.curve.push((self.step, mean));
                 observer.event(&Event::Step {
@@ -265,6 +305,8 @@ impl Fit {
             self.update.set(*feed, Value::host(uniform(self.seed, i, self.step, fact)))?;
         }
         let outputs = self.update.run()?;
+        // As large as the weights: not to be held while the next ones are computed.
+        self.plan.gradients.iter().for_each(|feed| self.update.clear(*feed));
         self.merged = self.plan.merged.iter().map(|fetch| outputs.get(*fetch).clone()).collect();
         self.clean = self.plan.clean.iter().map(|fetch| outputs.get(*fetch).clone()).collect();
         Ok(())
@@ -352,8 +394,9 @@ impl LossProgram {
         Ok(Self { program, lanes: executor.lanes().max(1), accumulate, linked })
     }
 
-    /// The mean loss over runs, and their mean gradients, added to `sums`.
-    fn run(
+    /// The mean loss over runs, and their mean gradients, added to `sums`. `feeds` has all inputs of each run but the weights
+    /// and maps, which are in `merged`.
+    pub fn run(
         &mut self,
         mut feeds: Vec<Vec<Value>>,
         merged: &[Value],
@@ -378,13 +421,17 @@ impl LossProgram {
     /// `sums` with a run's gradients added.
     fn add(&mut self, sums: Option<Vec<Value>>, gradients: Vec<Value>, share: f64) -> Result<Vec<Value>> {
         match (&mut self.accumulate, sums) {
+            // All in order is the usual case: then the old sums can be let go of one by one.
+            (Some(accumulator), Some(all)) if self.linked.iter().copied().eq(0..all.len()) => {
+                accumulator.add(Some(all), gradients, share)
+            }
             (Some(accumulator), Some(mut all)) => {
                 let so_far = self.linked.iter().map(|&i| all[i].clone()).collect();
-                let sums = accumulator.add(so_far, &gradients, share)?;
+                let sums = accumulator.add(Some(so_far), gradients, share)?;
                 self.linked.iter().zip(sums).for_each(|(&i, sum)| all[i] = sum);
                 Ok(all)
             }
-            (Some(accumulator), None) => accumulator.add(accumulator.zeros.clone(), &gradients, share),
+            (Some(accumulator), None) => accumulator.add(None, gradients, share),
             (None, _) => Ok(gradients),
         }
     }

@@ -34,6 +34,9 @@ impl Guide {
     /// # Errors
     /// Why this model can't read this data.
     pub fn open(network: &Network, data: Data<'_>, views: &[&View], executor: &dyn Executor) -> Result<Self> {
+        if network.head.is_empty() {
+            return Err(headless(network));
+        }
         let declared: Vec<ValueInfo> = network.file.model.graph.required_inputs().cloned().collect();
         let bind = |d: Option<&Dataset>| d.map(|d| d.bind(&declared)).transpose();
         let (model, facts, weights) = observed(network, views)?;
@@ -128,9 +131,14 @@ impl Guide {
     }
 }
 
+fn headless(network: &Network) -> Error {
+    Error::model(&network.file.path, "has no output with an answer for each row")
+}
+
 /// Whether `source`'s answers are the target's kind.
 pub fn can_teach(source: &Network, target: &Network) -> Result<()> {
     match (source.head.width, target.head.width) {
+        _ if source.head.is_empty() => Err(headless(source)),
         (s, t) if s == t => Ok(()),
         (s, t) => Err(Error::model(
             &source.file.path,

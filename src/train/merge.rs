@@ -1,17 +1,19 @@
 //! The main job: two models and data in, the target with better weights out, and a report of what happened.
 
 use super::arms::{self, Arm, SourceKind};
-use super::batches::{Data, Examples, rows_of_a_run};
+use super::batches::{Data, Examples};
 use super::checkpoint::{Checkpoint, RunState};
 use super::contest::{Contender, Contest};
 use super::data_free;
 use super::network::Network;
+use super::runs;
+use super::scores::measure;
 use super::session::{Parts, Session, Split};
 use super::{Event, Method, Observer, Start, TrainConfig};
 use crate::data::Dataset;
 use crate::error::{Error, Result, ResultExt};
 use crate::onnx::{self, SiteId, Tensor, ValueId};
-use crate::report::{self, Report, Scores};
+use crate::report::{self, Report};
 use crate::runtime::{self, Executor, ExecutorChoice, ExecutorOptions, Value};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
@@ -141,8 +143,8 @@ fn run(request: &mut MergeRequest, observer: &mut dyn Observer) -> Result<Report
     for note in session.examples().notes() {
         observer.event(&Event::Note(&note));
     }
-    let untouched = scores(&mut session, None)?;
-    let taught = config.method != Method::Auto || teaches(&mut session, untouched.val, observer)?;
+    let untouched = measure(&mut session, None)?;
+    let taught = config.method != Method::Auto || teaches(&mut session, untouched.scores.val, observer)?;
     let means = arms::Means { teacher: session.means.teacher && taught, ..session.means };
     let candidates = arms::candidates(&config, means, session.supervised());
     if candidates.is_empty() {
@@ -166,16 +168,15 @@ fn run(request: &mut MergeRequest, observer: &mut dyn Observer) -> Result<Report
     observer.event(&Event::Phase("writing"));
     let writing = Instant::now();
     let Results { chosen, arms, curves, attention } = results;
-    let gain = match (untouched.val, &chosen.weights) {
+    let gain = match (untouched.scores.val, &chosen.weights) {
         (Some(before), Some(_)) => session.metric.gain(before, chosen.val),
         _ => f64::NEG_INFINITY,
     };
     let improved = gain > 0.0 && gain >= config.min_gain;
     let weights = chosen.weights.filter(|_| improved);
-    let shipped = match &weights {
-        Some(weights) => scores(&mut session, Some(weights))?,
-        None => untouched,
-    };
+    let shipped = weights.as_deref().map(|weights| measure(&mut session, Some(weights))).transpose()?;
+    let gains = shipped.as_ref().map(|now| now.gains(&untouched, &session.metric)).unwrap_or_default();
+    let shipped = shipped.map_or(untouched.scores, |now| now.scores);
     let changed = match &weights {
         Some(weights) => session.named(weights)?,
         None => vec![],
@@ -205,8 +206,9 @@ fn run(request: &mut MergeRequest, observer: &mut dyn Observer) -> Result<Report
             .then(|| format!("{:?}", config.adapter.preset).to_lowercase()),
         executors,
         metric: session.metric.clone(),
-        untouched,
+        untouched: untouched.scores,
         shipped,
+        gains,
         arms,
         source_worth: worth,
         rivals,
@@ -230,15 +232,15 @@ fn run(request: &mut MergeRequest, observer: &mut dyn Observer) -> Result<Report
 
 fn open_networks(request: &MergeRequest, observer: &mut dyn Observer) -> Result<(Network, Vec<Network>)> {
     let executor = &*request.model_executor;
-    let batch = rows_of_a_run(request.config.batch.max(1), executor.lanes());
-    let target = Network::open(&request.target, batch, Some(&request.data.train), executor)?;
+    let batch = request.config.batch.max(1);
+    let target = runs::open_target(&request.target, batch, Some(&request.data.train), executor)?;
     if let Some(why) = target.single_rows_because() {
         observer.event(&Event::Warning(&format!(
             "the target's batch dimension can't be freed ({why}): training runs single rows and averages gradients"
         )));
     }
     let data = &request.source_data.as_ref().unwrap_or(&request.data).train;
-    let open = |path: &PathBuf| Network::open(path, target.batch, Some(data), executor);
+    let open = |path: &PathBuf| Network::open_source(path, target.batch, Some(data), executor);
     let sources = request.sources.iter().map(open).collect::<Result<_>>()?;
     Ok((target, sources))
 }
@@ -307,7 +309,7 @@ fn run_arms(
     let field = contest.run(candidates, config.seed, steps, observer)?;
     let chosen = field.first().map(|c| c.arm.clone()).unwrap_or_else(Arm::finetune);
     for contender in &field {
-        results.add(contest, contender, contender.fit.step == steps)?;
+        results.add(contest, contender, contender.is_done(steps))?;
     }
     let best_gate = field.iter().find(|c| c.arm.source == SourceKind::Real).map(|c| c.arm.gate);
     let mut repeats = vec![chosen.clone()];
@@ -328,7 +330,7 @@ fn run_arms(
             }
             let mut contender = contest.enter(arm.clone(), seed, steps)?;
             contest.train(&mut contender, steps, observer)?;
-            results.add(contest, &contender, contender.fit.step == steps)?;
+            results.add(contest, &contender, contender.is_done(steps))?;
         }
     }
     let best = results.best(&chosen, &contest.session.metric);
@@ -464,14 +466,6 @@ fn rivals(arms: &[report::Arm], metric: &report::Metric) -> Vec<report::Rival> {
         Some(report::Rival { arm: name.to_owned(), gain: report::Worth::of(&differences)? })
     };
     ["kd", "finetune"].into_iter().filter_map(over).collect()
-}
-
-/// The target (with `weights`, or as it came) on all parts of the data.
-fn scores(session: &mut Session, weights: Option<&[Value]>) -> Result<Scores> {
-    let weights = weights.map_or_else(|| session.original(), <[Value]>::to_vec);
-    let mut on =
-        |split: Split| Ok::<_, Error>(Some(session.evaluate(&weights, split)?).filter(|v| !v.is_nan()));
-    Ok(Scores { train: on(Split::Train)?, val: on(Split::Val)?, test: on(Split::Test)? })
 }
 
 /// Writes the output; returns its SHA-256. Without changes it is the target, byte by byte.

@@ -36,11 +36,10 @@ pub fn slack(metric: &Metric, best: f64, rows: usize) -> f64 {
     }
 }
 
-/// Collects a measure batch by batch.
+/// Collects a measure row by row, batch by batch.
 #[derive(Default)]
 pub struct Tally {
-    sum: f64,
-    count: f64,
+    rows: Vec<f64>,
 }
 
 /// What answers are compared with.
@@ -60,22 +59,27 @@ impl Tally {
         let width = values.len() / all_rows;
         match truth {
             Truth::Classes(labels) => {
-                for (row, &label) in values.chunks_exact(width.max(1)).zip(*labels).take(rows) {
-                    self.sum += (argmax(row) == Some(label as usize)) as u8 as f64;
-                    self.count += 1.0;
-                }
+                let pairs = values.chunks_exact(width.max(1)).zip(*labels).take(rows);
+                let right = |(row, &label): (&[f32], &i64)| argmax(row) == Some(label as usize);
+                self.rows.extend(pairs.map(|pair| f64::from(u8::from(right(pair)))));
             }
             Truth::Vectors(wanted) => {
-                for (x, y) in values.iter().zip(*wanted).take(rows * width) {
-                    self.sum += f64::from(x - y).powi(2);
-                    self.count += 1.0;
-                }
+                let width = width.max(1);
+                let pairs = values.chunks_exact(width).zip(wanted.chunks_exact(width)).take(rows);
+                let squared = |(x, y): (&f32, &f32)| f64::from(x - y).powi(2);
+                let error =
+                    |(x, y): (&[f32], &[f32])| x.iter().zip(y).map(squared).sum::<f64>() / width as f64;
+                self.rows.extend(pairs.map(error));
             }
         }
     }
-    /// The mean so far.
+    /// The mean over all rows so far; NaN without any.
     pub fn value(&self) -> f64 {
-        self.sum / self.count
+        self.rows.iter().sum::<f64>() / self.rows.len() as f64
+    }
+    /// Every row's own.
+    pub fn into_rows(self) -> Vec<f64> {
+        self.rows
     }
 }
 

@@ -11,7 +11,7 @@ mod config;
 mod contest;
 mod data_free;
 mod events;
-mod fit;
+pub mod fit;
 mod fitted;
 pub mod grad;
 mod guide;
@@ -22,7 +22,9 @@ pub mod metric;
 pub mod model_step;
 mod moving;
 pub mod network;
+pub mod runs;
 mod schedule;
+mod scores;
 mod session;
 mod source;
 
@@ -30,5 +32,5 @@ pub use config::{
     AdapterConfig, ExecutorChoice, Method, Optimizer, Preset, Schedule, Start, Task, TrainConfig,
 };
 pub use data_free::invent;
-pub use events::{Event, Observer, Silent};
+pub use events::{Event, Observer, Silent, StepTaken};
 pub use merge::{DataSets, MergeRequest, merge};

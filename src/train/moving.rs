@@ -74,6 +74,10 @@ impl Trainer {
         let declared: Vec<_> = source.file.model.graph.required_inputs().cloned().collect();
         let mut examples = Examples::new(data, &declared, config.seed)?;
         let width = source.head.width;
+        if source.head.is_empty() {
+            let what = "has no output with an answer for each row to train it on";
+            return Err(Error::model(&source.file.path, what).hint("leave out --joint"));
+        }
         let objective = match (examples.has_classes(), examples.has_labels()) {
             (true, _) => {
                 examples.use_classes(width)?;

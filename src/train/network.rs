@@ -31,6 +31,7 @@ pub struct Network {
 }
 
 /// What the model answers with.
+#[derive(Default)]
 pub struct Head {
     /// The declared output.
     pub output: ValueId,
@@ -42,10 +43,34 @@ pub struct Head {
     pub softmax: bool,
 }
 
+impl Head {
+    /// Whether nothing of the model's outputs is an answer for each row.
+    pub fn is_empty(&self) -> bool {
+        self.width == 0
+    }
+}
+
 impl Network {
     /// Reads `path` and prepares it for `batch` rows. Dimensions that the file leaves open are taken from the
     /// rows of `data`, where those fit.
+    ///
+    /// # Errors
+    /// A file that can't be read, run or prepared, or that has no output with an answer for each row.
     pub fn open(path: &Path, batch: usize, data: Option<&Dataset>, executor: &dyn Executor) -> Result<Self> {
+        let network = Self::open_source(path, batch, data, executor)?;
+        find_head(&network.model.graph, &network.facts, network.batch)
+            .context(|| path.display().to_string())?;
+        Ok(network)
+    }
+
+    /// The same for a model whose weights are what matters: where no output answers row by row, its head is
+    /// [empty](Head::is_empty).
+    pub fn open_source(
+        path: &Path,
+        batch: usize,
+        data: Option<&Dataset>,
+        executor: &dyn Executor,
+    ) -> Result<Self> {
         let file = crate::onnx::read(path)?;
         file.check_finite()?;
         let declared: Vec<ValueInfo> = file.model.graph.required_inputs().cloned().collect();
@@ -77,10 +102,20 @@ impl Network {
         let model = prepare::specialise(&model, &probed)?;
         let probed = probe(executor, &model, &lifted.example)?;
         let inputs = input_facts(&model.graph, &probed.facts)?;
-        let head = find_head(&model.graph, &probed.facts, batch)?;
+        let head = find_head(&model.graph, &probed.facts, batch).unwrap_or_default();
         let params = ParamGraph::extract(&model, &probed.facts)?;
         let (facts, lifting, forms) = (probed.facts, lifted.lifting, executor.forms());
         Ok(Self { file, model, facts, batch, lifting, inputs, head, params, forms })
+    }
+
+    /// Bytes that the forward pass makes of each row.
+    pub fn row_bytes(&self) -> usize {
+        let made = self.model.graph.nodes.iter().flat_map(|node| node.outputs.iter().flatten());
+        made.filter_map(|id| self.facts.get(id)).map(Fact::bytes).sum::<usize>() / self.batch.max(1)
+    }
+    /// Bytes of all weights that training changes.
+    pub fn weight_bytes(&self) -> usize {
+        self.weights().iter().filter_map(|id| self.facts.get(id)).map(Fact::bytes).sum()
     }
 
     /// The initial values of all trainable weights that `freeze` doesn't name, in the parameter graph's order.

@@ -409,6 +409,11 @@ impl Session {
     /// The metric of the target with `weights` (in the model step's order) on a part of the data.
     /// NaN where that part is empty.
     pub fn evaluate(&mut self, weights: &[Value], split: Split) -> Result<f64> {
+        Ok(self.tally(weights, split)?.value())
+    }
+
+    /// The same row by row.
+    pub fn tally(&mut self, weights: &[Value], split: Split) -> Result<Tally> {
         let rows: Vec<usize> = (0..self.examples.rows(split)).collect();
         let size = self.target.batch.max(1);
         let mut tally = Tally::new();
@@ -432,7 +437,7 @@ impl Session {
                 }
             }
         }
-        Ok(tally.value())
+        Ok(tally)
     }
 
     /// What the teaching sources answer to some rows of a part, on average.

@@ -135,7 +135,7 @@ impl Source {
     pub fn remember(&mut self, checkpoints: &[PathBuf], executor: &dyn Executor) -> Result<()> {
         let now = self.weights();
         for path in checkpoints {
-            let then = Network::open(path, self.network.batch, None, executor)?;
+            let then = Network::open_source(path, self.network.batch, None, executor)?;
             let mut weights = Weights::new();
             for (name, tensor) in &now {
                 let found = then.model.graph.initializers.get(name);

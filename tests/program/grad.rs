@@ -64,7 +64,7 @@ fn what_makes_no_sense_is_refused_with_what_to_do() {
          [exit 2]
          $ onnx-merge grad digits_mlp.onnx -o digits_mlp.onnx
          error: the output digits_mlp.onnx is the input digits_mlp.onnx: inputs are never overwritten
-         hint: name another file with -o
+         hint: name another file
          [exit 2]
          $ onnx-merge grad digits_mlp.onnx -o g.onnx --shape nope=1,2 --executor tract
          error: --shape nope: the model has no such input, only image

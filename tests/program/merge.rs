@@ -100,6 +100,39 @@ fn without_a_gain_the_target_is_kept() {
     sandbox.transcript("$ same out.onnx digits_mlp.onnx");
 }
 
+/// What was best before counts: here nothing was better than the untouched target.
+#[test]
+fn an_arm_that_diverges_takes_no_more_steps() {
+    let sandbox = Sandbox::digits();
+    let arguments = format!("tune digits_mlp.onnx -o out.onnx {DATA} --steps 12 --lr 1e30 --warmup 0");
+    let output = run(&sandbox, &arguments);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("the loss is") && stderr.contains("it takes no more steps"), "{stderr}");
+    assert_eq!(output.status.code(), Some(4), "{stderr}");
+    sandbox.transcript("$ same out.onnx digits_mlp.onnx");
+}
+
+/// A line of JSON for everything that happens, in order; every step among them.
+#[test]
+fn a_log_has_every_step() {
+    let sandbox = Sandbox::digits();
+    let arguments = format!("tune digits_mlp.onnx -o out.onnx {DATA} --steps 96 --log run.jsonl");
+    report(&sandbox, &arguments, 0);
+    let text = std::fs::read_to_string(sandbox.path("run.jsonl")).unwrap();
+    let lines: Vec<serde_json::Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let of = |event: &str| lines.iter().filter(|l| l["event"] == event).collect::<Vec<_>>();
+    let steps: Vec<u64> = of("step").iter().filter_map(|l| l["step"].as_u64()).collect();
+    assert_eq!(steps, (1..=96).collect::<Vec<_>>());
+    assert!(of("step").iter().all(|l| l["arm"] == "finetune" && l["loss"].as_f64().is_some()));
+    assert_eq!(of("validation").len(), 12);
+    let times: Vec<f64> = lines.iter().filter_map(|l| l["t"].as_f64()).collect();
+    assert!(times.len() == lines.len() && times.is_sorted());
+    let end = lines.last().unwrap();
+    assert!(
+        end["event"] == "end" && end["outcome"] == "gain" && end["gains"]["val"]["mean"].as_f64() > Some(0.0)
+    );
+}
+
 #[test]
 fn a_model_is_tuned_without_a_source() {
     let sandbox = Sandbox::digits();

@@ -298,7 +298,15 @@ fn an_output_that_is_an_input() {
         sandbox.transcript(&format!(
             "$ onnx-merge digits_cnn.onnx digits_mlp.onnx -o {output} --data digits_train100.npz --steps 4
             error: the output {output} is the input [..]: inputs are never overwritten
-            hint: name another file with -o
+            hint: name another file
+            [exit 2]"
+        ));
+    }
+    for option in ["--report", "--log", "--profile"] {
+        sandbox.transcript(&format!(
+            "$ onnx-merge digits_cnn.onnx digits_mlp.onnx -o out.onnx --data digits_train100.npz {option} digits_mlp.onnx
+            error: the output digits_mlp.onnx is the input digits_mlp.onnx: inputs are never overwritten
+            hint: name another file
             [exit 2]"
         ));
     }

@@ -3,7 +3,7 @@
 use crate::merge::{only_weights_differ, report, run};
 use crate::transcript::Sandbox;
 use onnx_merge::data::{read_npz, write_npz};
-use onnx_merge::onnx::{Tensor, ValueId};
+use onnx_merge::onnx::{Attr, DType, Fact, Node, Tensor, ValueId, ValueInfo};
 use onnx_merge::params::{Matrix, low_rank};
 use onnx_merge::report::{ArmSource, Report};
 
@@ -132,6 +132,22 @@ fn models_that_see_the_same_things_otherwise_learn_from_paired_rows() {
     );
     assert!(found.untouched.test.unwrap() < 0.5, "{:?}", found.untouched);
     assert!(test(&found) > 0.9, "{}", test(&found));
+}
+
+/// A model whose only output is a mean over all rows answers for none of them; its weights can be carried all the same.
+#[test]
+fn a_source_without_answers_gives_its_weights() {
+    let sandbox = sandbox();
+    let mut model = onnx_merge::onnx::read(sandbox.path("digits_cnn.onnx")).unwrap().model;
+    let mut mean = Node::new("ReduceMean", &[&model.graph.outputs[0].id], &[&ValueId::new("mean")]);
+    mean.attrs.insert("keepdims".into(), Attr::Int(0));
+    model.graph.nodes.push(mean);
+    model.graph.outputs = vec![ValueInfo::new(ValueId::new("mean"), &Fact::new(DType::F32, &[]))];
+    onnx_merge::onnx::save(&model, sandbox.path("mean.onnx")).unwrap();
+    let arguments =
+        format!("mean.onnx digits_small_cnn.onnx -o out.onnx {DATA} --method lpka --gate 0 --steps 60");
+    let found = report(&sandbox, &arguments, 0);
+    assert_eq!(found.arms[0].source, ArmSource::Real);
 }
 
 #[test]

@@ -103,6 +103,9 @@ impl Executor for TractExecutor {
     fn lanes(&self) -> usize {
         self.threads
     }
+    fn enough(&self) -> Option<usize> {
+        Some(super::enough_for_a_cpu())
+    }
     fn upload(&self, tensor: &Tensor) -> Result<Value> {
         Ok(Value::new(TractValue(to_tract(tensor)?)))
     }
