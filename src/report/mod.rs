@@ -14,6 +14,7 @@ pub const SCHEMA: u32 = 1;
 
 /// Everything a run found out.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Report {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -111,6 +112,7 @@ impl Report {
 
 /// A gain over an arm without an adapter, seed by seed.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Rival {
     /// `"kd"` or `"finetune"`.
     pub arm: String,
@@ -119,6 +121,7 @@ pub struct Rival {
 
 /// How the run ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
     /// The output is better than the target on validation, and was written.
@@ -145,6 +148,7 @@ impl Outcome {
 
 /// What ran the two step programs.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Executors {
     pub model: ExecutorUsed,
     /// Absent for methods without an adapter.
@@ -153,6 +157,7 @@ pub struct Executors {
 
 /// An executor and what it ran on.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ExecutorUsed {
     /// `"ort"`, `"tract"` or `"wgpu"`.
     pub name: String,
@@ -161,6 +166,7 @@ pub struct ExecutorUsed {
 
 /// What is compared.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Metric {
     /// `"accuracy"` (a share, 0 to 1) or `"mse"`.
     pub name: String,
@@ -169,6 +175,7 @@ pub struct Metric {
 
 /// Which direction of a metric is the good one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Better {
     Higher,
@@ -225,6 +232,7 @@ impl Metric {
 
 /// A metric on each part of the data; `None` where it was not measured.
 #[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Scores {
     pub train: Option<f64>,
     pub val: Option<f64>,
@@ -234,6 +242,7 @@ pub struct Scores {
 /// A gain on each part of the data that wasn't trained on, positive when it is better, in the metric's unit; `n` counts rows.
 /// The spread is that of the rows: how sure the gain of *this* file is, not of another run.
 #[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Gains {
     pub val: Option<Worth>,
     pub test: Option<Worth>,
@@ -241,6 +250,7 @@ pub struct Gains {
 
 /// Row counts of the data's parts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Rows {
     pub train: usize,
     pub val: usize,
@@ -249,6 +259,7 @@ pub struct Rows {
 
 /// One way of training, over all its seeds.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Arm {
     pub name: String,
     pub source: ArmSource,
@@ -260,6 +271,7 @@ pub struct Arm {
 
 /// What an arm had for a source.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum ArmSource {
     Real,
@@ -273,6 +285,7 @@ pub enum ArmSource {
 /// A mean of paired differences, positive when it is a gain: over seeds (the real source's arm minus the better of its empty
 /// twins, say) or over rows.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Worth {
     pub mean: f64,
     /// Standard error of the mean; `None` (null) with a single difference.
@@ -302,6 +315,7 @@ pub fn mean_and_stderr(values: &[f64]) -> Option<(f64, Option<f64>)> {
 
 /// An initializer whose bytes differ from the target's.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Changed {
     pub initializer: String,
     pub role: String,
@@ -311,6 +325,7 @@ pub struct Changed {
 
 /// Wall-clock seconds by phase.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Seconds {
     pub read: f64,
     pub plan: f64,
@@ -320,6 +335,7 @@ pub struct Seconds {
 
 /// The file that was written.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Output {
     pub path: PathBuf,
     pub sha256: String,
@@ -327,6 +343,7 @@ pub struct Output {
 
 /// How one arm's training went.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Curve {
     pub arm: String,
     pub seed: u64,
@@ -338,6 +355,7 @@ pub struct Curve {
 
 /// A matrix of attention, rows summing to about one.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Attention {
     /// The arm whose adapter this is.
     #[serde(default)]
@@ -440,6 +458,23 @@ mod tests {
         assert_eq!(json["untouched"]["test"], serde_json::Value::Null);
         let back: Report = serde_json::from_value(json).unwrap();
         assert_eq!(back.outcome, Outcome::Gain);
+    }
+
+    /// docs/report.schema.json is what other programs rely on: it changes with the types, and never by itself. With
+    /// ONNX_MERGE_WRITE_SCHEMA set it is written anew.
+    #[test]
+    fn the_schema_is_documented() {
+        let mut schema = serde_json::to_value(schemars::schema_for!(Report)).unwrap();
+        schema["title"] = "What onnx-merge prints with --json".into();
+        let text = serde_json::to_string_pretty(&schema).unwrap() + "\n";
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/report.schema.json");
+        if std::env::var_os("ONNX_MERGE_WRITE_SCHEMA").is_some() {
+            std::fs::write(&path, &text).unwrap();
+        }
+        assert!(
+            std::fs::read_to_string(&path).unwrap_or_default() == text,
+            "ONNX_MERGE_WRITE_SCHEMA=1 writes it"
+        );
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The real program, in temporary folders, on the repository's fixtures.
 
+#[cfg(unix)]
+mod action;
 mod commands;
 mod grad;
 mod inspect;

@@ -6,8 +6,8 @@ use std::process::Command;
 
 /// Everything that the module offers, once.
 const SCRIPT: &str = r#"
-import json, sys
-import numpy as np, onnx, onnx_merge
+import json, os
+import jsonschema, numpy as np, onnx, onnx_merge
 
 arrays = {part: np.load(f"digits_{part}.npz") for part in ("train100", "val", "test")}
 rows = {part: (a["x"], a["y"]) for part, a in arrays.items()}
@@ -19,6 +19,7 @@ report = onnx_merge.merge(
 assert report and report.outcome == "gain" and report.gains["test"]["n"] == 500, str(report)
 assert "test: 83.00 % -> " in str(report) and " ± " in str(report), str(report)
 kinds = [event["event"] for event in events]
+jsonschema.validate(dict(report), json.load(open(os.environ["SCHEMA"])))
 assert kinds.count("step") == 24 and kinds[-1] == "end", kinds
 onnx.checker.check_model(report.proto())
 
@@ -60,6 +61,7 @@ fn the_python_module_runs_the_program() {
         .current_dir(sandbox.path("."))
         .env("PYTHONPATH", root.join("python"))
         .env("PYTHONDONTWRITEBYTECODE", "1")
+        .env("SCHEMA", root.join("docs/report.schema.json"))
         .env("ONNX_MERGE_PROGRAM", env!("CARGO_BIN_EXE_onnx-merge"))
         .output()
         .unwrap();
