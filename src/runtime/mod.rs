@@ -50,9 +50,7 @@ pub fn silence_telemetry() {
 }
 
 /// [`Executor::enough`] of CPUs (docs/benchmarks.md).
-fn enough_for_a_cpu() -> usize {
-    std::env::var("TMP_ENOUGH").ok().and_then(|t| t.parse().ok()).unwrap_or(8 << 20)
-}
+const ENOUGH_FOR_A_CPU: usize = 8 << 20;
 
 /// Runs graphs somewhere: in ONNX Runtime, in tract, on a GPU.
 pub trait Executor: Send + Sync {

@@ -195,7 +195,7 @@ impl Executor for OrtExecutor {
         Ok(Box::new(Program { session, inputs, outputs }))
     }
     fn enough(&self) -> Option<usize> {
-        Some(super::enough_for_a_cpu())
+        Some(super::ENOUGH_FOR_A_CPU)
     }
     fn upload(&self, tensor: &Tensor) -> Result<Value> {
         Ok(Value::new(upload(tensor)?))

@@ -24,7 +24,7 @@ pub struct Contender {
     pub best: Option<Best>,
     pub validations: Vec<(usize, f64)>,
     /// Whether its loss left what numbers can hold: it takes no more steps.
-    diverged: bool,
+    pub diverged: bool,
     file: String,
 }
 
@@ -163,6 +163,7 @@ impl Contest<'_> {
             self.validate(contender, observer)?;
         }
         let mut saved = (contender.fit.step, Instant::now());
+        let mut divergence = None;
         while contender.fit.step < until && !self.stopped {
             let next = ((contender.fit.step / every + 1) * every).min(until);
             let (arm, fit) = (&contender.arm, &mut contender.fit);
@@ -170,7 +171,8 @@ impl Contest<'_> {
                 Err(error) if error.is_divergence() => {
                     contender.diverged = true;
                     observer.event(&Event::Warning(&format!("{label}: {error}: it takes no more steps")));
-                    return if contender.best.is_some() { Ok(()) } else { Err(error) };
+                    divergence = Some(error);
+                    break;
                 }
                 arrived => self.stopped |= !arrived?,
             }
@@ -184,11 +186,14 @@ impl Contest<'_> {
                 saved = (contender.fit.step, Instant::now());
             }
         }
-        if contender.fit.step > saved.0 {
+        if contender.fit.step > saved.0 && !contender.diverged {
             self.save(contender)?;
         }
         observer.event(&Event::ArmEnd { arm: &label, seed, metric: contender.metric() });
-        Ok(())
+        match divergence {
+            Some(error) if contender.best.is_none() => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// Validates, and keeps the weights unless earlier ones were clearly better: picking the luckiest of a dozen

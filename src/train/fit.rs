@@ -462,3 +462,29 @@ impl Reporter {
         Some((mean, speed))
     }
 }
+
+#[cfg(all(test, feature = "tract"))]
+mod tests {
+    use super::*;
+    use crate::runtime::TractExecutor;
+
+    /// Groups of several gradients and of one that is too large for any; with sums and without.
+    #[test]
+    fn gradients_are_averaged_group_by_group() -> Result<()> {
+        let executor = TractExecutor::new(1)?;
+        let shapes: [&[usize]; 6] = [&[512, 64], &[512], &[1536, 512], &[1536], &[], &[512, 512]];
+        let facts: Vec<Fact> = shapes.iter().map(|shape| Fact::new(DType::F32, shape)).collect();
+        let filled = |value: f32| -> Vec<Value> {
+            let of = |f: &Fact| Value::host(Tensor::f32(&f.shape, &vec![value; f.len()]));
+            facts.iter().map(of).collect()
+        };
+        let mut accumulator = Accumulator::new(&executor, &facts)?;
+        assert!(accumulator.groups.len() > 1);
+        let first = accumulator.add(None, filled(3.0), 0.5)?;
+        for (total, fact) in accumulator.add(Some(first), filled(1.0), 0.5)?.iter().zip(&facts) {
+            assert_eq!(total.fact(), *fact);
+            assert!(total.to_host()?.to_f32().iter().all(|v| *v == 2.0));
+        }
+        Ok(())
+    }
+}

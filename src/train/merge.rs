@@ -320,7 +320,7 @@ fn run_arms(
         }
         repeats.extend(arms::controls(&reference, contest.session.means, contest.session.supervised()));
     }
-    let adapted = field.iter().find(|c| c.arm.source == SourceKind::Real);
+    let adapted = field.iter().find(|c| c.arm.source == SourceKind::Real && !c.diverged);
     let attention = adapted.map(attention_in).transpose()?.unwrap_or_default();
     drop(field);
     for seed in (0..config.seeds.max(1) as u64).map(|i| config.seed + i) {

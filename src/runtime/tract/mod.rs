@@ -1,9 +1,11 @@
 //! The embedded executor: tract, pure Rust, linked in, CPU only.
 //!
-//! Knows how to hand graphs and tensors over to tract and back; [`proto`] translates graphs. tract panics on
+//! Knows how to hand graphs and tensors over to tract and back; [`proto`] translates graphs, [`spread`] keeps what
+//! tract would wrongly leave out. tract panics on
 //! some graphs where it should refuse, so every call of it is guarded. Look at [`TractExecutor`].
 
 mod proto;
+mod spread;
 
 use super::guard::{WORKER_NAME, guarded};
 use super::{Compiled, DeviceValue, Executor, Value};
@@ -92,7 +94,7 @@ impl Executor for TractExecutor {
         misses.into_iter().collect()
     }
     fn compile(&self, model: &Model, facts: &Facts) -> Result<Box<dyn Compiled>> {
-        let proto = proto::model(model, facts)?;
+        let proto = proto::model(&spread::written_out(model, facts), facts)?;
         let typed = self.optimised(&proto).map_err(|what| blame(&model.graph, what))?;
         drop(proto);
         let plan = attempt(|| tract::TypedRunnableModel::new_with_options(typed, &RunOptions::default()))
@@ -104,7 +106,7 @@ impl Executor for TractExecutor {
         self.threads
     }
     fn enough(&self) -> Option<usize> {
-        Some(super::enough_for_a_cpu())
+        Some(super::ENOUGH_FOR_A_CPU)
     }
     fn upload(&self, tensor: &Tensor) -> Result<Value> {
         Ok(Value::new(TractValue(to_tract(tensor)?)))
@@ -346,6 +348,29 @@ mod tests {
         let y = program.run(&[x, w])?.remove(0);
         assert!(y.downcast::<TractValue>().is_some());
         assert_eq!(y.to_host()?.to_f64(), [4.0, 5.0, 10.0, 11.0]);
+        Ok(())
+    }
+
+    /// tract itself takes expansions away in front of products: see [`spread`].
+    #[test]
+    fn products_of_expanded_values_are_whole() -> Result<()> {
+        let mut b = Builder::new("product");
+        let x = b.input("x", Fact::new(DType::F32, &[1, 3, 2]));
+        let row = b.input("row", Fact::new(DType::F32, &[2]));
+        let rows = b.expand(&row, &[1, 3, 2]);
+        let turned = b.transpose(&x, &[0, 2, 1]);
+        let one = b.matmul(&turned, &rows);
+        let negative = b.neg(&rows);
+        let flat = b.reshape(&negative, &[3, 2]);
+        let turned = b.transpose(&flat, &[1, 0]);
+        let wide = b.expand(&row, &[3, 2]);
+        let both = b.matmul(&turned, &wide);
+        b.output(&one);
+        b.output(&both);
+        let x = Tensor::f32(&[1, 3, 2], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+        let outputs = run(b, &[x, Tensor::f32(&[2], &[1.0, 10.0])])?;
+        assert_eq!(outputs[0].to_f64(), [9.0, 90.0, 12.0, 120.0]);
+        assert_eq!(outputs[1].to_f64(), [-3.0, -30.0, -30.0, -300.0]);
         Ok(())
     }
 
