@@ -7,6 +7,8 @@ mod grad;
 mod inspect;
 mod kill;
 mod merge;
+#[cfg(target_os = "linux")]
+mod private;
 mod python;
 mod refusals;
 mod transcript;
