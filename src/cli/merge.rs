@@ -198,6 +198,9 @@ struct Results {
     /// Least gain on validation that is shipped (0.01 is one point of accuracy)
     #[arg(long, value_name = "X", value_parser = positive)]
     min_gain: Option<f64>,
+    /// Ship a gain only if luck alone shows one as large with at most this chance; 1 for any gain [default: 0.16]
+    #[arg(long, value_name = "CHANCE", value_parser = positive)]
+    significance: Option<f64>,
     /// Write a report for people
     #[arg(long, value_name = "FILE.html")]
     report: Option<PathBuf>,
@@ -283,6 +286,7 @@ impl Common {
         self.data.options.apply(&mut config.data.options);
         self.executor.apply(&mut config.train);
         set(&mut config.train.min_gain, self.results.min_gain);
+        set(&mut config.train.significance, self.results.significance);
         self.training.apply(&mut config.train);
     }
 }
@@ -592,7 +596,7 @@ fn verdict(report: &Report, paint: Paint) -> String {
             )
         }
         Outcome::NoGain => {
-            let what = "Nothing beat the untouched target on validation: its weights were kept.";
+            let what = "Nothing clearly beat the untouched target on validation: its weights were kept.";
             format!("{} {seconds:.1} s, {on}.", paint.yellow(what))
         }
         Outcome::Interrupted => {

@@ -30,6 +30,8 @@ use crate::train::{AdapterConfig, TrainConfig};
 struct Replacement {
     base: usize,
     view: MatrixView,
+    /// Of the weight as it is stored, which the view may split otherwise.
+    shape: Vec<usize>,
     /// Of the source weight.
     name: ValueId,
     /// Rows of the source matrix, and its columns, over its standard deviation.
@@ -305,7 +307,18 @@ fn replacement(
     let columns = Matrix::new(source.cols, source.rows, columns.map(|(i, j)| source.at(i, j)).collect());
     // The gate is in units of the weight's own spread.
     let gate = parameters.filled(format!("{}/gate", of.weight), &[], gate as f32 * std);
-    Replacement { base, view: view.clone(), name, source: [source, columns], stages, gate, width, heads }
+    let shape = of.shape.clone();
+    Replacement {
+        base,
+        view: view.clone(),
+        shape,
+        name,
+        source: [source, columns],
+        stages,
+        gate,
+        width,
+        heads,
+    }
 }
 
 impl Replacement {
@@ -336,7 +349,8 @@ impl Replacement {
             let gated = b.mul(&mean, at(self.gate));
             x = b.add(&x, &gated);
         }
-        weight_of(b, &x, &self.view)
+        let weight = weight_of(b, &x, &self.view);
+        b.reshape(&weight, &self.shape)
     }
 
     /// The weight as `out × in`. Bases are the first parameters, in their order.

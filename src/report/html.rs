@@ -80,7 +80,7 @@ fn header(body: &mut String, report: &Report) {
              not known.",
         ),
         Outcome::NoGain => {
-            ("warn", "Nothing beat the untouched target on validation: its weights were kept.")
+            ("warn", "Nothing clearly beat the untouched target on validation: its weights were kept.")
         }
         Outcome::Interrupted => ("warn", "Interrupted: this is the best found so far."),
     };

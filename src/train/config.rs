@@ -163,6 +163,8 @@ pub struct TrainConfig {
     pub ablate: bool,
     /// The smallest gain on validation that is shipped, in the metric's unit (0.01 is one point of accuracy).
     pub min_gain: f64,
+    /// The largest chance, by luck alone, of what validation shows that is shipped; 1 ships any gain.
+    pub significance: f64,
     pub executor: ExecutorChoice,
     /// The adapter's executor, where it isn't the model's.
     pub adapter_executor: Option<ExecutorChoice>,
@@ -201,6 +203,7 @@ impl Default for TrainConfig {
             map: vec![],
             ablate: false,
             min_gain: 0.0,
+            significance: 0.16,
             executor: ExecutorChoice::Auto,
             adapter_executor: None,
             allow_software_gpu: false,

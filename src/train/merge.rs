@@ -5,9 +5,9 @@ use super::batches::{Data, Examples};
 use super::checkpoint::{Checkpoint, RunState};
 use super::contest::{Contender, Contest};
 use super::data_free;
+use super::gate;
 use super::network::Network;
 use super::runs;
-use super::scores::measure;
 use super::session::{Parts, Session, Split};
 use super::{Event, Method, Observer, Start, TrainConfig};
 use crate::data::Dataset;
@@ -143,7 +143,7 @@ fn run(request: &mut MergeRequest, observer: &mut dyn Observer) -> Result<Report
     for note in session.examples().notes() {
         observer.event(&Event::Note(&note));
     }
-    let untouched = measure(&mut session, None)?;
+    let untouched = gate::measure(&mut session, None)?;
     let taught = config.method != Method::Auto || teaches(&mut session, untouched.scores.val, observer)?;
     let means = arms::Means { teacher: session.means.teacher && taught, ..session.means };
     let candidates = arms::candidates(&config, means, session.supervised());
@@ -168,15 +168,12 @@ fn run(request: &mut MergeRequest, observer: &mut dyn Observer) -> Result<Report
     observer.event(&Event::Phase("writing"));
     let writing = Instant::now();
     let Results { chosen, arms, curves, attention } = results;
-    let gain = match (untouched.scores.val, &chosen.weights) {
-        (Some(before), Some(_)) => session.metric.gain(before, chosen.val),
-        _ => f64::NEG_INFINITY,
-    };
-    let improved = gain > 0.0 && gain >= config.min_gain;
-    let weights = chosen.weights.filter(|_| improved);
-    let shipped = weights.as_deref().map(|weights| measure(&mut session, Some(weights))).transpose()?;
-    let gains = shipped.as_ref().map(|now| now.gains(&untouched, &session.metric)).unwrap_or_default();
-    let shipped = shipped.map_or(untouched.scores, |now| now.scores);
+    let passed = gate::pass(&mut session, chosen.weights, &untouched)?;
+    let gate::Passed { weights, scores: shipped, gains, note } = passed;
+    if let Some(note) = &note {
+        observer.event(&Event::Note(note));
+    }
+    let improved = weights.is_some();
     let changed = match &weights {
         Some(weights) => session.named(weights)?,
         None => vec![],
@@ -224,7 +221,7 @@ fn run(request: &mut MergeRequest, observer: &mut dyn Observer) -> Result<Report
         target: request.target.clone(),
         rows: session.examples().row_counts(),
         verified: !request.invented,
-        notes: session.examples().notes(),
+        notes: session.examples().notes().into_iter().chain(note).collect(),
         curves,
         attention,
     })
@@ -294,7 +291,6 @@ struct Results {
 
 struct Chosen {
     arm: Arm,
-    val: f64,
     weights: Option<Vec<Value>>,
 }
 
@@ -334,8 +330,7 @@ fn run_arms(
         }
     }
     let best = results.best(&chosen, &contest.session.metric);
-    let chosen =
-        Chosen { arm: chosen, val: best.as_ref().map_or(f64::NAN, |b| b.0), weights: best.map(|b| b.1) };
+    let chosen = Chosen { arm: chosen, weights: best.map(|b| b.1) };
     Ok(Results { chosen, arms: results.rows(&repeats), curves: results.curves, attention })
 }
 

@@ -13,6 +13,7 @@ mod data_free;
 mod events;
 pub mod fit;
 mod fitted;
+mod gate;
 pub mod grad;
 mod guide;
 pub mod head;
@@ -24,7 +25,6 @@ mod moving;
 pub mod network;
 pub mod runs;
 mod schedule;
-mod scores;
 mod session;
 mod source;
 

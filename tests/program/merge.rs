@@ -100,6 +100,16 @@ fn without_a_gain_the_target_is_kept() {
     sandbox.transcript("$ same out.onnx digits_mlp.onnx");
 }
 
+/// One row more of 250 is luck as often as not, and isn't shipped.
+#[test]
+fn a_gain_that_may_be_luck_is_not_shipped() {
+    let sandbox = Sandbox::digits();
+    let report = report(&sandbox, &format!("tune digits_mlp.onnx -o out.onnx {DATA} --steps 100"), 4);
+    assert!(report.arms[0].val[0] > report.untouched.val.unwrap());
+    assert!(report.notes.iter().any(|note| note.contains("which luck alone does with a chance of 0.")));
+    sandbox.transcript("$ same out.onnx digits_mlp.onnx");
+}
+
 /// What was best before counts: here nothing was better than the untouched target.
 #[test]
 fn an_arm_that_diverges_takes_no_more_steps() {
@@ -116,7 +126,8 @@ fn an_arm_that_diverges_takes_no_more_steps() {
 #[test]
 fn a_log_has_every_step() {
     let sandbox = Sandbox::digits();
-    let arguments = format!("tune digits_mlp.onnx -o out.onnx {DATA} --steps 96 --log run.jsonl");
+    let arguments =
+        format!("tune digits_mlp.onnx -o out.onnx {DATA} --steps 96 --significance 1 --log run.jsonl");
     report(&sandbox, &arguments, 0);
     let text = std::fs::read_to_string(sandbox.path("run.jsonl")).unwrap();
     let lines: Vec<serde_json::Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
@@ -136,7 +147,8 @@ fn a_log_has_every_step() {
 #[test]
 fn a_model_is_tuned_without_a_source() {
     let sandbox = Sandbox::digits();
-    let report = report(&sandbox, &format!("tune digits_mlp.onnx -o out.onnx {DATA} --steps 100"), 0);
+    let report =
+        report(&sandbox, &format!("tune digits_mlp.onnx -o out.onnx {DATA} --steps 100 --significance 1"), 0);
     assert_eq!(report.method, "finetune");
     assert!(report.shipped.val > report.untouched.val);
 }

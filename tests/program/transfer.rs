@@ -58,7 +58,8 @@ fn several_sources_help_together() {
 fn a_model_can_be_its_own_source() {
     let sandbox = sandbox();
     let run = format!(
-        "digits_small_cnn.onnx digits_small_cnn.onnx -o out.onnx {DATA} --method lpka+kd --gate 0 --steps 200"
+        "digits_small_cnn.onnx digits_small_cnn.onnx -o out.onnx {DATA} --method lpka+kd --gate 0 --steps 200 \
+         --significance 1"
     );
     let report = report(&sandbox, &run, 0);
     assert!(report.shipped.val > report.untouched.val);
@@ -69,8 +70,9 @@ fn a_model_can_be_its_own_source() {
 fn checkpoints_that_never_change_change_nothing() {
     let sandbox = sandbox();
     sandbox.transcript("$ copy digits_cnn.onnx step_9.onnx\n$ copy digits_cnn.onnx step_10.onnx");
-    let run =
-        format!("digits_cnn.onnx digits_small_cnn.onnx -o out.onnx {DATA} --method lpka --gate 1 --steps 90");
+    let run = format!(
+        "digits_cnn.onnx digits_small_cnn.onnx -o out.onnx {DATA} --method lpka --gate 1 --steps 90 --significance 1"
+    );
     let plain = report(&sandbox, &run, 0);
     let followed = report(&sandbox, &format!("{run} --trajectory step_*.onnx"), 0);
     assert_eq!(plain.output.unwrap().sha256, followed.output.unwrap().sha256);
@@ -134,6 +136,29 @@ fn models_that_see_the_same_things_otherwise_learn_from_paired_rows() {
     assert!(test(&found) > 0.9, "{}", test(&found));
 }
 
+/// Some exporters store a dense layer's weight by positions and channels, and reshape it on the way.
+#[test]
+fn weights_that_are_stored_in_another_shape_are_adapted() {
+    let sandbox = sandbox();
+    let mut model = onnx_merge::onnx::read(sandbox.path("digits_mlp.onnx")).unwrap().model;
+    let (name, stored, shape) = (ValueId::new("fc1.weight"), ValueId::new("stored"), ValueId::new("shape"));
+    let weight = model.graph.initializers.shift_remove(&name).unwrap();
+    let &[outputs, 64] = weight.shape() else { panic!("{:?}", weight.shape()) };
+    model.graph.initializers.insert(stored.clone(), Tensor::f32(&[outputs, 8, 8], &weight.to_f32()));
+    model.graph.initializers.insert(shape.clone(), Tensor::i64(&[2], &[outputs as i64, 64]));
+    model.graph.nodes.insert(0, Node::new("Reshape", &[&stored, &shape], &[&name]));
+    onnx_merge::onnx::save(&model, sandbox.path("stored.onnx")).unwrap();
+    for preset in ["structured", "residual", "paper"] {
+        let arguments = format!(
+            "digits_cnn.onnx stored.onnx -o out.onnx {DATA} --method lpka --gate 1 --steps 12 --preset {preset} \
+             --significance 1"
+        );
+        let output = run(&sandbox, &arguments);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(matches!(output.status.code(), Some(0 | 4)), "{preset}: {stderr}");
+    }
+}
+
 /// A model whose only output is a mean over all rows answers for none of them; its weights can be carried all the same.
 #[test]
 fn a_source_without_answers_gives_its_weights() {
@@ -155,10 +180,11 @@ fn a_trajectory_of_checkpoints_is_followed() {
     let sandbox = sandbox();
     run(
         &sandbox,
-        "tune digits_cnn.onnx -o step_1.onnx --data digits_val.npz --lr 0.01 --steps 40 --executor tract",
+        "tune digits_cnn.onnx -o step_1.onnx --data digits_val.npz --lr 0.01 --steps 40 --executor tract --significance 1",
     );
     let arguments = format!(
-        "digits_cnn.onnx digits_small_cnn.onnx -o out.onnx {DATA} --method lpka --gate 1 --steps 120"
+        "digits_cnn.onnx digits_small_cnn.onnx -o out.onnx {DATA} --method lpka --gate 1 --steps 120 \
+         --significance 1"
     );
     let plain = report(&sandbox, &arguments, 0);
     let followed = report(&sandbox, &format!("{arguments} --trajectory step_*.onnx"), 0);
