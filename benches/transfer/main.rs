@@ -253,10 +253,11 @@ fn program() -> Command {
     Command::new(variable("PROGRAM").unwrap_or(env!("CARGO_BIN_EXE_onnx-merge").into()))
 }
 
-/// Runs the program to its end and reads its report. A target that was kept is a result too.
+/// Runs the program to its end and reads its report. A target that was kept is a result too; how likely luck is, is judged over
+/// seeds here, not by the program's gate.
 fn report(command: &mut Command) -> Result<Json> {
     let done = command
-        .args(["--json", "--quiet", "--threads", "1"])
+        .args(["--json", "--quiet", "--threads", "1", "--significance", "1"])
         .stderr(Stdio::piped())
         .output()
         .map_err(|e| Error::usage(format!("the program doesn't start: {e}")))?;
