@@ -8,7 +8,7 @@ use super::tensorboard::Board;
 use super::terminal::{Paint, Watcher, message, table};
 use crate::data::{DataOptions, parse_number, parse_numbers};
 use crate::error::{Error, Result};
-use crate::report::{Outcome, Report, Worth};
+use crate::report::{KEPT, Outcome, Report, Worth};
 use crate::runtime::{self, Profile};
 use crate::train::{
     DataSets, ExecutorChoice, MergeRequest, Method, Optimizer, Preset, Schedule, Start, Task,
@@ -596,8 +596,7 @@ fn verdict(report: &Report, paint: Paint) -> String {
             )
         }
         Outcome::NoGain => {
-            let what = "Nothing clearly beat the untouched target on validation: its weights were kept.";
-            format!("{} {seconds:.1} s, {on}.", paint.yellow(what))
+            format!("{} {seconds:.1} s, {on}.", paint.yellow(KEPT))
         }
         Outcome::Interrupted => {
             format!("{} {path} holds the best so far; go on with --resume.", paint.yellow("Interrupted."))

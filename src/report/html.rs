@@ -1,7 +1,7 @@
 //! The report as one HTML page: inline style and SVG, no scripts, nothing fetched; light and dark, wide and narrow.
 
 use super::plot::{Line, curves, heat};
-use super::{Arm, Curve, Gains, Outcome, Report, Scores};
+use super::{Arm, Curve, Gains, KEPT, Outcome, Report, Scores};
 use std::fmt::Write;
 
 /// The whole page.
@@ -79,9 +79,7 @@ fn header(body: &mut String, report: &Report) {
             "Unverified: without data, the output was taught by the source on made-up inputs. Whether it is better is \
              not known.",
         ),
-        Outcome::NoGain => {
-            ("warn", "Nothing clearly beat the untouched target on validation: its weights were kept.")
-        }
+        Outcome::NoGain => ("warn", KEPT),
         Outcome::Interrupted => ("warn", "Interrupted: this is the best found so far."),
     };
     let _ = write!(

@@ -134,6 +134,9 @@ pub enum Outcome {
     Interrupted,
 }
 
+/// What [`Outcome::NoGain`] means, in one sentence.
+pub const KEPT: &str = "Nothing clearly beat the untouched target on validation: its weights were kept.";
+
 impl Outcome {
     /// The process's exit status: 0 gain shipped, 4 target kept, 6 written without data to verify it, 130 interrupted.
     pub fn exit_code(self) -> u8 {

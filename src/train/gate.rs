@@ -2,6 +2,7 @@
 //!
 //! Both models see the same rows, so rows are compared one by one: what makes a row hard cancels out.
 
+use super::metric::Tally;
 use super::session::{Session, Split};
 use crate::error::Result;
 use crate::report::{Gains, Metric, Scores, Worth};
@@ -10,8 +11,8 @@ use crate::runtime::Value;
 /// A model's scores, with those of the single rows of validation and test.
 pub struct Measured {
     pub scores: Scores,
-    val: Vec<f64>,
-    test: Vec<f64>,
+    val: Tally,
+    test: Tally,
 }
 
 /// What came through the gate.
@@ -25,38 +26,42 @@ pub struct Passed {
     pub note: Option<String>,
 }
 
-/// Measures the target with `weights`, or as it came.
-pub fn measure(session: &mut Session, weights: Option<&[Value]>) -> Result<Measured> {
-    let weights = weights.map_or_else(|| session.original(), <[Value]>::to_vec);
-    let mut on = |split| session.tally(&weights, split);
-    let (train, val, test) = (on(Split::Train)?, on(Split::Val)?, on(Split::Test)?);
+/// Measures the target as it came.
+pub fn measure(session: &mut Session) -> Result<Measured> {
+    let weights = session.original();
+    let val = session.tally(&weights, Split::Val)?;
+    measure_rest(session, &weights, val)
+}
+
+/// The other parts of the data, where validation is known.
+fn measure_rest(session: &mut Session, weights: &[Value], val: Tally) -> Result<Measured> {
+    let (train, test) = (session.tally(weights, Split::Train)?, session.tally(weights, Split::Test)?);
     let [train, on_val, on_test] = [&train, &val, &test].map(|t| Some(t.value()).filter(|v| !v.is_nan()));
     let scores = Scores { train, val: on_val, test: on_test };
-    Ok(Measured { scores, val: val.into_rows(), test: test.into_rows() })
+    Ok(Measured { scores, val, test })
 }
 
 /// Lets `best` through if it is better than the target `before` by the least gain asked for, and not by luck alone.
 pub fn pass(session: &mut Session, best: Option<Vec<Value>>, before: &Measured) -> Result<Passed> {
     let kept = |note| Passed { weights: None, scores: before.scores, gains: Gains::default(), note };
     let Some(weights) = best else { return Ok(kept(None)) };
-    let rows = session.tally(&weights, Split::Val)?.into_rows();
+    let val = session.tally(&weights, Split::Val)?;
     let (metric, config) = (session.metric.clone(), &session.config);
-    let Some(gain) = over(&before.val, &rows, &metric) else { return Ok(kept(None)) };
+    let Some(gain) = over(before.val.rows(), val.rows(), &metric) else { return Ok(kept(None)) };
     if !(gain.mean > 0.0 && gain.mean >= config.min_gain) {
         return Ok(kept(None));
     }
-    let luck = chance(&before.val, &rows, &metric);
+    let luck = chance(before.val.rows(), val.rows(), &metric);
     if luck > config.significance {
         return Ok(kept(Some(format!(
             "the best of what was tried gains {} on {} validation rows, which luck alone does with a chance of {luck:.2}: too \
              little to be shipped (more validation rows would tell; --significance 1 ships any gain)",
             metric.show_worth(&gain),
-            rows.len()
+            gain.n
         ))));
     }
-    let after = measure(session, Some(&weights))?;
-    let gains =
-        Gains { val: over(&before.val, &after.val, &metric), test: over(&before.test, &after.test, &metric) };
+    let after = measure_rest(session, &weights, val)?;
+    let gains = Gains { val: Some(gain), test: over(before.test.rows(), after.test.rows(), &metric) };
     Ok(Passed { weights: Some(weights), scores: after.scores, gains, note: None })
 }
 

@@ -143,7 +143,7 @@ fn run(request: &mut MergeRequest, observer: &mut dyn Observer) -> Result<Report
     for note in session.examples().notes() {
         observer.event(&Event::Note(&note));
     }
-    let untouched = gate::measure(&mut session, None)?;
+    let untouched = gate::measure(&mut session)?;
     let taught = config.method != Method::Auto || teaches(&mut session, untouched.scores.val, observer)?;
     let means = arms::Means { teacher: session.means.teacher && taught, ..session.means };
     let candidates = arms::candidates(&config, means, session.supervised());
@@ -330,7 +330,7 @@ fn run_arms(
         }
     }
     let best = results.best(&chosen, &contest.session.metric);
-    let chosen = Chosen { arm: chosen, weights: best.map(|b| b.1) };
+    let chosen = Chosen { arm: chosen, weights: best };
     Ok(Results { chosen, arms: results.rows(&repeats), curves: results.curves, attention })
 }
 
@@ -386,15 +386,15 @@ impl Table {
         self.entries.iter().any(|e| e.arm == *arm && e.seed == seed && e.complete)
     }
     /// The best validated weights among the seeds of `arm`.
-    fn best(&self, arm: &Arm, metric: &report::Metric) -> Option<(f64, Vec<Value>)> {
-        let mut found: Option<(f64, Vec<Value>)> = None;
+    fn best(&self, arm: &Arm, metric: &report::Metric) -> Option<Vec<Value>> {
+        let mut found: Option<(f64, &Vec<Value>)> = None;
         for entry in self.entries.iter().filter(|e| e.arm == *arm) {
             let better = found.as_ref().is_none_or(|(val, _)| super::metric::better(metric, entry.val, *val));
             if let (Some(weights), true) = (&entry.weights, better) {
-                found = Some((entry.val, weights.clone()));
+                found = Some((entry.val, weights));
             }
         }
-        found
+        found.map(|(_, weights)| weights.clone())
     }
     /// A row an arm: those of `repeats` over all seeds, then the others that took part.
     fn rows(&self, repeats: &[Arm]) -> Vec<report::Arm> {

@@ -78,8 +78,8 @@ impl Tally {
         self.rows.iter().sum::<f64>() / self.rows.len() as f64
     }
     /// Every row's own.
-    pub fn into_rows(self) -> Vec<f64> {
-        self.rows
+    pub fn rows(&self) -> &[f64] {
+        &self.rows
     }
 }
 

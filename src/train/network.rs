@@ -57,10 +57,7 @@ impl Network {
     /// # Errors
     /// A file that can't be read, run or prepared, or that has no output with an answer for each row.
     pub fn open(path: &Path, batch: usize, data: Option<&Dataset>, executor: &dyn Executor) -> Result<Self> {
-        let network = Self::open_source(path, batch, data, executor)?;
-        find_head(&network.model.graph, &network.facts, network.batch)
-            .context(|| path.display().to_string())?;
-        Ok(network)
+        Self::open_source(path, batch, data, executor)?.answering()
     }
 
     /// The same for a model whose weights are what matters: where no output answers row by row, its head is
@@ -73,10 +70,32 @@ impl Network {
     ) -> Result<Self> {
         let file = crate::onnx::read(path)?;
         file.check_finite()?;
+        Self::of_file(file, batch, data, executor)
+    }
+
+    /// The same model for another number of rows.
+    pub fn for_rows(self, batch: usize, data: Option<&Dataset>, executor: &dyn Executor) -> Result<Self> {
+        Self::of_file(self.file, batch, data, executor)?.answering()
+    }
+
+    fn of_file(
+        file: ModelFile,
+        batch: usize,
+        data: Option<&Dataset>,
+        executor: &dyn Executor,
+    ) -> Result<Self> {
+        let path = file.path.display().to_string();
         let declared: Vec<ValueInfo> = file.model.graph.required_inputs().cloned().collect();
         let bound = data.and_then(|d| d.bind(&declared).ok());
         let rows = bound.map(|b| b.facts(1)).unwrap_or_default();
-        Self::prepare(file, batch, &rows, executor).context(|| path.display().to_string())
+        Self::prepare(file, batch, &rows, executor).context(|| path)
+    }
+
+    /// Itself, if an output answers row by row.
+    fn answering(self) -> Result<Self> {
+        find_head(&self.model.graph, &self.facts, self.batch)
+            .context(|| self.file.path.display().to_string())?;
+        Ok(self)
     }
 
     /// Why training must run single rows, where it must.

@@ -41,7 +41,7 @@ pub fn open_target(
     let rows = rows_of_a_run(batch, lanes, most);
     match network.single_rows_because().is_some() || rows == network.batch {
         true => Ok(network),
-        false => Network::open(path, rows, data, executor),
+        false => network.for_rows(rows, data, executor),
     }
 }
 

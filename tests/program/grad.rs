@@ -1,6 +1,6 @@
 //! `onnx-merge grad` and `pack`: gradients and training steps as files, and weights put back.
 
-use crate::transcript::Sandbox;
+use crate::transcript::{Sandbox, python};
 use onnx_merge::onnx::{Attr, Builder, DType, Dim, Fact, Model, Tensor, read};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -83,11 +83,8 @@ fn what_makes_no_sense_is_refused_with_what_to_do() {
 /// The README's Python, beside a step graph of the fixtures' model.
 #[test]
 fn ten_lines_of_python_train_and_pack_puts_the_weights_back() {
+    let Some(python) = python() else { return };
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let python = root.join(".venv/bin/python");
-    if !python.exists() {
-        return eprintln!("skipped: no Python environment in .venv (tests/run makes one)");
-    }
     let readme = std::fs::read_to_string(root.join("README.md")).unwrap();
     let script = readme.split("```python\n").nth(1).and_then(|rest| rest.split("```").next());
     let script = script.expect("the README shows how to train in Python");

@@ -9,6 +9,16 @@ use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+/// The Python that tests/run sets up, with the packages of tests/requirements.txt; says so where there is none.
+pub fn python() -> Option<PathBuf> {
+    let python = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/bin/python");
+    if !python.exists() {
+        eprintln!("skipped: no Python environment in .venv (tests/run makes one)");
+        return None;
+    }
+    Some(python)
+}
+
 /// A folder for one test.
 pub struct Sandbox(tempfile::TempDir);
 
