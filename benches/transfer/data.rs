@@ -50,6 +50,8 @@ pub fn load(name: &str, folder: Option<&Path>) -> Result<Option<Task>> {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
     let (folder, stem, input, pooled, scale) = match name {
         "digits" => (Some(fixtures.as_path()), "digits", "image", 1, 1.0),
+        "mnist" => (folder, "digits_image", "x", 1, 1.0 / 255.0),
+        "cifar" => (folder, "objects_image", "x", 1, 1.0 / 255.0),
         "images" | "parity" | "value" | "edges" => (folder, "digits_image", "image", 2, 1.0 / 255.0),
         "speech" | "bands" => (folder, "digits_speech", "spectrogram", 2, 1.0),
         "objects" => (folder, "objects_image", "photograph", 2, 1.0 / 255.0),
@@ -98,11 +100,12 @@ pub fn load(name: &str, folder: Option<&Path>) -> Result<Option<Task>> {
 }
 
 impl Task {
-    /// `labels` training rows, and the rest of them, dealt by `seed`.
+    /// `labels` training rows, and the rest of them (or all, where none is left), dealt by `seed`.
     pub fn deal(&self, labels: usize, seed: u64) -> (Rows, Rows) {
         let mut order: Vec<usize> = (0..self.train.len()).collect();
         order.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
         let (few, rest) = order.split_at(labels.min(order.len()));
+        let rest = if rest.is_empty() { few } else { rest };
         (self.train.pick(few), self.train.pick(rest))
     }
 }

@@ -2,8 +2,8 @@
 //!
 //!     ONNX_MERGE_TRANSFER_DATA=/path/to/data cargo bench --bench transfer
 //!
-//! The folder holds `digits_image_train.npz` and the like (see `data.rs`); settings whose files are missing are left out, so
-//! that without it the fixtures alone are measured. Sources, targets and headroom donors are trained on the spot, a
+//! The folder holds `digits_image_train.npz` and the like (see `data.rs`), those in `ONNX_MERGE_GATE_MODELS` the models of
+//! others that `settings.rs` names; settings whose files are missing are left out, so that without them the fixtures alone are measured. Sources, targets and headroom donors are trained on the spot, a
 //! fresh split and fresh weights a seed, each process on one thread and as many at once as there are cores.
 //!
 //! Results go to `target/transfer/results.jsonl`, a line a run, and what is there is not run again: interrupt it, go on later.
@@ -58,9 +58,13 @@ fn main() -> Result<()> {
                 tasks.insert(task, loaded);
             }
         }
-        match tasks.contains_key(setting.source.0) && tasks.contains_key(setting.target.0) {
+        let sides = [setting.source, setting.target];
+        match sides.iter().all(|(task, network)| tasks.contains_key(task) && network.exists()) {
             true => settings.push(setting),
-            false => eprintln!("{}: no data (ONNX_MERGE_TRANSFER_DATA), left out", setting.name),
+            false => eprintln!(
+                "{}: no data (ONNX_MERGE_TRANSFER_DATA) or no models (ONNX_MERGE_GATE_MODELS), left out",
+                setting.name
+            ),
         }
     }
     let results = Mutex::new(table::read(&out.join("results.jsonl"))?);
@@ -111,8 +115,11 @@ impl Bench {
         }
         let files = self.prepare(setting, seed)?;
         for run in missing {
-            let record = self.run(setting, seed, run, &files)?;
-            self.record(record)?;
+            // What can't be done with these models says nothing of what can.
+            match self.run(setting, seed, run, &files) {
+                Ok(record) => self.record(record)?,
+                Err(why) => eprintln!("{} seed {seed}: {}: {why}", setting.name, run.name),
+            }
         }
         Ok(())
     }
@@ -120,13 +127,14 @@ impl Bench {
     /// Whether a run says anything in a setting.
     fn applies(&self, run: &Run, setting: &Setting) -> bool {
         let itself = setting.kind == Kind::Itself;
+        let sides = [setting.source.1, setting.target.1];
         let (source, target) = (&self.tasks[setting.source.0], &self.tasks[setting.target.0]);
         let readable = target.train.x.iter().any(|(name, _)| *name == source.input.0);
         match run.start {
             Start::Shown => !itself && readable,
             Start::Taught => !itself && readable && setting.kind != Kind::Task,
             Start::Selected => !itself && starts::select_between(setting.source.1, setting.target.1),
-            Start::Headroom => !itself,
+            Start::Headroom => !itself && sides.iter().all(|network| network.found().is_none()),
             Start::Pair | Start::Target => true,
         }
     }
@@ -156,8 +164,11 @@ impl Bench {
         let at = |name: &str| folder.join(name);
         let files = Files {
             few: at("few.npz"),
-            source: at(if setting.kind == Kind::Itself { "target.onnx" } else { "source.onnx" }),
-            target: at("target.onnx"),
+            source: match setting.kind {
+                Kind::Itself => at("target.onnx"),
+                _ => setting.source.1.found().unwrap_or_else(|| at("source.onnx")),
+            },
+            target: setting.target.1.found().unwrap_or_else(|| at("target.onnx")),
             folder: folder.clone(),
         };
         let task = &self.tasks[setting.target.0];
@@ -168,12 +179,10 @@ impl Bench {
             let task = &self.tasks[task];
             task.val.save(&at(&format!("{name}_val.npz")))?;
             task.test.save(&at(&format!("{name}_test.npz")))?;
-            networks::write(
-                network,
-                task,
-                seed * 2 + (name == "source") as u64,
-                &at(&format!("{name}_fresh.onnx")),
-            )?;
+            if network.found().is_none() {
+                let fresh = at(&format!("{name}_fresh.onnx"));
+                networks::write(network, task, seed * 2 + (name == "source") as u64, &fresh)?;
+            }
         }
         self.rest(setting, seed).save(&at("rest.npz"))?;
         if !files.target.exists() {
@@ -227,6 +236,13 @@ impl Bench {
                 command.arg("tune").arg(start)
             }
         };
+        let ([mean, std], [their_mean, their_std]) = (setting.target.1.wants(), setting.source.1.wants());
+        command.args(["--scale", "1", "--mean", mean, "--std", std]);
+        if matches!(run.start, Start::Pair | Start::Shown | Start::Taught)
+            && [mean, std] != [their_mean, their_std]
+        {
+            command.args(["--src-scale", "1", "--src-mean", their_mean, "--src-std", their_std]);
+        }
         command.arg("-o").arg(at("out.onnx")).arg("--data").arg(&files.few);
         command.arg("--val").arg(at("target_val.npz")).arg("--test").arg(at("target_test.npz"));
         command.args(["--steps", &self.steps, "--seed", &seed.to_string()]).args(run.args);
@@ -239,10 +255,11 @@ impl Bench {
             }
         };
         eprintln!("{} seed {seed}: {} done", setting.name, run.name);
+        let labels = setting.labels.min(self.tasks[setting.target.0].train.len());
         let copied = matches!(run.start, Start::Selected | Start::Headroom);
         let untouched = if copied { &Json::Null } else { &report["untouched"]["test"] };
         Ok(json!({
-            "setting": setting.name, "kind": setting.kind.name(), "labels": setting.labels, "seed": seed,
+            "setting": setting.name, "kind": setting.kind.name(), "labels": labels, "seed": seed,
             "run": run.name, "metric": report["metric"], "untouched": untouched, "arms": arms,
             "method": report["method"], "seconds": report["seconds"]["train"], "steps": self.steps,
         }))

@@ -5,7 +5,7 @@ use onnx_merge::Result;
 use onnx_merge::onnx::{Attr, Builder, DType, Dim, Fact, Model, Tensor, ValueId, WORKING_OPSET, save};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Pooled no further than this side.
 const SMALLEST_SIDE: usize = 4;
@@ -19,6 +19,36 @@ pub enum Network {
     Dense { hidden: &'static [usize] },
     /// Two stages of residual blocks, the second at half the side and twice the width, an average over positions, a head.
     Residual { width: usize, blocks: usize, block: Block },
+    /// A model that others trained, as it came.
+    File(Made),
+}
+
+/// A file among those of `ONNX_MERGE_GATE_MODELS`, and how it wants values of 0…1.
+#[derive(Clone, Copy, PartialEq)]
+pub struct Made {
+    pub file: &'static str,
+    pub mean: &'static str,
+    pub std: &'static str,
+}
+
+impl Network {
+    /// Where the file is, of a model that others trained.
+    pub fn found(self) -> Option<PathBuf> {
+        let Network::File(made) = self else { return None };
+        let folders = std::env::var_os("ONNX_MERGE_GATE_MODELS")?;
+        std::env::split_paths(&folders).map(|folder| folder.join(made.file)).find(|path| path.is_file())
+    }
+    /// Whether it is made here, or there.
+    pub fn exists(self) -> bool {
+        !matches!(self, Network::File(_)) || self.found().is_some()
+    }
+    /// Mean and deviation of the values it wants, where its data are 0…1.
+    pub fn wants(self) -> [&'static str; 2] {
+        match self {
+            Network::File(made) => [made.mean, made.std],
+            _ => ["0", "1"],
+        }
+    }
 }
 
 /// What is added to a residual stream.
@@ -54,6 +84,7 @@ pub fn write(network: Network, task: &Task, seed: u64, path: &Path) -> Result<()
             std::slice::from_ref(hidden)
         }
         Network::Dense { hidden } => hidden,
+        Network::File(_) => &[],
         &Network::Residual { width, blocks, block } => {
             for stage in 1..=2 {
                 x = maker.filter(&format!("stem{stage}"), &x, width * stage, (3, stage), 1);

@@ -1,6 +1,6 @@
 //! What is measured: from which task and network into which, and by which runs of the program.
 
-use super::networks::{Block, Network};
+use super::networks::{Block, Made, Network};
 
 /// Which part of the claim a setting tests.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -31,7 +31,8 @@ pub struct Setting {
     /// Not used where the target is its own source.
     pub source: Side,
     pub target: Side,
-    /// Labelled rows that the target has. The source is trained on the others, where the task is the same.
+    /// Labelled rows that the target has. The source is trained on the others, where the task is the same; on all, where the
+    /// target has all.
     pub labels: usize,
 }
 
@@ -44,20 +45,43 @@ const RESIDUAL: Network = Network::Residual { width: 16, blocks: 2, block: Block
 const SMALL_RESIDUAL: Network = Network::Residual { width: 8, blocks: 1, block: Block::Plain };
 const INVERTED: Network = Network::Residual { width: 8, blocks: 1, block: Block::Inverted };
 
+const fn made(file: &'static str, mean: &'static str, std: &'static str) -> Network {
+    Network::File(Made { file, mean, std })
+}
+const PYTORCH_CNN: Network = made("onnxruntime__cnn_mnist_pytorch.onnx", "0.1307", "0.3081");
+const DJL_CNN: Network = made("DJL2OnnxExample__mnist_615120.onnx", "0.1307", "0.3081");
+const ESP_MLP: Network = made("esp-dl__mnist_model_example.onnx", "0", "1");
+const RTEN_CNN: Network = made("mnist_rten.onnx", "0.1307", "0.3081");
+const MLIR_CNN: Network = made("onnx-mlir__mnist.onnx", "0.1307", "0.3081");
+const MAXPOOL_CNN: Network = made("mnist_convnet_maxpool.onnx", "0", "1");
+const RESNET20: Network = made("onnc__resnet20.onnx", "0.4914,0.4822,0.4465", "0.225");
+const DEEP_KW: Network = made("cifar_deep_kw.onnx", "0.485,0.456,0.406", "0.229,0.224,0.225");
+const VIT: Network =
+    made("vnncomp2023_benchmarks__ibp_3_3_8.onnx", "0.4914,0.4822,0.4465", "0.2023,0.1994,0.2010");
+
 const fn setting(name: &'static str, kind: Kind, source: Side, target: Side, labels: usize) -> Setting {
     Setting { name, kind, source, target, labels }
 }
 
-pub const SETTINGS: [Setting; 19] = [
+pub const SETTINGS: [Setting; 29] = [
     setting("fixtures", Kind::Structure, ("digits", LARGE), ("digits", SMALL), 100),
     setting("images", Kind::Structure, ("images", LARGE), ("images", SMALL), 100),
     setting("images-300", Kind::Structure, ("images", LARGE), ("images", SMALL), 300),
+    setting("images-1000", Kind::Structure, ("images", LARGE), ("images", SMALL), 1000),
+    setting("images-all", Kind::Structure, ("images", LARGE), ("images", SMALL), usize::MAX),
     setting("photographs", Kind::Structure, ("objects", LARGE), ("objects", SMALL), 300),
     setting("dense", Kind::Structure, ("images", DEEP), ("images", SHALLOW), 100),
     setting("cnn-dense", Kind::Structure, ("images", LARGE), ("images", SHALLOW), 100),
     setting("residual", Kind::Structure, ("images", RESIDUAL), ("images", SMALL_RESIDUAL), 100),
     setting("residual-inverted", Kind::Structure, ("images", RESIDUAL), ("images", INVERTED), 100),
     setting("words", Kind::Structure, ("reviews", LARGE), ("reviews", SMALL), 300),
+    setting("others-rten", Kind::Structure, ("mnist", PYTORCH_CNN), ("mnist", RTEN_CNN), 100),
+    setting("others-mlir", Kind::Structure, ("mnist", DJL_CNN), ("mnist", MLIR_CNN), 100),
+    setting("others-maxpool", Kind::Structure, ("mnist", PYTORCH_CNN), ("mnist", MAXPOOL_CNN), 300),
+    setting("others-kw", Kind::Structure, ("cifar", RESNET20), ("cifar", DEEP_KW), 300),
+    setting("others-vit", Kind::Structure, ("cifar", RESNET20), ("cifar", VIT), 300),
+    setting("others-fresh", Kind::Structure, ("cifar", RESNET20), ("cifar", SMALL), 300),
+    setting("others-dense", Kind::Structure, ("mnist", ESP_MLP), ("mnist", SHALLOW), 100),
     setting("image-speech", Kind::Modality, ("images", LARGE), ("speech", SMALL), 300),
     setting("speech-image", Kind::Modality, ("speech", LARGE), ("images", SMALL), 100),
     setting("picture-edges", Kind::Modality, ("images", LARGE), ("edges", SMALL), 100),
@@ -67,6 +91,7 @@ pub const SETTINGS: [Setting; 19] = [
     setting("self-images", Kind::Itself, ("images", LARGE), ("images", LARGE), 300),
     setting("self-speech", Kind::Itself, ("speech", LARGE), ("speech", LARGE), 300),
     setting("self-words", Kind::Itself, ("reviews", LARGE), ("reviews", LARGE), 300),
+    setting("self-photographs", Kind::Itself, ("objects", LARGE), ("objects", LARGE), 300),
     setting("self-table", Kind::Itself, ("housing", DEEP), ("housing", DEEP), 1000),
 ];
 
@@ -100,12 +125,16 @@ const fn run(name: &'static str, start: Start, args: &'static [&'static str], ar
     Run { name, start, args, arms }
 }
 
-pub const RUNS: [Run; 10] = [
+pub const RUNS: [Run; 14] = [
     run("fitted", Start::Shown, &["--method", "lpka", "--start", "fitted", "--ablate"], true),
     run("fitted+kd", Start::Taught, &["--method", "lpka+kd", "--start", "fitted", "--ablate"], true),
     run("mapped", Start::Pair, &["--method", "lpka", "--gate", "1", "--ablate"], true),
     run("closed", Start::Pair, &["--method", "lpka", "--gate", "0", "--ablate"], true),
     run("auto", Start::Pair, &[], false),
+    run("uncut", Start::Taught, &["--method", "lpka+kd", "--start", "fitted", "--cutmix", "0"], false),
+    run("features", Start::Shown, &["--method", "features"], false),
+    run("features+kd", Start::Taught, &["--method", "features+kd"], false),
+    run("features+kd fitted", Start::Taught, &["--method", "features+kd", "--start", "fitted"], false),
     run("low-rank", Start::Target, &["--low-rank", "4"], false),
     run("selection", Start::Selected, &[], false),
     run("headroom", Start::Headroom, &[], false),

@@ -9,7 +9,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 /// What is compared with what, and why.
-const PAIRS: [(&str, &str); 14] = [
+const PAIRS: [(&str, &str); 20] = [
     ("lpka fitted", "lpka fitted, shuffled source"),
     ("lpka fitted", "lpka fitted, untrained source"),
     ("lpka fitted", "finetune"),
@@ -18,6 +18,12 @@ const PAIRS: [(&str, &str); 14] = [
     ("lpka+kd fitted", "lpka+kd fitted, shuffled source"),
     ("lpka+kd fitted", "lpka+kd fitted, untrained source"),
     ("lpka+kd fitted", "kd"),
+    ("lpka+kd fitted", "features+kd"),
+    ("lpka+kd fitted", "features+kd fitted"),
+    ("lpka fitted", "features"),
+    ("features", "finetune"),
+    ("features+kd", "kd"),
+    ("lpka+kd fitted", "uncut"),
     ("lpka mapped", "lpka mapped, shuffled source"),
     ("lpka mapped", "lpka mapped, untrained source"),
     ("lpka mapped", "finetune"),

@@ -7,6 +7,7 @@
 mod augment;
 mod bind;
 mod csv;
+mod cutmix;
 mod images;
 mod labels;
 mod npy;

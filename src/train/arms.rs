@@ -39,32 +39,42 @@ pub struct Arm {
     /// Whether the target's layers start from a least-squares fit to the source's.
     #[serde(default)]
     pub fitted: bool,
+    /// Whether the source shows its activations only, and none of its weights are carried: feature distillation
+    /// (arXiv 1412.6550), through the same maps as the adapter's.
+    #[serde(default)]
+    pub features: bool,
 }
 
 impl Arm {
     pub fn finetune() -> Self {
-        Arm { source: SourceKind::None, teacher: false, gate: 0.0, fitted: false }
+        Arm { source: SourceKind::None, teacher: false, gate: 0.0, fitted: false, features: false }
     }
     pub fn kd() -> Self {
         Arm { teacher: true, ..Self::finetune() }
     }
     pub fn lpka(gate: f64, teacher: bool) -> Self {
-        Arm { source: SourceKind::Real, teacher, gate, fitted: false }
+        Arm { source: SourceKind::Real, teacher, gate, ..Self::finetune() }
     }
     /// The adapter on a fitted start, its gate open.
     pub fn fitted(teacher: bool) -> Self {
         Arm { fitted: true, ..Self::lpka(1.0, teacher) }
     }
+    /// Feature distillation, from the target as it is or from a fitted one.
+    pub fn features(teacher: bool, fitted: bool) -> Self {
+        Arm { features: true, fitted, ..Self::lpka(0.0, teacher) }
+    }
     /// Whether activations are aligned with the source's. Behind a closed gate the target keeps its own features, and
     /// alignment with a shuffled source helps it more than with the real one (docs/transfer.md): not there.
     pub fn aligns(&self) -> bool {
-        self.source != SourceKind::None && self.gate > 0.0
+        self.source != SourceKind::None && (self.features || self.gate > 0.0)
     }
-    /// `finetune`, `kd`, `lpka` or `lpka+kd`, whatever the source.
+    /// `finetune`, `kd`, `lpka`, `lpka+kd`, `features` or `features+kd`, whatever the source.
     pub fn method(&self) -> &'static str {
         match (self.source, self.teacher) {
             (SourceKind::None, false) => "finetune",
             (SourceKind::None, true) => "kd",
+            (_, false) if self.features => "features",
+            (_, true) if self.features => "features+kd",
             (_, false) => "lpka",
             (_, true) => "lpka+kd",
         }
@@ -73,7 +83,11 @@ impl Arm {
     pub fn label(&self) -> String {
         let mut label = self.method().to_owned();
         if self.source != SourceKind::None {
-            label += &if self.fitted { ", fitted".to_owned() } else { format!(", gate {}", self.gate) };
+            label += &match (self.fitted, self.features) {
+                (true, _) => ", fitted".to_owned(),
+                (false, true) => String::new(),
+                (false, false) => format!(", gate {}", self.gate),
+            };
         }
         if matches!(self.source, SourceKind::Shuffled | SourceKind::Untrained) {
             label += &format!(", {} source", self.source.name());
@@ -94,6 +108,20 @@ pub struct Means {
     pub teacher: bool,
     /// A source that reads the target's data and has layers that correspond to the target's, where these are to be fitted.
     pub tutor: bool,
+    /// A source that reads the target's data and has activations to hold the target's against.
+    pub features: bool,
+}
+
+impl Means {
+    /// Whether there is what an arm needs; `supervised` if there are labels.
+    fn allow(self, arm: &Arm, supervised: bool) -> bool {
+        let carries = match arm.source {
+            SourceKind::None => true,
+            _ if arm.features => self.features && (self.tutor || !arm.fitted),
+            _ => self.adapter,
+        };
+        carries && if arm.teacher { self.teacher } else { supervised }
+    }
 }
 
 /// The arms among which validation chooses. Empty when the method needs what isn't there.
@@ -105,7 +133,8 @@ pub fn candidates(config: &TrainConfig, means: Means, supervised: bool) -> Vec<A
         None if config.adapter.preset == super::Preset::Structured => vec![1.0, 0.5, 0.0],
         None => vec![0.0],
     };
-    let gates = if config.start == Start::Fitted { vec![] } else { gates };
+    let fits = config.start == Start::Fitted;
+    let gates = if fits { vec![] } else { gates };
     let lpka = |teacher: bool| {
         let mapped = gates.iter().map(move |&g| Arm::lpka(g, teacher));
         means.tutor.then(|| Arm::fitted(teacher)).into_iter().chain(mapped).collect::<Vec<_>>()
@@ -115,10 +144,11 @@ pub fn candidates(config: &TrainConfig, means: Means, supervised: bool) -> Vec<A
         Method::Kd => vec![Arm::kd()],
         Method::Lpka => lpka(false),
         Method::LpkaKd => lpka(true),
+        Method::Features => vec![Arm::features(false, fits)],
+        Method::FeaturesKd => vec![Arm::features(true, fits)],
         Method::Auto => [lpka(true), lpka(false), vec![Arm::kd(), Arm::finetune()]].concat(),
     };
-    arms.retain(|arm| means.adapter || arm.source == SourceKind::None);
-    arms.retain(|arm| if arm.teacher { means.teacher } else { supervised });
+    arms.retain(|arm| means.allow(arm, supervised));
     arms
 }
 
@@ -138,9 +168,7 @@ pub fn controls(chosen: &Arm, means: Means, supervised: bool) -> Vec<Arm> {
             arms.extend(empty);
         }
     }
-    arms.retain(|arm| means.adapter || arm.source == SourceKind::None);
-    arms.retain(|arm| if arm.teacher { means.teacher } else { supervised });
-    arms.retain(|arm| arm != chosen);
+    arms.retain(|arm| means.allow(arm, supervised) && arm != chosen);
     arms
 }
 
@@ -197,13 +225,17 @@ mod tests {
     #[test]
     fn a_method_that_needs_a_teacher_gives_no_arm_without_one() {
         let config = TrainConfig { method: Method::Kd, ..TrainConfig::default() };
-        assert!(candidates(&config, Means { adapter: true, teacher: false, tutor: false }, true).is_empty());
+        assert!(
+            candidates(&config, Means { adapter: true, teacher: false, tutor: false, features: false }, true)
+                .is_empty()
+        );
     }
 
     #[test]
     fn controls_hold_both_empty_twins_of_the_chosen_arm() {
         let chosen = Arm::lpka(1.0, true);
-        let all = controls(&chosen, Means { adapter: true, teacher: true, tutor: false }, true);
+        let all =
+            controls(&chosen, Means { adapter: true, teacher: true, tutor: false, features: false }, true);
         for source in [SourceKind::Shuffled, SourceKind::Untrained] {
             assert!(all.contains(&Arm { source, ..chosen.clone() }));
         }

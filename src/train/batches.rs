@@ -48,23 +48,31 @@ impl Part {
 /// Share of the training data that becomes validation data where none was given.
 const VALIDATION_SHARE: f64 = 0.2;
 
+/// Some rows of a data set; `None` for all.
+type Chosen = Option<Vec<usize>>;
+
+/// Which rows of the training data are for training, and which of the validation data for validation, where that is the same.
+///
+/// # Errors
+/// A single row, which can't be divided.
+pub fn divide(train: &Dataset, val: Option<&Dataset>, seed: u64) -> Result<(Chosen, Chosen)> {
+    if val.is_some() {
+        return Ok((None, None));
+    }
+    if train.rows() < 2 {
+        return Err(Error::data(&train.path, "has a single row: too few to train and to validate"));
+    }
+    let mut parts = split(train.rows(), &[1.0 - VALIDATION_SHARE, VALIDATION_SHARE], seed).into_iter();
+    Ok((parts.next(), parts.next()))
+}
+
 impl Examples {
     /// Binds data to `inputs`, the target's as its file declares them. Without `val`, a fifth of the training
     /// rows is set aside for it.
     pub fn new(data: Data<'_>, inputs: &[ValueInfo], seed: u64) -> Result<Self> {
         let Data { train, val, test, unlabelled } = data;
         let mut notes = vec![];
-        let (train_rows, val_rows) = match val {
-            Some(_) => (None, None),
-            None if train.rows() < 2 => {
-                return Err(Error::data(&train.path, "has a single row: too few to train and to validate"));
-            }
-            None => {
-                let parts = split(train.rows(), &[1.0 - VALIDATION_SHARE, VALIDATION_SHARE], seed);
-                let mut parts = parts.into_iter();
-                (parts.next(), parts.next())
-            }
-        };
+        let (train_rows, val_rows) = divide(train, val, seed)?;
         let train_part = Part::new(Some(train), inputs, train_rows)?;
         let val_part = Part::new(Some(val.unwrap_or(train)), inputs, val_rows)?;
         if val.is_none() {

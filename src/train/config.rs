@@ -30,6 +30,10 @@ pub enum Method {
     #[serde(rename = "lpka+kd")]
     LpkaKd,
     Kd,
+    /// The source's activations teach, and none of its weights are read (arXiv 1412.6550).
+    Features,
+    #[serde(rename = "features+kd")]
+    FeaturesKd,
     Finetune,
 }
 
@@ -150,6 +154,9 @@ pub struct TrainConfig {
     pub align: f64,
     /// Images are shifted by up to so many pixels in each direction; `None` decides by the input's shape.
     pub shift: Option<usize>,
+    /// Rows without labels made of training rows by CutMix; `None` makes some where there are few training rows and no
+    /// others.
+    pub cutmix: Option<usize>,
     /// Stop after so many validations without a better one; 0 never.
     pub patience: usize,
     pub seed: u64,
@@ -196,6 +203,7 @@ impl Default for TrainConfig {
             joint: false,
             align: 1.0,
             shift: None,
+            cutmix: None,
             patience: 0,
             seed: 0,
             seeds: 1,

@@ -3,8 +3,8 @@
 //! Such inputs can carry the source's knowledge into the target, but nothing measured on them says how good the target is
 //! on real ones.
 
+use super::datasets::DataSets;
 use super::loss;
-use super::merge::DataSets;
 use super::network::Network;
 use super::schedule::generator;
 use super::{Event, Observer, TrainConfig};

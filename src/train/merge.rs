@@ -5,12 +5,12 @@ use super::batches::{Data, Examples};
 use super::checkpoint::{Checkpoint, RunState};
 use super::contest::{Contender, Contest};
 use super::data_free;
+use super::datasets::DataSets;
 use super::gate;
 use super::network::Network;
 use super::runs;
 use super::session::{Parts, Session, Split};
 use super::{Event, Method, Observer, Start, TrainConfig};
-use crate::data::Dataset;
 use crate::error::{Error, Result, ResultExt};
 use crate::onnx::{self, SiteId, Tensor, ValueId};
 use crate::report::{self, Report};
@@ -46,45 +46,10 @@ pub struct MergeRequest {
     pub options: ExecutorOptions,
 }
 
-/// Training, validation and test data.
-pub struct DataSets {
-    pub train: Dataset,
-    /// Cut off the training data where absent.
-    pub val: Option<Dataset>,
-    pub test: Option<Dataset>,
-    /// Rows for whatever wants no labels.
-    pub unlabelled: Option<Dataset>,
-}
-
 impl MergeRequest {
     /// The target and the sources.
     fn models(&self) -> impl Iterator<Item = &PathBuf> {
         std::iter::once(&self.target).chain(&self.sources).chain(&self.trajectory)
-    }
-}
-
-impl DataSets {
-    /// The same rows, read with other options.
-    pub fn with_options(&self, options: &crate::data::DataOptions) -> Self {
-        let part = |dataset: &Dataset| {
-            let mut dataset = dataset.clone();
-            dataset.options = options.clone();
-            dataset
-        };
-        Self {
-            train: part(&self.train),
-            val: self.val.as_ref().map(part),
-            test: self.test.as_ref().map(part),
-            unlabelled: self.unlabelled.as_ref().map(part),
-        }
-    }
-    fn borrow(&self) -> Data<'_> {
-        Data {
-            train: &self.train,
-            val: self.val.as_ref(),
-            test: self.test.as_ref(),
-            unlabelled: self.unlabelled.as_ref(),
-        }
     }
 }
 
@@ -93,6 +58,7 @@ impl DataSets {
 /// # Errors
 /// Anything wrong with the input; then nothing is written and an existing output is left alone.
 pub fn merge(mut request: MergeRequest, observer: &mut dyn Observer) -> Result<Report> {
+    multiply(&mut request, observer)?;
     let lost = match run(&mut request, observer) {
         Err(error) if error.is_device_lost() => error,
         done => return done,
@@ -103,6 +69,28 @@ pub fn merge(mut request: MergeRequest, observer: &mut dyn Observer) -> Result<R
     (request.model_executor, request.adapter_executor) = (cpu.clone(), cpu);
     (request.movable, request.resume) = (false, true);
     run(&mut request, observer)
+}
+
+/// More rows without labels, where some source could use them. Both kinds of model see the same ones.
+fn multiply(request: &mut MergeRequest, observer: &mut dyn Observer) -> Result<()> {
+    // A model has nothing to tell itself about rows that nobody else has answers to.
+    let itself = request.sources.iter().all(|source| same_file(source, &request.target));
+    if request.invented || (itself && request.config.cutmix.is_none()) {
+        return Ok(());
+    }
+    request.data.multiply(&request.config, observer)?;
+    if let Some(theirs) = request.source_data.as_mut().filter(|theirs| theirs.unlabelled.is_none()) {
+        theirs.unlabelled = request.data.unlabelled.clone();
+        if let Some(made) = &mut theirs.unlabelled {
+            made.options = theirs.train.options.clone();
+        }
+    }
+    Ok(())
+}
+
+fn same_file(a: &Path, b: &Path) -> bool {
+    let real = |path: &Path| std::fs::canonicalize(path).ok();
+    real(a).is_some_and(|a| real(b) == Some(a))
 }
 
 fn run(request: &mut MergeRequest, observer: &mut dyn Observer) -> Result<Report> {
@@ -266,8 +254,11 @@ fn teaches(session: &mut Session, target: Option<f64>, observer: &mut dyn Observ
 
 fn nothing_to_try(config: &TrainConfig, session: &Session) -> Error {
     let why = match config.method {
-        Method::Kd | Method::LpkaKd if !session.means.teacher => {
+        Method::Kd | Method::LpkaKd | Method::FeaturesKd if !session.means.teacher => {
             "the source can't answer for the target's data"
+        }
+        Method::Features | Method::FeaturesKd if !session.means.features => {
+            "the source can't read the target's data, or none of its activations corresponds to the target's (or --align is 0)"
         }
         _ if config.start == Start::Fitted && !session.means.tutor => {
             "the source can't read the target's data, or none of its layers corresponds to one of the target, so nothing can \

@@ -10,6 +10,7 @@ mod checkpoint;
 mod config;
 mod contest;
 mod data_free;
+mod datasets;
 mod events;
 pub mod fit;
 mod fitted;
@@ -32,5 +33,6 @@ pub use config::{
     AdapterConfig, ExecutorChoice, Method, Optimizer, Preset, Schedule, Start, Task, TrainConfig,
 };
 pub use data_free::invent;
+pub use datasets::DataSets;
 pub use events::{Event, Observer, Silent, StepTaken};
-pub use merge::{DataSets, MergeRequest, merge};
+pub use merge::{MergeRequest, merge};

@@ -141,6 +141,7 @@ impl Session {
             adapter: sources.iter().any(|s| !s.pairing.weights.is_empty()),
             teacher: teaches,
             tutor: learner.is_some(),
+            features: sources.iter().any(|s| !s.alignments.is_empty()),
         };
         let weights = weights.into_iter().filter(|(id, _)| order.contains(id)).collect();
         let mut session = Self {
@@ -288,6 +289,9 @@ impl Session {
             }
             if !arm.fitted {
                 origin.choices.clear();
+            }
+            if arm.features {
+                origin.pairing = &source.hints;
             }
             origin
         };

@@ -19,6 +19,8 @@ use std::path::PathBuf;
 pub struct Source {
     pub network: Network,
     pub pairing: Pairing,
+    /// The same without weights, for arms that carry none.
+    pub hints: Pairing,
     /// Runs it on the target's data; `None` where it can't read them.
     pub guide: Option<Guide>,
     pub teaches: bool,
@@ -81,9 +83,11 @@ impl Source {
                 None
             }
         };
+        let hints = Pairing { weights: vec![], ..pairing.clone() };
         let mut source = Self {
             network,
             pairing,
+            hints,
             guide,
             teaches,
             alignments,

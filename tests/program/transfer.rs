@@ -40,6 +40,52 @@ fn unlabelled_data_serves_alignment_and_distillation() {
 }
 
 #[test]
+fn rows_made_by_cutmix_serve_transfer() {
+    let sandbox = sandbox();
+    let run = format!(
+        "digits_cnn.onnx digits_small_cnn.onnx -o out.onnx {DATA} --method lpka+kd --start fitted --steps 150"
+    );
+    let without = report(&sandbox, &format!("{run} --cutmix 0"), 0);
+    let with = report(&sandbox, &run, 0);
+    assert!(test(&with) > test(&without) + 0.01, "{} and {}", test(&without), test(&with));
+    let repeated = report(&sandbox, "--config merge.toml", 0);
+    assert_eq!(with.output.unwrap().sha256, repeated.output.unwrap().sha256);
+    let all = read_npz(&sandbox.path("digits_train.npz")).unwrap();
+    let one: Vec<(String, Tensor)> =
+        all.into_iter().map(|(name, values)| (name, values.rows(0..1))).collect();
+    write_npz(&sandbox.path("one.npz"), &one).unwrap();
+    sandbox.transcript(
+        "$ onnx-merge digits_cnn.onnx digits_small_cnn.onnx -o x.onnx --data digits_train.npz --cutmix 9 --unlabelled digits_train.npz -q
+         error: --cutmix makes rows without labels, and --unlabelled gives some
+         hint: leave out one of the two
+         [exit 2]
+         $ onnx-merge digits_cnn.onnx digits_small_cnn.onnx -o x.onnx --data one.npz --val digits_val.npz --cutmix 9 -q
+         error: one.npz: no rows can be made of these by --cutmix
+         hint: it needs two training rows at least, of images (channels first) or of words
+         [exit 3]",
+    );
+}
+
+#[test]
+fn activations_teach_without_weights() {
+    let sandbox = sandbox();
+    let run = format!("digits_cnn.onnx digits_small_cnn.onnx -o out.onnx {DATA}");
+    let features = report(&sandbox, &format!("{run} --method features"), 0);
+    assert_eq!(features.method, "features");
+    assert!(test(&features) > features.untouched.test.unwrap() + 0.02, "{}", test(&features));
+    let both = report(&sandbox, &format!("{run} --method features+kd --start fitted"), 0);
+    assert_eq!(both.arms[0].name, "features+kd, fitted");
+    assert!(test(&both) > test(&features));
+    sandbox.transcript(&format!(
+        "$ onnx-merge digits_cnn.onnx digits_small_cnn.onnx -o x.onnx {DATA} --method features --align 0 -q
+         error: this method can't be used here: the source can't read the target's data, or none of its activations \
+         corresponds to the target's (or --align is 0)
+         hint: `--method auto` uses whatever applies
+         [exit 2]"
+    ));
+}
+
+#[test]
 fn several_sources_help_together() {
     let sandbox = sandbox();
     let run = format!(
@@ -71,7 +117,8 @@ fn checkpoints_that_never_change_change_nothing() {
     let sandbox = sandbox();
     sandbox.transcript("$ copy digits_cnn.onnx step_9.onnx\n$ copy digits_cnn.onnx step_10.onnx");
     let run = format!(
-        "digits_cnn.onnx digits_small_cnn.onnx -o out.onnx {DATA} --method lpka --gate 1 --steps 90 --significance 1"
+        "digits_cnn.onnx digits_small_cnn.onnx -o out.onnx {DATA} --method lpka --gate 1 --cutmix 0 --steps 90 \
+         --significance 1"
     );
     let plain = report(&sandbox, &run, 0);
     let followed = report(&sandbox, &format!("{run} --trajectory step_*.onnx"), 0);

@@ -1,0 +1,86 @@
+//! The data of a run, before any model looks at them.
+
+use super::batches::{Data, divide};
+use super::{Event, Observer, TrainConfig};
+use crate::data::{DataOptions, Dataset};
+use crate::error::{Error, Result};
+
+/// Training, validation and test data.
+pub struct DataSets {
+    pub train: Dataset,
+    /// Cut off the training data where absent.
+    pub val: Option<Dataset>,
+    pub test: Option<Dataset>,
+    /// Rows for whatever wants no labels.
+    pub unlabelled: Option<Dataset>,
+}
+
+/// Rows made by CutMix where nobody said how many, and the training rows from which on none are made: what they add shrinks
+/// with what there is (docs/transfer.md).
+const MADE: usize = 2000;
+const ENOUGH: usize = 1000;
+/// Most memory for them, in bytes.
+const MOST: usize = 256 << 20;
+
+impl DataSets {
+    /// The same rows, read with other options.
+    pub fn with_options(&self, options: &DataOptions) -> Self {
+        let part = |dataset: &Dataset| {
+            let mut dataset = dataset.clone();
+            dataset.options = options.clone();
+            dataset
+        };
+        Self {
+            train: part(&self.train),
+            val: self.val.as_ref().map(part),
+            test: self.test.as_ref().map(part),
+            unlabelled: self.unlabelled.as_ref().map(part),
+        }
+    }
+
+    pub(super) fn borrow(&self) -> Data<'_> {
+        Data {
+            train: &self.train,
+            val: self.val.as_ref(),
+            test: self.test.as_ref(),
+            unlabelled: self.unlabelled.as_ref(),
+        }
+    }
+
+    /// Makes more rows for whatever wants no labels, where there are none and few others.
+    ///
+    /// # Errors
+    /// So many rows were asked for, but of such data none can be made, or there are rows without labels already.
+    pub(super) fn multiply(&mut self, config: &TrainConfig, observer: &mut dyn Observer) -> Result<()> {
+        let count = match (config.cutmix, &self.unlabelled) {
+            (Some(0), _) | (None, Some(_)) => return Ok(()),
+            (Some(_), Some(_)) => {
+                return Err(Error::usage("--cutmix makes rows without labels, and --unlabelled gives some")
+                    .hint("leave out one of the two"));
+            }
+            (count, None) => count,
+        };
+        let (rows, _) = divide(&self.train, self.val.as_ref(), config.seed)?;
+        let rows = rows.unwrap_or_else(|| (0..self.train.rows()).collect());
+        if count.is_none() && rows.len() >= ENOUGH {
+            return Ok(());
+        }
+        let row: usize = self.train.inputs.iter().map(|c| c.values.bytes().len()).sum();
+        let most = MOST / (row / self.train.rows().max(1)).max(1);
+        self.unlabelled = self.train.cutmix(&rows, count.unwrap_or(MADE.min(most)), config.seed);
+        match (&self.unlabelled, count) {
+            (None, Some(_)) => Err(Error::data(&self.train.path, "no rows can be made of these by --cutmix")
+                .hint("it needs two training rows at least, of images (channels first) or of words")),
+            (Some(made), _) => {
+                let note = format!(
+                    "{} rows without labels were made of the {} for training (--cutmix)",
+                    made.rows(),
+                    rows.len()
+                );
+                observer.event(&Event::Note(&note));
+                Ok(())
+            }
+            (None, None) => Ok(()),
+        }
+    }
+}
