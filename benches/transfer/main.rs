@@ -135,6 +135,7 @@ impl Bench {
             Start::Taught => !itself && readable && setting.kind != Kind::Task,
             Start::Selected => !itself && starts::select_between(setting.source.1, setting.target.1),
             Start::Headroom => !itself && sides.iter().all(|network| network.found().is_none()),
+            Start::Joint => !itself && setting.source.1.found().is_none(),
             Start::Pair | Start::Target => true,
         }
     }
@@ -220,6 +221,11 @@ impl Bench {
         let mut command = program();
         match run.start {
             Start::Pair | Start::Shown | Start::Taught => command.arg(&files.source).arg(&files.target),
+            Start::Joint => command
+                .arg(&files.source)
+                .arg(&files.target)
+                .args(["--joint", "--src-data"])
+                .arg(at("rest.npz")),
             Start::Target => command.arg("tune").arg(&files.target),
             Start::Selected => {
                 let start = at("selected.onnx");

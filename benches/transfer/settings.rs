@@ -113,6 +113,8 @@ pub enum Start {
     Shown,
     /// The same, where it also answers for the target.
     Taught,
+    /// Source and target, the source trained beside the target on its own rows.
+    Joint,
     /// The target alone.
     Target,
     /// The target after an even selection of the source's weights (arXiv 2311.18823), alone.
@@ -125,7 +127,7 @@ const fn run(name: &'static str, start: Start, args: &'static [&'static str], ar
     Run { name, start, args, arms }
 }
 
-pub const RUNS: [Run; 14] = [
+pub const RUNS: [Run; 16] = [
     run("fitted", Start::Shown, &["--method", "lpka", "--start", "fitted", "--ablate"], true),
     run("fitted+kd", Start::Taught, &["--method", "lpka+kd", "--start", "fitted", "--ablate"], true),
     run("mapped", Start::Pair, &["--method", "lpka", "--gate", "1", "--ablate"], true),
@@ -138,6 +140,14 @@ pub const RUNS: [Run; 14] = [
     run("low-rank", Start::Target, &["--low-rank", "4"], false),
     run("selection", Start::Selected, &[], false),
     run("headroom", Start::Headroom, &[], false),
+    // The reference implementation's own experiment: one layer, overwritten, by an adapter that trains beside both models.
+    run(
+        "reference",
+        Start::Joint,
+        &["--method", "lpka", "--preset", "paper", "--adapt", "head.weight"],
+        false,
+    ),
+    run("joint", Start::Joint, &[], false),
     run("residual", Start::Pair, &["--method", "lpka", "--preset", "residual", "--ablate"], true),
     run("paper", Start::Pair, &["--method", "lpka", "--preset", "paper", "--ablate"], true),
 ];

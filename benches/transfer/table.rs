@@ -9,7 +9,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 /// What is compared with what, and why.
-const PAIRS: [(&str, &str); 20] = [
+const PAIRS: [(&str, &str); 22] = [
     ("lpka fitted", "lpka fitted, shuffled source"),
     ("lpka fitted", "lpka fitted, untrained source"),
     ("lpka fitted", "finetune"),
@@ -30,6 +30,8 @@ const PAIRS: [(&str, &str); 20] = [
     ("lpka closed", "lpka closed, shuffled source"),
     ("lpka closed", "finetune"),
     ("headroom", "finetune"),
+    ("reference", "finetune"),
+    ("auto", "reference"),
 ];
 
 /// An arm's metric on test by seed.

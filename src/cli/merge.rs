@@ -125,6 +125,9 @@ struct Transfer {
     /// Pair weights by name: target glob = source glob
     #[arg(long, value_name = "TGT=SRC")]
     map: Vec<String>,
+    /// Carry knowledge only to weights of the target whose names match; all are trained [default: all that pair]
+    #[arg(long, value_name = "GLOB")]
+    adapt: Vec<String>,
     /// Highest rank of the adapter's tokens
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     rank: Option<u32>,
@@ -348,6 +351,7 @@ impl Transfer {
         set(&mut train.method, self.method);
         set(&mut train.adapter.preset, self.preset);
         set(&mut train.map, (!self.map.is_empty()).then(|| self.map.clone()));
+        set(&mut train.adapt, (!self.adapt.is_empty()).then(|| self.adapt.clone()));
         set(&mut train.adapter.rank, count(self.rank));
         set_some(&mut train.adapter.gate, self.gate);
         set(&mut train.start, self.start);

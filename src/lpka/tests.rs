@@ -101,6 +101,7 @@ fn pairing() -> Pairing {
     Pairing {
         interfaces: (0..4).map(|i| (InterfaceId(i), InterfaceId(i))).collect(),
         weights: (0..3).map(pair).collect(),
+        ..Pairing::default()
     }
 }
 

@@ -17,6 +17,9 @@ pub struct Pairing {
     /// (target, source); each target interface at most once, in the target's order of depth.
     pub interfaces: Vec<(InterfaceId, InterfaceId)>,
     pub weights: Vec<WeightPair>,
+    /// The only matrices of the target that take knowledge, where not all may.
+    #[serde(skip)]
+    pub only: Option<Vec<WeightId>>,
 }
 
 /// Where one matrix of the target takes knowledge from.
@@ -60,9 +63,18 @@ impl Pairing {
         }
         pairs.extend(align(target, source, &pairs));
         pairs.sort();
-        let mut pairing = Pairing { interfaces: pairs, weights: vec![] };
+        let mut pairing = Pairing { interfaces: pairs, ..Pairing::default() };
         pairing.weights = weights(target, source, &pairing, &rules);
         Ok(pairing)
+    }
+    /// Leaves all matrices of the target alone but these.
+    pub fn restrict(&mut self, only: Vec<WeightId>) {
+        self.weights.retain(|pair| only.contains(&pair.target));
+        self.only = Some(only);
+    }
+    /// Whether a matrix of the target may take knowledge.
+    pub fn allows(&self, target: WeightId) -> bool {
+        self.only.as_ref().is_none_or(|only| only.contains(&target))
     }
     /// The source interface paired with a target interface.
     pub fn source_of(&self, target: InterfaceId) -> Option<InterfaceId> {

@@ -14,7 +14,7 @@ impl Pairing {
     pub fn within(graph: &ParamGraph) -> Self {
         let all = (0..graph.interfaces.len()).map(InterfaceId);
         let pairs = all.filter_map(|id| Some((id, deeper(graph, id)?))).collect();
-        let mut pairing = Pairing { interfaces: pairs, weights: vec![] };
+        let mut pairing = Pairing { interfaces: pairs, ..Pairing::default() };
         pairing.weights = weights(graph, graph, &pairing, &[]);
         for pair in &mut pairing.weights {
             let target = pair.target;

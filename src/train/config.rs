@@ -166,6 +166,8 @@ pub struct TrainConfig {
     pub freeze: Vec<String>,
     /// `target glob=source glob` pairs that refine the automatic pairing.
     pub map: Vec<String>,
+    /// The only weights of the target (globs) that knowledge is carried to; all are trained.
+    pub adapt: Vec<String>,
     /// Run the control arms too.
     pub ablate: bool,
     /// The smallest gain on validation that is shipped, in the metric's unit (0.01 is one point of accuracy).
@@ -209,6 +211,7 @@ impl Default for TrainConfig {
             seeds: 1,
             freeze: vec![],
             map: vec![],
+            adapt: vec![],
             ablate: false,
             min_gain: 0.0,
             significance: 0.16,

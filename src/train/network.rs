@@ -8,7 +8,7 @@ use crate::autodiff::prepare::{self, Lifting};
 use crate::data::Dataset;
 use crate::error::{Error, Result, ResultExt};
 use crate::onnx::{Dim, Fact, Facts, Forms, Graph, Model, ModelFile, Tensor, ValueId, ValueInfo};
-use crate::params::{ParamGraph, Role};
+use crate::params::{ParamGraph, Role, WeightId};
 use crate::runtime::Executor;
 use globset::{Glob, GlobSet, GlobSetBuilder};
 use std::path::Path;
@@ -142,23 +142,13 @@ impl Network {
     /// # Errors
     /// When nothing is left to train, or a pattern matches nothing.
     pub fn trainable(&self, freeze: &[String]) -> Result<Vec<(ValueId, Tensor)>> {
-        let frozen = globs(freeze)?;
-        for pattern in freeze {
-            let glob = globs(std::slice::from_ref(pattern))?;
-            if !self.params.weights.iter().any(|w| glob.is_match(w.name.as_str())) {
-                return Err(Error::usage(format!(
-                    "--freeze '{pattern}' matches no weight of {}",
-                    self.file.path.display()
-                ))
-                .hint("`onnx-merge inspect` lists the weights' names"));
-            }
-        }
+        let frozen = self.named(freeze, "--freeze")?;
         let trained: Vec<(ValueId, Tensor)> = self
             .params
             .weights
             .iter()
             .filter(|w| is_trained(w.role) && w.dtype.is_float() && w.site.is_some())
-            .filter(|w| !frozen.is_match(w.name.as_str()))
+            .filter(|w| !frozen.iter().any(|&id| self.params.weight(id).name == w.name))
             .filter_map(|w| Some((w.name.clone(), self.model.graph.initializers.get(&w.name)?.clone())))
             .collect();
         if trained.is_empty() {
@@ -167,6 +157,26 @@ impl Network {
             ));
         }
         Ok(trained)
+    }
+
+    /// The weights whose names match any of the patterns that `option` gave.
+    ///
+    /// # Errors
+    /// When a pattern isn't one, or matches nothing.
+    pub fn named(&self, patterns: &[String], option: &str) -> Result<Vec<WeightId>> {
+        let mut found = vec![];
+        for pattern in patterns {
+            let glob = globs(std::slice::from_ref(pattern))?;
+            let weights = self.params.weights.iter().enumerate();
+            let matching = weights.filter(|(_, w)| glob.is_match(w.name.as_str())).map(|(i, _)| WeightId(i));
+            let before = found.len();
+            found.extend(matching);
+            if found.len() == before {
+                let what = format!("{option} '{pattern}' matches no weight of {}", self.file.path.display());
+                return Err(Error::usage(what).hint("`onnx-merge inspect` lists the weights' names"));
+            }
+        }
+        Ok(found)
     }
 
     /// The weights that training changes, whether or not their bytes can be found in the file.

@@ -59,10 +59,13 @@ impl Source {
         observer: &mut dyn Observer,
     ) -> Result<Self> {
         let itself = itself(target, &network);
-        let pairing = match itself && config.map.is_empty() {
+        let mut pairing = match itself && config.map.is_empty() {
             true => Pairing::within(&target.params),
             false => Pairing::automatic(&target.params, &network.params, &config.map)?,
         };
+        if !config.adapt.is_empty() {
+            pairing.restrict(target.named(&config.adapt, "--adapt")?);
+        }
         let structured = config.adapter.preset == Preset::Structured;
         let mut alignments = match config.align > 0.0 && structured {
             true => alignments(target, &network, &pairing),

@@ -86,6 +86,24 @@ fn activations_teach_without_weights() {
 }
 
 #[test]
+fn knowledge_goes_only_where_it_may() {
+    let sandbox = sandbox();
+    let run = format!(
+        "digits_cnn.onnx digits_small_cnn.onnx -o out.onnx {DATA} --method lpka --start fitted --steps 100 --lr 0"
+    );
+    let report = report(&sandbox, &format!("{run} --adapt fc*"), 0);
+    let moved = report.changed.iter().filter(|c| c.relative_change > 1e-6);
+    let changed: Vec<&str> = moved.map(|c| c.initializer.as_str()).collect();
+    assert_eq!(changed, ["fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"]);
+    sandbox.transcript(&format!(
+        "$ onnx-merge digits_cnn.onnx digits_small_cnn.onnx -o x.onnx {DATA} --adapt 'layer*' -q
+         error: --adapt 'layer*' matches no weight of digits_small_cnn.onnx
+         hint: `onnx-merge inspect` lists the weights' names
+         [exit 2]"
+    ));
+}
+
+#[test]
 fn several_sources_help_together() {
     let sandbox = sandbox();
     let run = format!(

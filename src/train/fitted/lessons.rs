@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::lpka::Choices;
 use crate::onnx::{Tensor, ValueId};
 use crate::params::{
-    InterfaceId, InterfaceKind, InterfaceUse, Layer, Matrix, MatrixView, Pairing, Role, Weight,
+    InterfaceId, InterfaceKind, InterfaceUse, Layer, Matrix, MatrixView, Pairing, Role, Weight, WeightId,
 };
 use crate::runtime::Executor;
 use crate::train::align::View;
@@ -69,6 +69,7 @@ impl Tutor {
         if let Some(head) = head.filter(|&i| teaches && layers[i].made().grid.is_empty()) {
             lessons.insert(head, Lesson::Answer);
         }
+        lessons.retain(|&i, _| pairing.allows(layers[i].weight));
         if !lessons.values().any(|l| matches!(l, Lesson::Hidden { .. })) {
             return Ok(None);
         }
@@ -180,15 +181,16 @@ struct Table {
 }
 
 fn tables(target: &Network, source: &Network, pairing: &Pairing) -> Vec<Table> {
-    let of = |network: &Network, id: InterfaceId| -> Vec<Weight> {
-        let makers = network.params.interface(id).producers.iter().map(|&w| network.params.weight(w));
+    let of = |network: &Network, id: InterfaceId, may: &dyn Fn(WeightId) -> bool| -> Vec<Weight> {
+        let makers = network.params.interface(id).producers.iter().filter(|&&w| may(w));
+        let makers = makers.map(|&w| network.params.weight(w));
         makers.filter(|w| w.role == Role::Embedding && w.output_use().is_some()).cloned().collect()
     };
     let entries = |w: &Weight| w.view.as_ref().map(MatrixView::cols);
     let mut found = vec![];
     for &pair in &pairing.interfaces {
-        let mut theirs = of(source, pair.1);
-        for ours in of(target, pair.0) {
+        let mut theirs = of(source, pair.1, &|_| true);
+        for ours in of(target, pair.0, &|w| pairing.allows(w)) {
             if let Some(at) = theirs.iter().position(|w| entries(w) == entries(&ours)) {
                 found.push(Table { pair, ours, theirs: theirs.remove(at) });
             }
