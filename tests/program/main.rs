@@ -11,5 +11,6 @@ mod merge;
 mod private;
 mod python;
 mod refusals;
+mod server;
 mod transcript;
 mod transfer;
