@@ -8,17 +8,23 @@ use std::fmt::Write;
 pub fn page(report: &Report) -> String {
     let mut body = String::new();
     header(&mut body, report);
+    at_a_glance(&mut body, report);
     before_and_after(&mut body, report);
     arms(&mut body, report);
     training(&mut body, report);
     changes(&mut body, report);
     attention(&mut body, report);
     about(&mut body, report);
+    document(&name(&report.target), "", &format!("<main>\n{body}</main>"))
+}
+
+/// A page in this program's style, and in `style` besides.
+pub fn document(title: &str, style: &str, body: &str) -> String {
     format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <title>onnx-merge: {}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{body}</main>\n</body>\n</html>\n",
-        escape(&name(&report.target))
+         <title>onnx-merge: {}</title>\n<style>{STYLE}{style}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n",
+        escape(title)
     )
 }
 
@@ -35,6 +41,9 @@ h1{font-size:1.5rem;margin:0 0 .25rem;overflow-wrap:anywhere}
 h2{font-size:1.1rem;margin:2.5rem 0 .75rem}
 p{margin:.4rem 0}.soft{color:var(--soft);font-size:.9rem}
 .verdict{font-size:1.15rem;font-weight:600}.good{color:var(--good)}.warn{color:var(--warn)}
+.glance{display:grid;grid-template-columns:1fr 1fr;gap:.7rem;margin:1rem 0}
+.glance section{background:var(--card);border-radius:8px;padding:.6rem .9rem}.glance h3{margin:0;font-size:.85rem;font-weight:500;color:var(--soft)}
+.glance p{margin:.1rem 0 0}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{padding:.35rem .6rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
@@ -47,11 +56,15 @@ svg{width:100%;height:auto;display:block}svg text{fill:var(--soft);font:12px sys
 .legend b{display:inline-block;width:1.4em;height:.25em;margin-right:.4em;vertical-align:middle;border-radius:2px}
 code{font-size:.85em;overflow-wrap:anywhere}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:.2rem 1rem;margin:0}dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}
-@media(max-width:36rem){dl{grid-template-columns:1fr}dd{margin-bottom:.5rem}}
+.bars>span{white-space:nowrap}
+@media(max-width:36rem){main{padding-top:1rem}h1{font-size:1.25rem}.glance{grid-template-columns:1fr;gap:.5rem}\
+.bars{grid-template-columns:1fr auto;grid-auto-flow:dense;gap:.15rem .8rem}.bars .bar{grid-column:1/-1;height:.7rem;margin-bottom:.4rem}\
+.bars>span{white-space:normal}.bars .soft{font-size:.8rem}\
+dl{grid-template-columns:1fr}dd{margin-bottom:.5rem}}
 ";
 
 /// Text that can stand in HTML.
-pub(super) fn escape(text: &str) -> String {
+pub fn escape(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
@@ -66,7 +79,8 @@ pub(super) fn escape(text: &str) -> String {
     safe
 }
 
-fn name(path: &std::path::Path) -> String {
+/// The name of a file, without its folder.
+pub fn name(path: &std::path::Path) -> String {
     path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
@@ -87,9 +101,46 @@ fn header(body: &mut String, report: &Report) {
         "<h1>{source}{}</h1>\n<p class=\"verdict {class}\">{verdict}</p>\n",
         escape(&name(&report.target))
     );
-    if let Some(sentence) = report.worth_sentence() {
-        let _ = writeln!(body, "<p>{}</p>", escape(&sentence));
+}
+
+/// What one wants to know first: by how much, how sure, what the source was good for, what is different in the file.
+fn at_a_glance(body: &mut String, report: &Report) {
+    let measured = [
+        (report.gains.test, report.untouched.test.zip(report.shipped.test), "test"),
+        (report.gains.val, report.untouched.val.zip(report.shipped.val), "validation"),
+    ];
+    let mut cards = vec![];
+    if let Some((gain, scores, part)) = measured.into_iter().find_map(|(g, s, part)| Some((g?, s?, part))) {
+        let metric = &report.metric;
+        let [from, to] = [scores.0, scores.1].map(|score| metric.show(score).replace(' ', "&nbsp;"));
+        let mean = metric.show_difference(gain.mean);
+        cards.push(("By how much", format!("<b>{mean}</b> on {} {part} rows: {from} → {to}", gain.n)));
+        cards.push(("How sure", escape(&gain.certainty())));
     }
+    if report.source.is_some() && !cards.is_empty() {
+        let untold =
+            "Not measured: <code>--ablate</code> trains the same without the source's knowledge.".to_owned();
+        cards.push((
+            "What the source added",
+            report.worth_sentence().map_or(untold, |sentence| escape(&sentence)),
+        ));
+    }
+    if report.output.is_some() {
+        let changed = match report.changed.len() {
+            0 => "Nothing: it is a copy of the target, byte by byte.".to_owned(),
+            1 => "The values of <b>1</b> tensor; everything else is as it was, byte by byte.".to_owned(),
+            n => format!("The values of <b>{n}</b> tensors; everything else is as it was, byte by byte."),
+        };
+        cards.push(("What changed in the file", changed));
+    }
+    if cards.is_empty() {
+        return;
+    }
+    body.push_str("<div class=\"glance\">\n");
+    for (question, answer) in cards {
+        let _ = writeln!(body, "<section><h3>{question}</h3><p>{answer}</p></section>");
+    }
+    body.push_str("</div>\n");
 }
 
 fn before_and_after(body: &mut String, report: &Report) {

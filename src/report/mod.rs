@@ -6,6 +6,8 @@
 mod html;
 mod plot;
 
+pub use html::{document, escape, name};
+
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -301,6 +303,20 @@ impl Worth {
     pub fn of(differences: &[f64]) -> Option<Self> {
         let (mean, stderr) = mean_and_stderr(differences)?;
         Some(Self { mean, stderr, n: differences.len() })
+    }
+    /// How far a mean over rows is from luck, in one sentence.
+    pub fn certainty(&self) -> String {
+        let Some(stderr) = self.stderr else { return "It was measured on one row: not at all.".into() };
+        if stderr <= 0.0 {
+            return format!("All {} rows say the same.", self.n);
+        }
+        let times = self.mean / stderr;
+        let means = match times.abs() {
+            3.0.. => "other rows of this kind would show it too",
+            2.0.. => "other rows of this kind would most likely show it too",
+            _ => "other rows might not show it",
+        };
+        format!("{times:.1} times its standard error over {} rows: {means}.", self.n)
     }
 }
 

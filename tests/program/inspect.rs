@@ -46,10 +46,32 @@ fn inspect_shows_weights_interfaces_and_the_pairing() {
 }
 
 #[test]
-fn inspect_refuses_what_it_cannot_read_or_match() {
-    let sandbox = Sandbox::digits().file("text.onnx", "not a model");
+fn inspect_draws_a_page_and_overwrites_no_model() {
+    let sandbox = Sandbox::digits();
     sandbox.transcript(
-        "$ onnx-merge inspect nothing.onnx
+        "$ onnx-merge inspect digits_mlp.onnx digits_cnn.onnx --html out.html --executor tract
+         out.html shows it in any browser
+         $ exists out.html
+         $ onnx-merge inspect digits_mlp.onnx digits_cnn.onnx --html digits_cnn.onnx
+         error: the output digits_cnn.onnx is the input digits_cnn.onnx: inputs are never overwritten
+         ...
+         [exit 2]
+         $ onnx-merge inspect digits_mlp.onnx --html out.html --json
+         ...
+         [exit 2]",
+    );
+}
+
+#[test]
+fn inspect_refuses_what_it_cannot_read_or_match() {
+    let sandbox =
+        Sandbox::digits().file("text.onnx", "not a model").file("model.ort", b"\x18\0\0\0ORTM\0\0\0\0");
+    sandbox.transcript(
+        "$ onnx-merge inspect model.ort
+         error: model.ort: is in ONNX Runtime's own ORT format
+         hint: use the .onnx file that it was converted from
+         [exit 3]
+         $ onnx-merge inspect nothing.onnx
          error: nothing.onnx: [..]
          [exit 3]
          $ onnx-merge inspect text.onnx

@@ -2,6 +2,7 @@
 
 #[cfg(unix)]
 mod action;
+mod browser;
 mod commands;
 mod grad;
 mod inspect;

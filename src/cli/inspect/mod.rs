@@ -1,23 +1,29 @@
 //! `onnx-merge inspect`: a model's parameter graph, and how a source would pair with it.
 
+mod layout;
+mod page;
+mod text;
+
 use super::args::{ExecutorArgs, choice};
-use super::terminal::{Paint, message, table};
+use super::terminal::message;
 use crate::autodiff::{facts, prepare};
 use crate::error::Result;
 use crate::onnx::infer::{Operand, infer};
-use crate::onnx::{Dim, Fact, Facts, Graph, Model, ValueInfo, read};
-use crate::params::{InterfaceKind, InterfaceUse, MatrixView, Pairing, ParamGraph, Weight, spectrum};
+use crate::onnx::surgery::refuse_overwriting;
+use crate::onnx::{Dim, Fact, Facts, Graph, Model, ValueInfo, atomic, read};
+use crate::params::{Pairing, ParamGraph, spectrum};
 use crate::runtime::{self, Executor};
 use crate::train::TrainConfig;
-use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde::Deserialize;
 use std::path::{Path, PathBuf};
+use text::{as_json, as_table};
 
 /// Shows a model's weights, the channel spaces between them, and what a source could give it.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   onnx-merge inspect model.onnx
   onnx-merge inspect target.onnx source.onnx
+  onnx-merge inspect target.onnx source.onnx --html pairing.html
   onnx-merge inspect model.onnx --format dot | dot -Tsvg > model.svg")]
 pub struct Args {
     /// The model to look at
@@ -32,6 +38,9 @@ pub struct Args {
     /// The same as --format json
     #[arg(long)]
     json: bool,
+    /// Draw it instead, as one page for a browser that needs nothing else
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["format", "json"])]
+    html: Option<PathBuf>,
     /// Pair weights by name: 'target_glob=source_glob' (may be repeated)
     #[arg(long, value_name = "TGT=SRC", requires = "source")]
     map: Vec<String>,
@@ -59,12 +68,22 @@ struct Inspected {
 
 pub fn run(args: Args) -> Result<u8> {
     let format = if args.json { Format::Json } else { args.format };
-    let spectra = matches!(format, Format::Table | Format::Json);
+    if let Some(out) = &args.html {
+        let inputs: Vec<&Path> =
+            [Some(&args.model), args.source.as_ref()].into_iter().flatten().map(PathBuf::as_path).collect();
+        refuse_overwriting(out, &inputs)?;
+    }
+    let spectra = args.html.is_none() && matches!(format, Format::Table | Format::Json);
     let model = inspect(&args.model, &args.executor, spectra)?;
     let source = args.source.as_ref().map(|path| inspect(path, &args.executor, false)).transpose()?;
     let pairing =
         source.as_ref().map(|s| Pairing::automatic(&model.params, &s.params, &args.map)).transpose()?;
     let both = source.as_ref().zip(pairing.as_ref());
+    if let Some(out) = &args.html {
+        atomic::write(out, page::page(&model, both).as_bytes())?;
+        message(format!("{} shows it in any browser", out.display()));
+        return Ok(0);
+    }
     match format {
         Format::Table => super::print(&as_table(&model, both))?,
         Format::Json => super::print_json(&as_json(&model, both))?,
@@ -174,228 +193,10 @@ fn guessed(graph: &Graph) -> Facts {
     facts
 }
 
-/// Sums over a parameter graph.
-#[derive(Serialize)]
-struct Totals {
-    weights: usize,
-    matrices: usize,
-    vectors: usize,
-    tied: usize,
-    interfaces: usize,
-    parameters: usize,
-    trainable_parameters: usize,
-    matrix_parameters: usize,
-}
-
-fn totals(params: &ParamGraph) -> Totals {
-    let sum = |keep: &dyn Fn(&&Weight) -> bool| params.weights.iter().filter(keep).map(Weight::len).sum();
-    Totals {
-        weights: params.weights.len(),
-        matrices: params.matrices().count(),
-        vectors: params.weights.len() - params.matrices().count(),
-        tied: params.weights.iter().filter(|w| w.nodes.len() > 1).count(),
-        interfaces: params.interfaces.len(),
-        parameters: sum(&|_| true),
-        trainable_parameters: sum(&|w| w.is_trainable()),
-        matrix_parameters: sum(&|w| w.view.is_some()),
-    }
-}
-
-fn as_json(model: &Inspected, pairing: Option<(&Inspected, &Pairing)>) -> serde_json::Value {
-    let weights: Vec<serde_json::Value> = model
-        .params
-        .weights
-        .iter()
-        .zip(&model.energy)
-        .map(|(weight, energy)| {
-            let mut entry = json!(weight);
-            entry["rank_95"] = json!(energy.and_then(|e| spectrum::rank_at(&weight.spectrum, e, 0.95)));
-            entry["trainable"] = json!(weight.is_trainable());
-            entry
-        })
-        .collect();
-    let name = |i: &Inspected, id| i.params.weight(id).name.to_string();
-    json!({
-        "model": model.path.display().to_string(),
-        "producer": model.model.producer,
-        "totals": totals(&model.params),
-        "weights": weights,
-        "interfaces": model.params.interfaces,
-        "edges": model.params.edges,
-        "pairing": pairing.map(|(source, pairing)| json!({
-            "source": source.path.display().to_string(),
-            "source_totals": totals(&source.params),
-            "interfaces": pairing.interfaces,
-            "weights": pairing.weights.iter().map(|p| json!({
-                "target": name(model, p.target),
-                "source": p.source.map(|s| name(source, s)),
-                "candidates": p.candidates.iter().map(|&c| name(source, c)).collect::<Vec<_>>(),
-            })).collect::<Vec<_>>(),
-        })),
-    })
-}
-
-fn as_table(model: &Inspected, pairing: Option<(&Inspected, &Pairing)>) -> String {
-    let paint = Paint::stdout();
-    let params = &model.params;
-    let mut text = format!("{}\n", paint.bold(&model.path.display().to_string()));
-    let mut rows = vec![heading(
-        paint,
-        &["weight", "role", "shape", "matrix", "depth", "rank 95 %", "σ₁", "from", "to", "users"],
-    )];
-    for (weight, energy) in params.weights.iter().zip(&model.energy) {
-        let plain = weight.dtype == crate::onnx::DType::F32;
-        let role = if plain {
-            weight.role.name().to_owned()
-        } else {
-            format!("{} {}", weight.role.name(), weight.dtype)
-        };
-        rows.push(vec![
-            shortened(weight.name.as_str()),
-            role,
-            product(&weight.shape),
-            weight.view.as_ref().map(view).unwrap_or_default(),
-            weight.depth.to_string(),
-            energy.map(|e| rank(&weight.spectrum, e)).unwrap_or_default(),
-            weight.spectrum.first().map(|s| format!("{s:.3}")).unwrap_or_default(),
-            sides(params, &weight.input),
-            sides(params, &weight.output),
-            if weight.nodes.len() > 1 { format!("{} (tied)", weight.nodes.len()) } else { "1".into() },
-        ]);
-    }
-    text += &table(&rows);
-    let t = totals(params);
-    text += &format!(
-        "\n{} weights: {} matrices, {} vectors and others, {} tied; {} numbers, {} of them trainable, {} in matrices\n",
-        t.weights, t.matrices, t.vectors, t.tied, t.parameters, t.trainable_parameters, t.matrix_parameters
-    );
-    text += &interface_table(params, paint);
-    if let Some((source, pairing)) = pairing {
-        text += &pairing_table(model, source, pairing, paint);
-    }
-    text
-}
-
-fn heading(paint: Paint, names: &[&str]) -> Vec<String> {
-    names.iter().map(|name| paint.dim(name)).collect()
-}
-
-fn interface_table(params: &ParamGraph, paint: Paint) -> String {
-    let mut rows =
-        vec![heading(paint, &["interface", "kind", "channels", "depth", "written by", "read by", "vectors"])];
-    for (i, interface) in params.interfaces.iter().enumerate() {
-        let kind = match interface.kind {
-            InterfaceKind::Input => "input",
-            InterfaceKind::Hidden => "hidden",
-            InterfaceKind::Output => "output",
-        };
-        let names = |ids: &[crate::params::WeightId]| match ids {
-            [] => "–".to_owned(),
-            [one] => shortened(params.weight(*one).name.as_str()),
-            [one, rest @ ..] => format!("{} + {}", shortened(params.weight(*one).name.as_str()), rest.len()),
-        };
-        rows.push(vec![
-            label(params, i),
-            kind.into(),
-            interface.channels.to_string(),
-            interface.depth.to_string(),
-            names(&interface.producers),
-            names(&interface.consumers),
-            interface.vectors.len().to_string(),
-        ]);
-    }
-    format!("\n{}", table(&rows))
-}
-
-fn pairing_table(model: &Inspected, source: &Inspected, pairing: &Pairing, paint: Paint) -> String {
-    let name = |i: &Inspected, id| shortened(i.params.weight(id).name.as_str());
-    let mut rows = vec![heading(paint, &["target weight", "through interface maps", "else by tokens from"])];
-    for pair in &pairing.weights {
-        let tokens: Vec<String> = pair.candidates.iter().take(3).map(|&c| name(source, c)).collect();
-        let more = pair.candidates.len().saturating_sub(3);
-        let tokens = if more > 0 { format!("{} + {more}", tokens.join(", ")) } else { tokens.join(", ") };
-        rows.push(vec![
-            name(model, pair.target),
-            pair.source.map_or("–".into(), |s| name(source, s)),
-            tokens,
-        ]);
-    }
-    let interfaces: Vec<String> = pairing
-        .interfaces
-        .iter()
-        .map(|&(t, s)| {
-            let channels = (model.params.interface(t).channels, source.params.interface(s).channels);
-            format!(
-                "{} ({}) ← {} ({})",
-                label(&model.params, t.0),
-                channels.0,
-                label(&source.params, s.0),
-                channels.1
-            )
-        })
-        .collect();
-    let interfaces = if interfaces.is_empty() { "none".into() } else { interfaces.join(", ") };
-    format!(
-        "\nfrom {}\ninterfaces: {interfaces}\n{}",
-        paint.bold(&source.path.display().to_string()),
-        table(&rows)
-    )
-}
-
-/// `i3`, with what it is.
-fn label(params: &ParamGraph, index: usize) -> String {
-    match params.interfaces[index].kind {
-        InterfaceKind::Input => format!("in{index}"),
-        InterfaceKind::Hidden => format!("h{index}"),
-        InterfaceKind::Output => format!("out{index}"),
-    }
-}
-
-fn sides(params: &ParamGraph, uses: &[InterfaceUse]) -> String {
-    let one = |u: &InterfaceUse| {
-        let positions = if u.positions > 1 { format!("·{}", product(&u.grid)) } else { String::new() };
-        format!("{}{positions}", label(params, u.interface.0))
-    };
-    match uses {
-        [] => "–".into(),
-        [one_use] => one(one_use),
-        [first, rest @ ..] => format!("{} + {}", one(first), rest.len()),
-    }
-}
-
-fn view(view: &MatrixView) -> String {
-    let groups = if view.group > 1 { format!(" /{}", view.group) } else { String::new() };
-    match view.taps.as_slice() {
-        [] => format!("{}×{}{groups}", view.out, view.inn),
-        taps => format!("{}×{}·{}{groups}", view.out, view.inn, product(taps)),
-    }
-}
-
-fn rank(values: &[f32], energy: f64) -> String {
-    match spectrum::rank_at(values, energy, 0.95) {
-        Some(rank) => rank.to_string(),
-        None => format!("> {}", values.len()),
-    }
-}
-
-fn product(sizes: &[usize]) -> String {
-    sizes.iter().map(|d| d.to_string()).collect::<Vec<_>>().join("×")
-}
-
-/// A name that fits a column: its end says more than its middle.
-fn shortened(name: &str) -> String {
-    const WIDTH: usize = 36;
-    let letters: Vec<char> = name.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    match letters.len() {
-        n if n <= WIDTH => letters.into_iter().collect(),
-        n => letters[..10].iter().chain(&['…']).chain(&letters[n - (WIDTH - 11)..]).collect(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::params::Role;
+    use crate::params::{Role, Weight};
 
     fn open(path: &Path) -> Result<Inspected> {
         inspect(path, &ExecutorArgs::default(), true)
@@ -419,6 +220,9 @@ mod tests {
         let text = as_table(&small, Some((&cnn, &pairing)));
         assert!(text.contains("4 matrices") && text.contains("digits_cnn.onnx"), "{text}");
         assert_eq!(as_json(&small, Some((&cnn, &pairing)))["totals"]["matrices"], 4);
+        let page = page::page(&small, Some((&cnn, &pairing)));
+        let drawn = |class: &str| page.matches(&format!("class=\"{class}")).count();
+        assert_eq!((drawn("node matrix"), drawn("pair maps")), (4 + 5, 3), "{page}");
         let mlp = fixture("digits_mlp.onnx");
         assert!(!Pairing::automatic(&mlp.params, &cnn.params, &[]).unwrap().interfaces.is_empty());
     }
@@ -467,6 +271,7 @@ mod tests {
             if let Ok(model) = open(&entry.path()) {
                 as_table(&model, None);
                 as_json(&model, None);
+                page::page(&model, None);
                 model.params.to_dot();
                 model.params.to_mermaid();
                 Pairing::automatic(&model.params, &model.params, &[]).unwrap();
