@@ -10,6 +10,7 @@ pub mod cli;
 pub mod data;
 pub mod error;
 pub mod lpka;
+mod memory;
 pub mod onnx;
 pub mod params;
 pub mod report;

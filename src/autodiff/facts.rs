@@ -22,6 +22,9 @@ pub struct Probe {
 /// The largest integer or boolean tensor whose elements a probe keeps.
 pub const MOST_KEPT: usize = 4096;
 
+/// The elements of the largest input that is made up: a batch of films, and no typing error.
+const MOST_MADE_UP: usize = 1 << 26;
+
 /// Runs `model` once on `inputs`, with every value of its top-level graph as an output.
 ///
 /// Values that the executor can run but not hand out are found by halving, and get no fact.
@@ -178,7 +181,7 @@ pub fn example_inputs(graph: &Graph, batch: usize, seed: u64) -> Result<HashMap<
                 }
             })
             .collect();
-        let count = crate::onnx::element_count(&shape).filter(|&n| n < 1 << 31);
+        let count = crate::onnx::element_count(&shape).filter(|&n| n <= MOST_MADE_UP);
         let count = count.ok_or_else(|| refuse("is an input too large to try out"))?;
         let values: Vec<f64> = match dtype {
             d if d.is_float() => (0..count).map(|_| rng.random_range(-1.0..1.0)).collect(),

@@ -223,7 +223,7 @@ impl Dataset {
 
 /// Refuses sizes that can't fit into memory, before anything is allocated for them.
 fn check_memory(path: &Path, what: &str, bytes: u64) -> Result<()> {
-    let limit = available_memory().unwrap_or(8 << 30);
+    let limit = crate::memory::available();
     match bytes > limit {
         false => Ok(()),
         true => Err(Error::data(
@@ -232,11 +232,4 @@ fn check_memory(path: &Path, what: &str, bytes: u64) -> Result<()> {
         )
         .hint("arrays in .npy files and in uncompressed .npz files (numpy.savez) are read from the disk as needed")),
     }
-}
-
-/// What the system says can be had without swapping; only Linux tells so simply.
-fn available_memory() -> Option<u64> {
-    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = info.lines().find(|l| l.starts_with("MemAvailable:"))?;
-    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
 }

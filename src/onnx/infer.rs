@@ -93,16 +93,14 @@ pub fn infer(node: &Node, inputs: &[Option<Operand<'_>>]) -> Option<Vec<Fact>> {
             let axis = if axis < 0 { axis + shape.len() as i64 } else { axis } as usize;
             one(Fact::new(
                 first?.dtype,
-                &[shape.get(..axis)?.iter().product(), shape.get(axis..)?.iter().product()],
+                &[super::element_count(shape.get(..axis)?)?, super::element_count(shape.get(axis..)?)?],
             ))
         }
-        "Expand" => {
-            let target: Vec<usize> = ints(1)?.iter().map(|&d| d as usize).collect();
-            one(Fact::new(first?.dtype, &broadcast(&first?.shape, &target)?))
-        }
+        "Expand" => one(Fact::new(first?.dtype, &broadcast(&first?.shape, &sizes(&ints(1)?)?)?)),
         "Tile" => {
-            let shape: Vec<usize> = first?.shape.iter().zip(ints(1)?).map(|(&d, n)| d * n as usize).collect();
-            one(Fact::new(first?.dtype, &shape))
+            let times = sizes(&ints(1)?)?;
+            let tiled = first?.shape.iter().zip(times).map(|(d, n)| d.checked_mul(n));
+            one(Fact::new(first?.dtype, &tiled.collect::<Option<Vec<_>>>()?))
         }
         "ReduceSum" | "ReduceMean" | "ReduceMax" | "ReduceMin" | "ReduceProd" | "ReduceL1" | "ReduceL2"
         | "ReduceSumSquare" | "ReduceLogSum" | "ReduceLogSumExp" => {
@@ -124,7 +122,7 @@ pub fn infer(node: &Node, inputs: &[Option<Operand<'_>>]) -> Option<Vec<Fact>> {
         "TopK" => {
             let mut shape = first?.shape.clone();
             let axis = normalise_axis(node.int_or("axis", -1), shape.len())?;
-            shape[axis] = *ints(1)?.first()? as usize;
+            shape[axis] = usize::try_from(*ints(1)?.first()?).ok()?;
             Some(vec![Fact::new(first?.dtype, &shape), Fact::new(DType::I64, &shape)])
         }
         "Squeeze" => {
@@ -156,24 +154,21 @@ pub fn infer(node: &Node, inputs: &[Option<Operand<'_>>]) -> Option<Vec<Fact>> {
         "Split" => {
             let shape = &first?.shape;
             let axis = normalise_axis(node.int_or("axis", 0), shape.len())?;
+            let dtype = first?.dtype;
             let parts = match ints(1) {
-                Some(parts) => parts.iter().map(|&p| p as usize).collect(),
+                Some(parts) => sizes(&parts)?,
                 None => {
-                    let n = node.outputs.len();
+                    let n = node.outputs.len().max(1);
                     let size = shape[axis].div_ceil(n);
                     (0..n).map(|i| size.min(shape[axis].saturating_sub(i * size))).collect::<Vec<_>>()
                 }
             };
-            Some(
-                parts
-                    .iter()
-                    .map(|&p| {
-                        let mut s = shape.clone();
-                        s[axis] = p;
-                        Fact::new(first.unwrap_or_else(|| unreachable!()).dtype, &s)
-                    })
-                    .collect(),
-            )
+            let part = |&size: &usize| {
+                let mut shape = shape.clone();
+                shape[axis] = size;
+                Fact { dtype, shape }
+            };
+            Some(parts.iter().map(part).collect())
         }
         "Slice" => {
             one(Fact::new(first?.dtype, &slice(&first?.shape, &ints(1)?, &ints(2)?, ints(3), ints(4))?))
@@ -186,21 +181,20 @@ pub fn infer(node: &Node, inputs: &[Option<Operand<'_>>]) -> Option<Vec<Fact>> {
         "GatherElements" => one(Fact::new(first?.dtype, &operand(1)?.fact.shape)),
         "GatherND" => {
             let (shape, index) = (&first?.shape, &operand(1)?.fact.shape);
-            let batch = node.int_or("batch_dims", 0) as usize;
+            let batch = usize::try_from(node.int_or("batch_dims", 0)).ok()?;
             let (last, lead) = index.split_last()?;
-            one(Fact::new(first?.dtype, &[lead, shape.get(batch + last..)?].concat()))
+            one(Fact::new(first?.dtype, &[lead, shape.get(batch.checked_add(*last)?..)?].concat()))
         }
         "OneHot" => {
             let mut shape = first?.shape.clone();
             let axis = normalise_axis(node.int_or("axis", -1), shape.len() + 1)?;
-            shape.insert(axis, *ints(1)?.first()? as usize);
+            shape.insert(axis, usize::try_from(*ints(1)?.first()?).ok()?);
             one(Fact::new(operand(2)?.fact.dtype, &shape))
         }
         "Shape" => one(Fact::new(DType::I64, &[first?.rank()])),
         "Size" => one(Fact::new(DType::I64, &[])),
         "ConstantOfShape" => {
-            let shape: Vec<usize> = ints(0)?.iter().map(|&d| d as usize).collect();
-            one(Fact::new(node.tensor("value").map_or(DType::F32, |t| t.dtype()), &shape))
+            one(Fact::new(node.tensor("value").map_or(DType::F32, |t| t.dtype()), &sizes(&ints(0)?)?))
         }
         "Range" => {
             let at = |i: usize| operand(i)?.value?.to_f64().first().copied();
@@ -213,7 +207,8 @@ pub fn infer(node: &Node, inputs: &[Option<Operand<'_>>]) -> Option<Vec<Fact>> {
             let axes = ints(3).unwrap_or_else(|| (0..shape.len() as i64).collect());
             let mut padded: Vec<i64> = shape.iter().map(|&d| d as i64).collect();
             for (i, &axis) in axes.iter().enumerate() {
-                padded[normalise_axis(axis, shape.len())?] += pads.get(i)? + pads.get(i + axes.len())?;
+                let size = &mut padded[normalise_axis(axis, shape.len())?];
+                *size = size.checked_add(*pads.get(i)?)?.checked_add(*pads.get(i + axes.len())?)?;
             }
             one(Fact::new(
                 first?.dtype,
@@ -222,7 +217,7 @@ pub fn infer(node: &Node, inputs: &[Option<Operand<'_>>]) -> Option<Vec<Fact>> {
         }
         "Conv" => {
             let (x, w) = (&first?.shape, &operand(1)?.fact.shape);
-            let window = Window::of(node, &w[2..], x.len().checked_sub(2)?)?;
+            let window = Window::of(node, w.get(2..)?, x.len().checked_sub(2)?)?;
             let spatial: Vec<usize> =
                 (0..x.len() - 2).map(|i| window.output(i, x[i + 2])).collect::<Option<_>>()?;
             one(Fact::new(first?.dtype, &[&[x[0], w[0]], &spatial[..]].concat()))
@@ -230,25 +225,16 @@ pub fn infer(node: &Node, inputs: &[Option<Operand<'_>>]) -> Option<Vec<Fact>> {
         "ConvTranspose" => {
             let (x, w) = (&first?.shape, &operand(1)?.fact.shape);
             let n = x.len().checked_sub(2)?;
-            let window = Window::of(node, &w[2..], n)?;
+            let window = Window::of(node, w.get(2..)?, n)?;
             let extra = node.ints("output_padding").map_or(vec![0; n], |p| p.to_vec());
-            let spatial: Vec<usize> = (0..n)
-                .map(|i| {
-                    let full = (window.stride[i] * (x[i + 2] - 1)
-                        + (window.kernel[i] - 1) * window.dilation[i]
-                        + 1) as i64;
-                    usize::try_from(full + extra[i] - window.pad[i] - window.pad[i + n]).ok()
-                })
-                .collect::<Option<_>>()?;
-            one(Fact::new(
-                first?.dtype,
-                &[&[x[0], w[1] * node.int_or("group", 1) as usize], &spatial[..]].concat(),
-            ))
+            let spatial: Vec<usize> =
+                (0..n).map(|i| window.transposed(i, x[i + 2], *extra.get(i)?)).collect::<Option<_>>()?;
+            let channels = w[1].checked_mul(usize::try_from(node.int_or("group", 1)).ok()?)?;
+            one(Fact::new(first?.dtype, &[&[x[0], channels], &spatial[..]].concat()))
         }
         "MaxPool" | "AveragePool" => {
             let x = &first?.shape;
-            let kernel: Vec<usize> = node.ints("kernel_shape")?.iter().map(|&k| k as usize).collect();
-            let window = Window::of(node, &kernel, x.len().checked_sub(2)?)?;
+            let window = Window::of(node, &sizes(node.ints("kernel_shape")?)?, x.len().checked_sub(2)?)?;
             let spatial: Vec<usize> =
                 (0..x.len() - 2).map(|i| window.output(i, x[i + 2])).collect::<Option<_>>()?;
             let y = Fact::new(first?.dtype, &[&x[..2], &spatial[..]].concat());
@@ -260,7 +246,7 @@ pub fn infer(node: &Node, inputs: &[Option<Operand<'_>>]) -> Option<Vec<Fact>> {
         }
         "Einsum" => {
             let equation = node.str("equation")?.replace(' ', "");
-            let (terms, out) = equation.split_once("->")?;
+            let (terms, out) = equation.split_once("->").filter(|_| !equation.contains('.'))?;
             let mut size = std::collections::HashMap::new();
             for (term, operand) in terms.split(',').zip(inputs.iter().flatten()) {
                 size.extend(term.chars().zip(operand.fact.shape.iter().copied()));
@@ -272,6 +258,14 @@ pub fn infer(node: &Node, inputs: &[Option<Operand<'_>>]) -> Option<Vec<Fact>> {
         }
         _ => None,
     }
+}
+
+/// No window is longer along an axis: sums and products of two such numbers fit 64 bits.
+const LONGEST: usize = 1 << 31;
+
+/// Sizes of axes; `None` where one is negative.
+fn sizes(dims: &[i64]) -> Option<Vec<usize>> {
+    dims.iter().map(|&d| usize::try_from(d).ok()).collect()
 }
 
 /// The sliding window of a convolution or pooling node, with every attribute filled in (`auto_pad` excepted,
@@ -286,24 +280,32 @@ pub struct Window {
 }
 
 impl Window {
+    /// `None` where attributes don't fit each other, or are of no sensible size.
     pub fn of(node: &Node, kernel: &[usize], spatial: usize) -> Option<Self> {
-        let list = |name: &str| {
-            node.ints(name).map_or(vec![1; spatial], |v| v.iter().map(|&s| s as usize).collect())
-        };
+        let list = |name: &str| node.ints(name).map_or(Some(vec![1; spatial]), sizes);
         let window = Window {
             kernel: kernel.to_vec(),
-            stride: list("strides"),
-            dilation: list("dilations"),
+            stride: list("strides")?,
+            dilation: list("dilations")?,
             pad: node.ints("pads").map_or(vec![0; 2 * spatial], |p| p.to_vec()),
             ceil: node.int_or("ceil_mode", 0) != 0,
         };
-        let fits =
-            [window.kernel.len(), window.stride.len(), window.dilation.len()].iter().all(|&n| n == spatial);
-        (fits && window.pad.len() == 2 * spatial).then_some(window)
+        let lists = [&window.kernel, &window.stride, &window.dilation];
+        let fits = lists.iter().all(|l| l.len() == spatial && l.iter().all(|n| (1..LONGEST).contains(n)));
+        let padded =
+            window.pad.len() == 2 * spatial && window.pad.iter().all(|p| p.unsigned_abs() < LONGEST as u64);
+        (fits && padded).then_some(window)
+    }
+    /// The length along axis `i` of what a transposed convolution makes of `size`.
+    fn transposed(&self, i: usize, size: usize, extra: i64) -> Option<usize> {
+        let strides = i64::try_from(self.stride[i].checked_mul(size.checked_sub(1)?)?).ok()?;
+        let reach = (self.kernel[i] as i64 - 1) * self.dilation[i] as i64 + 1;
+        let pads = self.pad[i] + self.pad[i + self.kernel.len()];
+        usize::try_from(strides.checked_add(reach)?.checked_add(extra)?.checked_sub(pads)?).ok()
     }
     /// The number of windows along axis `i` of an input of size `size`.
     pub fn output(&self, i: usize, size: usize) -> Option<usize> {
-        let padded = size as i64 + self.pad[i] + self.pad[i + self.kernel.len()];
+        let padded = i64::try_from(size).ok()?.checked_add(self.pad[i] + self.pad[i + self.kernel.len()])?;
         let room = padded - ((self.kernel[i] as i64 - 1) * self.dilation[i] as i64 + 1);
         let stride = self.stride[i] as i64;
         if room < 0 {
@@ -334,7 +336,7 @@ fn matmul(a: &[usize], b: &[usize]) -> Option<Vec<usize>> {
 
 /// The shape that `Reshape` makes of `from` when asked for `to` (with its 0 and -1).
 pub fn reshape(from: &[usize], to: &[i64], allow_zero: bool) -> Option<Vec<usize>> {
-    let total: usize = from.iter().product();
+    let total = super::element_count(from)?;
     let mut shape: Vec<usize> = vec![];
     let mut free = None;
     for (i, &d) in to.iter().enumerate() {
@@ -348,10 +350,10 @@ pub fn reshape(from: &[usize], to: &[i64], allow_zero: bool) -> Option<Vec<usize
         });
     }
     if let Some(i) = free {
-        let rest: usize = shape.iter().product();
+        let rest = super::element_count(&shape)?;
         shape[i] = total.checked_div(rest).unwrap_or(0);
     }
-    (shape.iter().product::<usize>() == total).then_some(shape)
+    (super::element_count(&shape)? == total).then_some(shape)
 }
 
 fn reduced(shape: &[usize], axes: &[i64], keep: bool, noop_when_empty: bool) -> Option<Vec<usize>> {
@@ -378,8 +380,8 @@ fn slice(
     let axes = axes.unwrap_or_else(|| (0..starts.len() as i64).collect());
     for (k, &axis) in axes.iter().enumerate() {
         let axis = normalise_axis(axis, shape.len())?;
-        let (start, end, step) =
-            slice_range(shape[axis], *starts.get(k)?, *ends.get(k)?, steps.as_ref().map_or(1, |s| s[k]))?;
+        let step = steps.as_ref().map_or(Some(1), |s| s.get(k).copied())?;
+        let (start, end, step) = slice_range(shape[axis], *starts.get(k)?, *ends.get(k)?, step)?;
         let span = if step > 0 { end - start } else { start - end };
         out[axis] = (span.max(0) as u64).div_ceil(step.unsigned_abs()) as usize;
     }
@@ -392,6 +394,7 @@ pub fn slice_range(size: usize, start: i64, end: i64, step: i64) -> Option<(i64,
     let wrap = |v: i64| if v < 0 { v.saturating_add(n) } else { v };
     match step {
         0 => None,
+        _ if n == 0 => Some((0, 0, step)),
         1.. => Some((wrap(start).clamp(0, n), wrap(end).clamp(0, n), step)),
         _ => Some((wrap(start).clamp(0, n - 1), wrap(end).clamp(-1, n - 1), step)),
     }

@@ -5,6 +5,7 @@
 //! branches and unrolls short loops; [`lift`] makes the batch dimension free. Each keeps the values of the model's
 //! outputs, and the sites of its weights. Nothing here knows about gradients.
 
+mod check;
 mod forms;
 mod functions;
 mod lift;

@@ -3,6 +3,7 @@
 //!
 //! Look at [`upgrade`]; what is done to an operator stands in [`super::forms`].
 
+use super::check::{check, check_size};
 use super::names::{collect_names, hoist, make_unique, rename_reads};
 use super::{forms, functions};
 use crate::error::{Error, Result};
@@ -58,6 +59,8 @@ pub(super) struct Upgrade<'a> {
     /// Element types and ranks; sizes are guesses where the file leaves them open.
     facts: HashMap<ValueId, Fact>,
     constants: HashMap<ValueId, Tensor>,
+    /// Why a node that was emitted can't stay.
+    refused: Option<Error>,
     /// The graph being emitted.
     out: Graph,
 }
@@ -75,6 +78,7 @@ impl<'a> Upgrade<'a> {
             depth: 0,
             facts: HashMap::new(),
             constants: HashMap::new(),
+            refused: None,
             out: Graph::default(),
         }
     }
@@ -128,9 +132,13 @@ impl<'a> Upgrade<'a> {
                     _ => {}
                 }
             }
+            check(&node, node.input(0).and_then(|id| self.facts.get(id)).map(Fact::rank))?;
             match node.domain.as_str() {
                 "" => forms::modernise(self, node, version)?,
                 _ => self.push(node),
+            }
+            if let Some(refused) = self.refused.take() {
+                return Err(refused);
             }
         }
         Ok(())
@@ -211,7 +219,9 @@ impl<'a> Upgrade<'a> {
         let guessed = node.is("Squeeze") && node.inputs.len() < 2;
         let facts =
             if complete && node.domain.is_empty() && !guessed { infer(node, &operands) } else { None };
-        for (output, fact) in node.outputs.iter().zip(facts.unwrap_or_default()) {
+        let facts = facts.unwrap_or_default();
+        self.refused = self.refused.take().or(check_size(node, &facts).err());
+        for (output, fact) in node.outputs.iter().zip(facts) {
             if let Some(output) = output {
                 self.facts.insert(output.clone(), fact);
             }

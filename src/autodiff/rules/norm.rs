@@ -322,7 +322,7 @@ fn grouped(c: &mut Context<'_>, groups: usize) -> Cotangents {
 /// `y = x / ‖x‖`; a zero vector stays zero and gets no cotangent.
 fn lp(c: &mut Context<'_>) -> Cotangents {
     let (x, y, dy) = (c.input(0)?, c.output(0)?, c.cotangent()?);
-    let axis = [c.node.int_or("axis", -1)];
+    let axis = [c.axis(c.node.int_or("axis", -1), c.b.rank(&x))? as i64];
     let one_norm = c.node.int_or("p", 2) == 1;
     let b = &mut *c.b;
     let norm = b.reduce(if one_norm { "ReduceL1" } else { "ReduceL2" }, &x, &axis, true);

@@ -161,10 +161,18 @@ fn average_pool(c: &mut Context<'_>) -> Cotangents {
     Ok(vec![Some(pull_back(c.b, &dy, &maps))])
 }
 
+/// The axes of an image, as global pools take them all: none would mean every axis to a reduction.
+fn spatial(c: &Context<'_>, x: &ValueId) -> Result<Vec<i64>> {
+    match c.b.rank(x) as i64 {
+        rank @ 3.. => Ok((2..rank).collect()),
+        rank => Err(c.refuse(format!("pools over images, but its input has {rank} axes"))),
+    }
+}
+
 fn global_average_pool(c: &mut Context<'_>) -> Cotangents {
     let (x, dy) = (c.input(0)?, c.cotangent()?);
     let shape = c.b.shape(&x);
-    let count: usize = shape[2..].iter().product();
+    let count: usize = spatial(c, &x)?.iter().map(|&axis| shape[axis as usize]).product();
     let share = c.b.mul_scalar(&dy, 1.0 / count.max(1) as f64);
     Ok(vec![Some(c.b.expand(&share, &shape))])
 }
@@ -172,7 +180,7 @@ fn global_average_pool(c: &mut Context<'_>) -> Cotangents {
 /// Shares the cotangent between equal maxima.
 fn global_max_pool(c: &mut Context<'_>) -> Cotangents {
     let (x, y, dy) = (c.input(0)?, c.output(0)?, c.cotangent()?);
-    let axes: Vec<i64> = (2..c.b.rank(&x) as i64).collect();
+    let axes = spatial(c, &x)?;
     let won = c.b.op("Equal", &[&x, &y]);
     let dtype = c.b.dtype(&x);
     let won = c.b.cast(&won, dtype);
