@@ -15,12 +15,15 @@ pub struct Probe {
     /// Type and shape of the inputs, the initializers, and everything that nodes make, inside subgraphs as far as those
     /// can be run by themselves. Sequences and optionals have none, nor do values that the executor couldn't hand out.
     pub facts: Facts,
-    /// Integers and booleans of up to [`MOST_KEPT`] elements: shapes, axes, conditions. None from inside loops.
+    /// Integers and booleans of up to [`MOST_KEPT`] elements: shapes, axes, conditions; real numbers of up to
+    /// [`MOST_REAL`]: scales. None from inside loops.
     pub values: HashMap<ValueId, Tensor>,
 }
 
 /// The largest integer or boolean tensor whose elements a probe keeps.
 pub const MOST_KEPT: usize = 4096;
+/// The same for real numbers.
+const MOST_REAL: usize = 8;
 
 /// The elements of the largest input that is made up: a batch of films, and no typing error.
 const MOST_MADE_UP: usize = 1 << 26;
@@ -134,7 +137,7 @@ fn run_for(
     if ids.is_empty() {
         return Ok(());
     }
-    let results = executor.compile(&model, &probe.facts)?.run(feeds)?;
+    let results = executor.compile_once(&model, &probe.facts)?.run(feeds)?;
     for (id, value) in ids.iter().zip(results) {
         probe.note(id, value.fact(), || value.to_host())?;
     }
@@ -147,7 +150,8 @@ impl Probe {
             return Ok(());
         }
         let discrete = fact.dtype.is_int() || fact.dtype == DType::Bool;
-        if discrete && fact.len() <= MOST_KEPT {
+        let most = if discrete { MOST_KEPT } else { MOST_REAL };
+        if (discrete || fact.dtype.is_float()) && fact.len() <= most {
             self.values.insert(id.clone(), value()?);
         }
         self.facts.insert(id.clone(), fact);

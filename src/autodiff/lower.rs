@@ -6,7 +6,7 @@
 use super::rules;
 use crate::error::Result;
 use crate::onnx::{Attr, Builder, Facts, Graph, Node, ValueId};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// Rewrites the nodes of `graph` whose parameters have become inputs and that not every executor runs so
 /// (batch normalisation and recurrent layers), then shares equal nodes.
@@ -23,7 +23,7 @@ pub fn lower(graph: Graph, facts: Facts) -> Result<(Graph, Facts)> {
         let training = node.is("BatchNormalization") && node.int_or("training_mode", 0) != 0;
         let fixed = node.inputs.iter().skip(1).all(constant) && !training;
         let Some(forward) = rules::lowering(&node).filter(|_| !fixed) else {
-            b.push(node);
+            b.keep(node);
             continue;
         };
         b.set_scope(&node.label());
@@ -51,12 +51,12 @@ const RANDOM: [&str; 6] =
 /// Lets one node do the work of all that compute the same, and drops identities. Outputs of the graph keep their
 /// names.
 pub fn share(graph: &mut Graph) {
-    let outputs: Vec<ValueId> = graph.outputs.iter().map(|o| o.id.clone()).collect();
-    let inputs: Vec<ValueId> = graph.inputs.iter().map(|i| i.id.clone()).collect();
+    let outputs: HashSet<ValueId> = graph.outputs.iter().map(|o| o.id.clone()).collect();
+    let inputs: HashSet<ValueId> = graph.inputs.iter().map(|i| i.id.clone()).collect();
     let mut same: HashMap<ValueId, ValueId> = HashMap::new();
     let mut constants = HashMap::new();
     for (id, tensor) in
-        graph.initializers.iter().filter(|(id, t)| t.bytes().len() <= SMALL && !inputs.contains(id))
+        graph.initializers.iter().filter(|(id, t)| t.bytes().len() <= SMALL && !inputs.contains(*id))
     {
         let key = (tensor.dtype(), tensor.shape().to_vec(), tensor.bytes().to_vec());
         match constants.get(&key) {
@@ -64,8 +64,10 @@ pub fn share(graph: &mut Graph) {
             None => drop(constants.insert(key, id.clone())),
         }
     }
-    let mut seen: HashMap<(String, Vec<Option<ValueId>>), Vec<Node>> = HashMap::new();
-    graph.nodes.retain_mut(|node| {
+    let mut nodes: Vec<Node> = Vec::with_capacity(graph.nodes.len());
+    // Places in `nodes`.
+    let mut seen: HashMap<(String, Vec<Option<ValueId>>), Vec<usize>> = HashMap::new();
+    for mut node in std::mem::take(&mut graph.nodes) {
         for input in node.inputs.iter_mut().flatten() {
             if let Some(first) = same.get(input) {
                 *input = first.clone();
@@ -74,33 +76,29 @@ pub fn share(graph: &mut Graph) {
         let inner = node.attrs.values().any(|a| matches!(a, Attr::Graph(_) | Attr::Graphs(_)));
         let kept = node.outputs.iter().flatten().any(|o| outputs.contains(o));
         if inner || RANDOM.contains(&node.op.as_str()) {
-            return true;
+            nodes.push(node);
+            continue;
         }
         if let (true, false, Some(from), Some(to)) =
             (node.is("Identity"), kept, node.input(0), node.output(0))
         {
             same.insert(to.clone(), from.clone());
-            return false;
+            continue;
         }
         let alike = seen.entry((node.qualified_op(), node.inputs.clone())).or_default();
-        let covers = |first: &Node| {
-            first.attrs == node.attrs
-                && first.outputs.len() >= node.outputs.len()
-                && first.outputs.iter().zip(&node.outputs).all(|(f, n)| f.is_some() || n.is_none())
-        };
-        match alike.iter().find(|first| covers(first)) {
+        match alike.iter().map(|&i| &nodes[i]).find(|first| covers(first, &node)) {
             Some(first) if !kept => {
                 for (to, from) in node.outputs.iter().zip(&first.outputs) {
                     same.extend(to.clone().zip(from.clone()));
                 }
-                false
             }
             _ => {
-                alike.push(node.clone());
-                true
+                alike.push(nodes.len());
+                nodes.push(node);
             }
         }
-    });
+    }
+    graph.nodes = nodes;
     // Subgraphs may read what was dropped, by its name.
     let dropped = |id: &ValueId| same.get(id).cloned();
     for node in &mut graph.nodes {
@@ -108,6 +106,13 @@ pub fn share(graph: &mut Graph) {
             rename(inner, &dropped);
         }
     }
+}
+
+/// Whether `first`, of the same operator and inputs as `node`, computes all that it does.
+fn covers(first: &Node, node: &Node) -> bool {
+    first.attrs == node.attrs
+        && first.outputs.len() >= node.outputs.len()
+        && first.outputs.iter().zip(&node.outputs).all(|(f, n)| f.is_some() || n.is_none())
 }
 
 fn rename(graph: &mut Graph, new: &impl Fn(&ValueId) -> Option<ValueId>) {

@@ -245,7 +245,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let a = model(dir.path(), "a.onnx", 4.0, "test");
         let out = dir.path().join("out.onnx");
-        let site = a.model.graph.initializers["w"].site.unwrap_or(SiteId(0));
+        let site = a.model.graph.initializers[&crate::onnx::ValueId::new("w")].site.unwrap_or(SiteId(0));
         surgery::write(&a, &[(site, Tensor::f32(&[2, 2], &[1.0, 2.0, 3.0, 4.0]))], &out).unwrap();
         let b = read(&out).unwrap();
         assert_eq!(compare(&a, &b).iter().filter(|c| c.is_change()).count(), 1);

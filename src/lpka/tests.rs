@@ -178,7 +178,7 @@ fn an_open_gate_starts_at_a_slice_of_the_source() -> Result<()> {
     assert_eq!(means("b1"), Some(Means::MappedStart));
     // The second convolution: rows 0, 1, 3, 4, 5, 6, 8, 9 and columns 0, 1, 3, 4, 6, 7 of the source's, of equal spread.
     let start = &program.initial.iter().find(|(n, _)| n.as_str() == "w1").expect("w1 is trained").1;
-    let (start, slice) = (start.to_f32().into_owned(), theirs.weights["w1"].to_f32().into_owned());
+    let (start, slice) = (start.to_f32().into_owned(), theirs.weights[&"w1".into()].to_f32().into_owned());
     let (rows, cols) = (interface::selection(8, 10), interface::selection(6, 8));
     let mut picked = vec![];
     for r in rows {
@@ -190,7 +190,7 @@ fn an_open_gate_starts_at_a_slice_of_the_source() -> Result<()> {
     let cosine = start.iter().zip(&picked).map(|(a, b)| a * b).sum::<f32>() / norm(&start) / norm(&picked);
     assert!(cosine > 0.95, "{cosine}");
     let std = |v: &[f32]| crate::params::Matrix::new(1, v.len(), v.to_vec()).std();
-    assert!((std(&start) / std(&ours.weights["w1"].to_f32()) - 1.0).abs() < 1e-3);
+    assert!((std(&start) / std(&ours.weights[&"w1".into()].to_f32()) - 1.0).abs() < 1e-3);
     Ok(())
 }
 
@@ -224,7 +224,7 @@ fn weights_whose_view_splits_their_axes_keep_their_shape() -> Result<()> {
     let origins = [Origin::new(theirs, &pairing)];
     let program = build(&ours, &origins, &names(&t), &config(Preset::Structured), 1.0, &*executor(), 3)?;
     let first = &program.initial.iter().find(|(n, _)| n.as_str() == "w1").expect("it is trained").1;
-    assert_eq!(first.shape(), ours.weights["w1"].shape());
+    assert_eq!(first.shape(), ours.weights[&"w1".into()].shape());
     steps(&program, 2, 0.1).map(drop)
 }
 
@@ -248,7 +248,7 @@ fn chosen_channels_are_what_an_open_gate_starts_from() -> Result<()> {
             .to_f32()
             .into_owned()
     };
-    let bias = theirs.weights["b0"].to_f32().into_owned();
+    let bias = theirs.weights[&"b0".into()].to_f32().into_owned();
     assert_eq!(first("b0"), choice.iter().map(|&c| bias[c]).collect::<Vec<_>>());
     Ok(())
 }
@@ -410,7 +410,7 @@ fn replacements_happen_once_a_cycle() -> Result<()> {
     let (t, at) = (target(), |program: &UpdateProgram, weight: &str| {
         program.initial.iter().find(|(name, _)| name.as_str() == weight).map(|(_, tensor)| tensor.clone())
     });
-    assert_ne!(at(&program, "w1"), random_side(&t, 1).weights.get("w1").cloned());
+    assert_ne!(at(&program, "w1"), random_side(&t, 1).weights.get(&"w1".into()).cloned());
     let mut runner = Runner::new(executor(), &program.step_program())?;
     let mut feeds = vec![(program.learning_rate.clone(), Value::host(Tensor::f32(&[], &[1e-2])))];
     for (_, input) in &program.gradients {

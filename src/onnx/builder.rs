@@ -197,6 +197,13 @@ impl Builder {
         self.taken.extend(node.outputs.iter().flatten().cloned());
         self.graph.nodes.push(node);
     }
+    /// Emits a node as it was, facts of whose outputs are known from before; infers them where they aren't.
+    pub fn keep(&mut self, node: Node) {
+        match node.outputs.iter().flatten().all(|output| self.facts.contains_key(output)) {
+            true => self.graph.nodes.push(node),
+            false => self.push(node),
+        }
+    }
     /// Emits `op(inputs)` with one output.
     pub fn op(&mut self, op: &str, inputs: &[&ValueId]) -> ValueId {
         self.op_with(op, inputs, &[])

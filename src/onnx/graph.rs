@@ -4,26 +4,38 @@
 
 use super::{DType, Tensor};
 use indexmap::IndexMap;
-use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
-/// The name of a value: an edge of the graph. Cheap to clone; equal names are the same value.
-#[derive(Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ValueId(Arc<str>);
+/// The name of a value: an edge of the graph. Cheap to clone and to hash; equal names are the same value.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ValueId {
+    name: Arc<str>,
+    /// Of the name, once and for all: names are long, and looked up everywhere.
+    hash: u64,
+}
 
 impl ValueId {
     pub fn new(name: impl AsRef<str>) -> Self {
-        Self(Arc::from(name.as_ref()))
+        let name = name.as_ref();
+        let mut hasher = DefaultHasher::new();
+        name.hash(&mut hasher);
+        Self { name: Arc::from(name), hash: hasher.finish() }
     }
     pub fn as_str(&self) -> &str {
-        &self.0
+        &self.name
     }
 }
-impl Borrow<str> for ValueId {
-    fn borrow(&self) -> &str {
-        &self.0
+impl Default for ValueId {
+    fn default() -> Self {
+        Self::new("")
+    }
+}
+impl Hash for ValueId {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.hash);
     }
 }
 impl From<&str> for ValueId {
@@ -33,12 +45,12 @@ impl From<&str> for ValueId {
 }
 impl fmt::Display for ValueId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.name)
     }
 }
 impl fmt::Debug for ValueId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "%{}", self.0)
+        write!(f, "%{}", self.name)
     }
 }
 

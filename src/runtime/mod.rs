@@ -67,6 +67,10 @@ pub trait Executor: Send + Sync {
     /// # Errors
     /// [`crate::Error::Executor`], with the node's name where one is to blame.
     fn compile(&self, model: &Model, facts: &Facts) -> Result<Box<dyn Compiled>>;
+    /// The same for a program that is run once: what is soon made, not what is fast.
+    fn compile_once(&self, model: &Model, facts: &Facts) -> Result<Box<dyn Compiled>> {
+        self.compile(model, facts)
+    }
     /// Moves a tensor to the device.
     fn upload(&self, tensor: &Tensor) -> Result<Value>;
     /// How many runs [`Compiled::run_each`] works on at once.

@@ -288,7 +288,7 @@ mod tests {
         assert_eq!(runner.state(&"w".into())?.to_f64(), [2.0, -2.0]);
         runner.reset()?;
         let outputs = runner.step(&[("rate".into(), Value::host(Tensor::f32(&[], &[1.0])))])?;
-        assert_eq!(outputs["loss"].scalar()?, 32.0);
+        assert_eq!(outputs[&"loss".into()].scalar()?, 32.0);
         assert_eq!(runner.state(&"w".into())?.to_f64(), [4.0, -4.0]);
         runner.set_state(&"w".into(), &Tensor::f32(&[2], &[1.0, 1.0]))?;
         assert_eq!(runner.state(&"w".into())?.to_f64(), [1.0, 1.0]);

@@ -5,6 +5,7 @@ use super::loss;
 use crate::autodiff;
 use crate::error::{Error, Result};
 use crate::onnx::{Builder, DType, Fact, Facts, Forms, Graph, Model, Tensor, ValueId, ValueInfo};
+use std::collections::HashSet;
 
 /// What the loss compares the model's answer with.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -55,11 +56,13 @@ pub fn free_weights(graph: &mut Graph, facts: &Facts, weights: &[ValueId]) -> Re
     for weight in weights {
         let tensor = graph
             .initializers
-            .shift_remove(weight)
+            .get(weight)
             .ok_or_else(|| Error::tensor(weight.as_str(), "is not an initializer of the prepared graph"))?;
         debug_assert!(facts.get(weight).is_none_or(|f| f.shape == tensor.shape()));
-        graph.inputs.push(ValueInfo::new(weight.clone(), &Fact::of(&tensor)));
+        graph.inputs.push(ValueInfo::new(weight.clone(), &Fact::of(tensor)));
     }
+    let freed: HashSet<&ValueId> = weights.iter().collect();
+    graph.initializers.retain(|id, _| !freed.contains(id));
     Ok(())
 }
 
@@ -151,10 +154,10 @@ pub fn build(
     }
     let (mut graph, facts) = b.finish();
     // A weight that the loss depends on only through comparisons or indices goes back to being a constant.
-    for weight in weights.iter().filter(|w| !gradients.contains_key(*w)) {
-        graph.inputs.retain(|input| input.id != *weight);
-        graph.initializers.insert(weight.clone(), constants[weight].clone());
-    }
+    let idle: Vec<&ValueId> = weights.iter().filter(|w| !gradients.contains_key(*w)).collect();
+    let constant: HashSet<&ValueId> = idle.iter().copied().collect();
+    graph.inputs.retain(|input| !constant.contains(&input.id));
+    graph.initializers.extend(idle.into_iter().map(|weight| (weight.clone(), constants[weight].clone())));
     graph.prune();
     let (graph, facts) = autodiff::lower::lower(graph, facts)?;
     model.graph = graph;

@@ -112,12 +112,12 @@ fn the_gradient_agrees_with_central_differences() -> Result<()> {
             ("t".into(), Value::host(noise(&[BATCH, 3], 20))),
         ];
         let outputs = runner.step(&feeds)?;
-        let gradient = outputs["kernel.grad"].to_host()?.to_f64();
+        let gradient = outputs[&"kernel.grad".into()].to_host()?.to_f64();
         let start = program.state[0].initial.to_f64();
         let mut loss_at = |values: &[f64]| -> Result<f64> {
             runner.reset()?;
             runner.set_state(&"kernel".into(), &Tensor::from_f64(DType::F32, &[4, 2, 3, 3], values))?;
-            runner.step(&feeds)?["loss"].scalar()
+            runner.step(&feeds)?[&"loss".into()].scalar()
         };
         // Steps small enough that no unit of these passes its kink.
         for i in [0, 71] {

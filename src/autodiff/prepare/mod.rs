@@ -2,7 +2,7 @@
 //!
 //! [`upgrade`] inlines functions, hoists constants and brings old operators into the forms of opset 18;
 //! [`widen`] computes half-precision models in float32; [`specialise`] folds what depends on no data, inlines decided
-//! branches and unrolls short loops; [`lift`] makes the batch dimension free. Each keeps the values of the model's
+//! branches, unrolls short loops and takes sequences apart; [`lift`] makes the batch dimension free. Each keeps the values of the model's
 //! outputs, and the sites of its weights. Nothing here knows about gradients.
 
 mod check;
@@ -10,6 +10,7 @@ mod forms;
 mod functions;
 mod lift;
 mod names;
+mod sequences;
 mod specialise;
 mod statics;
 mod trace;

@@ -4,6 +4,7 @@
 //! Look at [`specialise`], one round with a probe at hand, and [`settle`], which probes and repeats it.
 
 use super::names::rename_reads;
+use super::sequences::unpack;
 use super::statics::Statics;
 use super::unroll::unroll;
 use crate::autodiff::facts::{Probe, probe};
@@ -27,6 +28,7 @@ pub fn specialise(model: &Model, probe: &Probe) -> Result<Model> {
     fold(graph, probe);
     inline_branches(graph);
     unroll(graph, &probe.facts);
+    unpack(graph, &probe.facts);
     for node in &mut graph.nodes {
         resolve_padding(node, &probe.facts)?;
     }
@@ -46,9 +48,10 @@ pub fn settle(
     for _ in 0..MAX_ROUNDS {
         let next = specialise(&model, &probed)?;
         let bodies = |m: &Model| m.graph.nodes.iter().filter(|n| n.subgraphs().next().is_some()).count();
-        let inlined = bodies(&next) != bodies(&model) || next.graph.nodes.len() > model.graph.nodes.len();
+        let made: HashSet<&ValueId> = values(&model.graph).collect();
+        let inlined = bodies(&next) != bodies(&model) || values(&next.graph).any(|id| !made.contains(id));
         model = next;
-        // Values keep their names, so that the old probe holds, unless a body brought new ones.
+        // Values keep their names, so that the old probe holds, unless a body or a sequence brought new ones.
         if !inlined {
             break;
         }
@@ -60,11 +63,22 @@ pub fn settle(
     Ok((model, probed))
 }
 
-/// Makes initializers of integer and boolean values that are the same in every run.
+/// What a graph's nodes make.
+fn values(graph: &Graph) -> impl Iterator<Item = &ValueId> {
+    graph.nodes.iter().flat_map(|node| node.outputs.iter().flatten())
+}
+
+/// Makes initializers of integer and boolean values that are the same in every run, and of scales of images.
 fn fold(graph: &mut Graph, probe: &Probe) {
     let statics = Statics::of(graph);
     let mut folded = IndexMap::new();
-    fold_nodes(graph, &|id| probe.values.get(id).filter(|_| statics.is_fixed(id)).cloned(), &mut folded);
+    let scales: HashSet<ValueId> =
+        graph.nodes.iter().filter(|n| n.is("Resize")).filter_map(|n| n.input(2).cloned()).collect();
+    // Other real numbers may be learned.
+    let wanted = |id: &ValueId, t: &Tensor| !t.dtype().is_float() || scales.contains(id);
+    let value =
+        |id: &ValueId| probe.values.get(id).filter(|t| statics.is_fixed(id) && wanted(id, t)).cloned();
+    fold_nodes(graph, &value, &mut folded);
     graph.initializers.extend(folded);
 }
 

@@ -171,3 +171,60 @@ fn decided_branches_are_inlined() {
     let ops: Vec<&str> = settled.graph.nodes.iter().map(|n| n.op.as_str()).collect();
     assert_eq!(ops, ["Abs", "Identity"]);
 }
+
+/// A vector of five numbers, cut into twos, 7 and 8 put in front, joined without the last part, and that part alone.
+fn sequences() -> Model {
+    let mut b = Builder::new("sequences");
+    let x = b.input("x", Fact::new(DType::F32, &[5]));
+    let (two, front, last) = (Tensor::i64(&[], &[2]), Tensor::i64(&[], &[0]), Tensor::i64(&[], &[-1]));
+    let [two, front, last] = [two, front, last].map(|t| b.constant(t));
+    let new = b.constant(Tensor::f32(&[2], &[7.0, 8.0]));
+    let parts = b.op_with("SplitToSequence", &[&x, &two], &[("axis", 0i64.into())]);
+    let more = b.op("SequenceInsert", &[&parts, &new, &front]);
+    let end = b.op("SequenceAt", &[&more, &last]);
+    let fewer = b.op("SequenceErase", &[&more]);
+    let joined = b.op_with("ConcatFromSequence", &[&fewer], &[("axis", 0i64.into())]);
+    for id in [&joined, &end] {
+        b.set_fact(id, Fact::new(DType::F32, &[0]));
+        b.output(id);
+    }
+    let mut model = Model::new(b.finish().0, 18);
+    model.graph.outputs.iter_mut().for_each(|o| o.shape = None);
+    model
+}
+
+#[test]
+fn sequences_of_known_length_are_taken_apart() {
+    let executor = executor();
+    let model = sequences();
+    let example = HashMap::from([("x".into(), Tensor::f32(&[5], &[1.0, 2.0, 3.0, 4.0, 5.0]))]);
+    if executor.name() != "ort" {
+        println!("skipped: only ONNX Runtime runs sequences");
+        return;
+    }
+    let (settled, probed) = settle(&model, &*executor, &example).unwrap();
+    assert!(settled.graph.nodes.iter().all(|n| !n.op.contains("Sequence")), "{:?}", settled.graph.nodes);
+    let made = settled.graph.nodes.iter().flat_map(|n| n.outputs.iter().flatten());
+    made.for_each(|id| assert!(probed.facts.contains_key(id), "{id} has no fact"));
+    let before = outputs(&model, &example, &*executor).unwrap();
+    let after = outputs(&settled, &example, &*executor).unwrap();
+    assert_eq!(before, after);
+    assert!(after.values().any(|t| *t.to_f32() == [7.0, 8.0, 1.0, 2.0, 3.0, 4.0]), "{after:?}");
+}
+
+#[test]
+fn scales_of_images_that_are_put_together_become_constants() {
+    let mut b = Builder::new("resize");
+    let x = b.input("x", Fact::new(DType::F32, &[1, 1, 2, 2]));
+    let (one, two) = (Tensor::f32(&[2], &[1.0, 1.0]), Tensor::f32(&[2], &[2.0, 2.0]));
+    let (one, two) = (b.constant(one), b.constant(two));
+    let scales = b.concat(&[&one, &two], 0);
+    let y = b.op_full("", "Resize", &[Some(&x), None, Some(&scales)], &[], 1).remove(0);
+    b.set_fact(&y, Fact::new(DType::F32, &[1, 1, 4, 4]));
+    b.output(&y);
+    let model = Model::new(b.finish().0, 18);
+    let example = example_inputs(&model.graph, 1, 1).unwrap();
+    let (settled, _) = settle(&model, &*executor(), &example).unwrap();
+    assert_eq!(settled.graph.initializers[&scales].to_f64(), [1.0, 1.0, 2.0, 2.0]);
+    assert_eq!(settled.graph.nodes.len(), 1);
+}

@@ -105,8 +105,11 @@ mod tests {
         let graph = &wide.graph;
         assert_eq!(graph.inputs[0].dtype, Some(DType::F16));
         assert_eq!(graph.outputs[0].dtype, Some(DType::F32));
-        let before = model.graph.initializers["w"].to_f64();
-        assert_eq!((graph.initializers["w"].dtype(), graph.initializers["w"].to_f64()), (DType::F32, before));
+        let before = model.graph.initializers[&ValueId::new("w")].to_f64();
+        assert_eq!(
+            (graph.initializers[&ValueId::new("w")].dtype(), graph.initializers[&ValueId::new("w")].to_f64()),
+            (DType::F32, before)
+        );
         let casts: Vec<_> = graph.nodes.iter().filter(|n| n.is("Cast")).map(|n| n.int("to")).collect();
         assert_eq!(casts, [Some(1); 3]);
     }

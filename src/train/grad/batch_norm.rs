@@ -1,6 +1,7 @@
 //! Batch normalisation as in training: the statistics of the batch itself, and running ones that follow them.
 
 use crate::onnx::{Attr, Builder, Graph, ValueId};
+use std::collections::HashSet;
 
 /// A running mean or variance that is a weight of the file.
 pub struct Statistic {
@@ -12,6 +13,7 @@ pub struct Statistic {
 /// Turns every inference-time `BatchNormalization` of the graph into its training form. Returns what it updates.
 pub fn to_training(graph: &mut Graph) -> Vec<Statistic> {
     let mut statistics: Vec<Statistic> = vec![];
+    let mut seen: HashSet<ValueId> = HashSet::new();
     let initializers = &graph.initializers;
     for node in graph.nodes.iter_mut().filter(|n| n.is("BatchNormalization")) {
         if node.int_or("training_mode", 0) != 0 || node.outputs.len() > 1 {
@@ -23,7 +25,7 @@ pub fn to_training(graph: &mut Graph) -> Vec<Statistic> {
             node.outputs.push(Some(next.clone()));
             let own = node.input(input).filter(|id| initializers.contains_key(*id));
             // Statistics that several layers share follow the first of them.
-            if let Some(name) = own.filter(|id| !statistics.iter().any(|s| s.name == **id)) {
+            if let Some(name) = own.filter(|id| seen.insert((*id).clone())) {
                 statistics.push(Statistic { name: name.clone(), next });
             }
         }

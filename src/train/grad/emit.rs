@@ -13,6 +13,7 @@ use crate::onnx::{Builder, DType, Fact, Facts, Graph, Tensor, ValueId, ValueInfo
 use crate::train::head::{logits_before, rows_of};
 use crate::train::loss;
 use crate::train::model_step::free_weights;
+use std::collections::HashSet;
 
 /// What is built, whatever the sizes.
 pub struct Plan {
@@ -54,8 +55,9 @@ pub fn emit(working: &Working, plan: &Plan) -> Result<Emitted> {
     let stepping = matches!(plan.form, Form::Step(_));
     let mut freed = vec![];
     if stepping {
+        let named: HashSet<&ValueId> = names.iter().collect();
         freed.extend(names.iter().cloned());
-        freed.extend(statistics.iter().map(|s| s.name.clone()).filter(|s| !names.contains(s)));
+        freed.extend(statistics.iter().map(|s| s.name.clone()).filter(|s| !named.contains(s)));
         free_weights(&mut graph, &working.facts, &freed)?;
     }
     graph.inputs = inputs.clone();
@@ -93,7 +95,8 @@ pub fn emit(working: &Working, plan: &Plan) -> Result<Emitted> {
     }
     let (mut graph, facts) = b.finish();
     // What was freed and doesn't move goes back to being a constant.
-    for id in freed.iter().filter(|id| !state.iter().any(|s| s.name == id.as_str())) {
+    let moving: HashSet<&str> = state.iter().map(|s| s.name.as_str()).collect();
+    for id in freed.iter().filter(|id| !moving.contains(id.as_str())) {
         graph.initializers.insert(id.clone(), constants[id].clone());
     }
     graph.prune();
@@ -111,7 +114,8 @@ fn step(
     constants: &indexmap::IndexMap<ValueId, Tensor>,
 ) -> Vec<Slot> {
     let mut state = optimizer::emit(b, optimizer, &plan.names, moved);
-    for statistic in statistics.iter().filter(|s| !moved.iter().any(|(w, _)| w.name == s.name)) {
+    let weights: HashSet<&ValueId> = moved.iter().map(|(w, _)| &w.name).collect();
+    for statistic in statistics.iter().filter(|s| !weights.contains(&s.name)) {
         let Some(initial) = constants.get(&statistic.name).cloned() else { continue };
         b.graph_mut().inputs.push(ValueInfo::new(statistic.name.clone(), &Fact::of(&initial)));
         optimizer::next_value(b, statistic.name.as_str(), &statistic.next, initial, &mut state);

@@ -2,10 +2,11 @@
 //! takes a whole training step, for any ONNX runtime.
 //!
 //! [`build`] is the way in. [`sizes`] makes the working graph for fixed sizes, [`emit`] differentiates it,
-//! [`generalise`] opens the sizes again, and a run at other sizes proves it. Executors are used to probe and to prove.
+//! [`generalise`] opens the sizes again, which a graph built for other sizes proves, by its nodes or by a run beside it. Executors are used to probe and to prove.
 
 mod batch_norm;
 mod emit;
+mod formula;
 mod generalise;
 pub mod names;
 pub mod optimizer;
@@ -23,6 +24,7 @@ use generalise::{Open, Sample, generalise};
 use names::Names;
 use optimizer::Optimizer;
 use sizes::{Symbol, Working, feeds, sized, symbols};
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 /// What is differentiated.
@@ -194,8 +196,8 @@ impl Job<'_> {
     /// One graph, for the sizes it was built with.
     fn fixed(&mut self, working: Working, fixed: Vec<(String, usize)>) -> Result<Built> {
         let plan = self.plan(&working)?;
-        let emitted = emit(&working, &plan)?;
-        let model = self.finished(emitted.graph.clone(), &working);
+        let mut emitted = emit(&working, &plan)?;
+        let model = self.finished(std::mem::take(&mut emitted.graph), &working);
         if prepare::has_varying_shapes(&working.model.graph) {
             self.try_out(&model, &emitted)?;
         }
@@ -243,7 +245,7 @@ impl Job<'_> {
                 }
             };
             let plan = self.plan(&base)?;
-            let first = emit(&base, &plan)?;
+            let mut first = emit(&base, &plan)?;
             let mut others = vec![];
             for i in 0..open.len() {
                 let sizes = sizes_of(open, &family, |k| usize::from(k == i));
@@ -259,10 +261,13 @@ impl Job<'_> {
                 .iter()
                 .map(|s| Open { name: s.name.clone(), input: s.places[0].0.clone(), axis: s.places[0].1 })
                 .collect();
-            let sample = Sample { sizes: base_sizes, graph: first.graph.clone() };
-            let proved = generalise(&dims, &sample, &others).and_then(|graph| {
-                let model = self.finished(graph, &base);
-                self.prove(&model, open, &sizes_of(open, &family, |_| 2), &plan, &first)?;
+            let sample = Sample { sizes: base_sizes, graph: std::mem::take(&mut first.graph) };
+            let proved = self.witness(open, &sizes_of(open, &family, |_| 2), &plan).and_then(|witness| {
+                let general = generalise(&dims, &sample, &others, &witness.sample)?;
+                let model = self.finished(general.graph, &base);
+                if !general.witnessed {
+                    self.prove(&model, &witness, &first)?;
+                }
                 Ok(model)
             });
             match proved {
@@ -285,31 +290,33 @@ impl Job<'_> {
         Working::of(&sized(&self.model, &assigned), self.executor)
     }
 
-    /// Runs the open graph at sizes it wasn't made from, beside one built for just these.
-    fn prove(
-        &self,
-        model: &Model,
-        open: &[Symbol],
-        sizes: &[usize],
-        plan: &Plan,
-        first: &Emitted,
-    ) -> Result<(), String> {
+    /// The graph for sizes that the open one isn't made from.
+    fn witness(&self, open: &[Symbol], sizes: &[usize], plan: &Plan) -> Result<Witness, String> {
+        let build = || {
+            let working = self.working(open, sizes)?;
+            let Emitted { graph, facts, .. } = emit(&working, plan)?;
+            Ok(Witness { sample: Sample { sizes: sizes.to_vec(), graph }, facts, working })
+        };
+        build().map_err(|e: Error| e.to_string())
+    }
+
+    /// Runs the open graph at the witness's sizes, beside the witness.
+    fn prove(&self, model: &Model, witness: &Witness, first: &Emitted) -> Result<(), String> {
         let text = |e: Error| e.to_string();
-        let working = self.working(open, sizes).map_err(text)?;
-        let emitted = emit(&working, plan).map_err(text)?;
+        let graph = &witness.sample.graph;
         let given: Vec<(ValueId, Tensor)> =
             first.state.iter().map(|s| (ValueId::new(&s.name), s.initial.clone())).collect();
-        let fed = feeds(&emitted.graph, &given, 11).map_err(text)?;
+        let fed: HashMap<ValueId, Tensor> = feeds(graph, &given, 11).map_err(text)?.into_iter().collect();
         let facts: Facts = fed.iter().map(|(id, t)| (id.clone(), Fact::of(t))).collect();
         let run = |model: &Model, facts: &Facts| -> Result<Vec<Tensor>> {
             let order: Vec<Value> = model
                 .graph
                 .required_inputs()
-                .filter_map(|i| fed.iter().find(|(id, _)| *id == i.id).map(|(_, t)| Value::host(t.clone())))
+                .filter_map(|i| fed.get(&i.id).map(|t| Value::host(t.clone())))
                 .collect();
             self.executor.compile(model, facts)?.run(&order)?.iter().map(Value::to_host).collect()
         };
-        let expected = run(&self.finished(emitted.graph.clone(), &working), &emitted.facts).map_err(text)?;
+        let expected = run(&self.finished(graph.clone(), &witness.working), &witness.facts).map_err(text)?;
         let found = run(model, &facts).map_err(text)?;
         for ((a, b), output) in expected.iter().zip(&found).zip(&model.graph.outputs) {
             let (a, b) = (a.to_f64(), b.to_f64());
@@ -356,7 +363,8 @@ impl Job<'_> {
         open: Vec<String>,
         fixed: Vec<(String, usize)>,
     ) -> Built {
-        let moved = |w: &ValueId| !emitted.idle.contains(w);
+        let idle: HashSet<ValueId> = emitted.idle.iter().cloned().collect();
+        let moved = |w: &ValueId| !idle.contains(w);
         let why_fixed = if fixed.is_empty() { None } else { self.why.take() };
         Built {
             model,
@@ -369,6 +377,13 @@ impl Job<'_> {
             names: plan.names.clone(),
         }
     }
+}
+
+/// A graph that the open one has to agree with.
+struct Witness {
+    sample: Sample,
+    facts: Facts,
+    working: Working,
 }
 
 /// A size of each dimension, the smallest ones for the batch: for the `i`th the one that `which(i)` says of its three.
