@@ -2,19 +2,20 @@
 //!
 //!     ONNX_MERGE_TORCH=/path/to/python cargo bench --bench steps
 //!
-//! The variable names a Python that has torch; without it only this program is measured. Every case runs in a process
+//! The variable names a Python that has torch; without it only this program is measured. ONNX_MERGE_ONNXSIM names one that has
+//! onnxsim, too, whose own training loop then takes part. Every case runs in a process
 //! of its own, so that peak memory and the time to the first step are its own too; rounds alternate between the two
 //! sides, since a machine's speed drifts. `ONNX_MERGE_BENCH_THREADS`, `…_BATCH`, `…_STEPS` and `…_ROUNDS` change the
 //! size, `…_EXECUTORS` which executors run (`ort,tract`), `…_DEVICE` where PyTorch runs (`cpu`). With `…_MODELS` naming a
 //! folder, the larger networks that `torch_steps.py export FOLDER` writes there take part. `…_SOFTWARE` allows a software
-//! driver as a GPU. Figures and what they mean:
+//! driver as a GPU, `…_CASES=resnet18,encoder` leaves only these networks. Figures and what they mean:
 //! docs/benchmarks.md.
 
 use onnx_merge::lpka::{self, Origin, Side};
 use onnx_merge::onnx::{DType, Tensor, ValueId};
 use onnx_merge::params::Pairing;
 use onnx_merge::runtime::{self, Executor, ExecutorChoice, ExecutorOptions, Runner, Value};
-use onnx_merge::train::fit::LossProgram;
+use onnx_merge::train::fit::{Done, LossProgram};
 use onnx_merge::train::model_step::Objective;
 use onnx_merge::train::network::Network;
 use onnx_merge::train::{TrainConfig, runs};
@@ -34,7 +35,8 @@ const CASES: &[(&str, &str)] = &[
 ];
 
 /// Larger networks, which PyTorch's side writes; those of the adapter come from torchvision.
-const LARGE: &[(&str, &str)] = &[("model", "resnet18"), ("model", "encoder"), ("adapter", "mobilenet_v2")];
+const LARGE: &[(&str, &str)] =
+    &[("model", "resnet18"), ("model", "mobilenet"), ("model", "encoder"), ("adapter", "mobilenet_v2")];
 
 /// Where the adapter into a network comes from.
 fn source_of(network: &str) -> &'static str {
@@ -74,6 +76,8 @@ fn main() -> Result<()> {
 /// Runs every case under every side, and prints a table in Markdown.
 fn all(size: &Size) {
     let torch = std::env::var_os("ONNX_MERGE_TORCH").map(PathBuf::from);
+    let onnxsim = std::env::var_os("ONNX_MERGE_ONNXSIM").map(PathBuf::from);
+    let only = std::env::var("ONNX_MERGE_BENCH_CASES").ok();
     println!("batch {}, {} thread(s), best of {} rounds\n", size.batch, size.threads, size.rounds);
     println!(
         "| step | side | fastest, ms | ÷ PyTorch | median, ms | first step, s | memory of the step, MB | ÷ PyTorch | whole process, MB |"
@@ -82,12 +86,25 @@ fn all(size: &Size) {
     let executors = std::env::var("ONNX_MERGE_BENCH_EXECUTORS").unwrap_or_else(|_| "ort,tract".into());
     let large = if std::env::var_os("ONNX_MERGE_BENCH_MODELS").is_some() { LARGE } else { &[] };
     for &(kind, network) in CASES.iter().chain(large) {
-        let sides: Vec<&str> = torch.iter().map(|_| "PyTorch").chain(executors.split(',')).collect();
+        if only.as_ref().is_some_and(|only| !only.split(',').any(|name| name == network)) {
+            continue;
+        }
+        // onnxsim knows no adapters.
+        let peer = onnxsim.as_ref().filter(|_| kind == "model");
+        let sides: Vec<&str> = torch
+            .iter()
+            .map(|_| "PyTorch")
+            .chain(peer.iter().map(|_| "onnxsim"))
+            .chain(executors.split(','))
+            .collect();
         let mut results: Vec<Option<Json>> = vec![None; sides.len()];
         for _ in 0..size.rounds {
             for (side, best) in sides.iter().zip(&mut results) {
-                let result = match (*side, &torch) {
-                    ("PyTorch", Some(python)) => by_torch(python, kind, network, size),
+                let result = match (*side, &torch, peer) {
+                    ("PyTorch", Some(python), _) => by_python(python, "torch_steps.py", kind, network, size),
+                    ("onnxsim", _, Some(python)) => {
+                        by_python(python, "onnxsim_steps.py", kind, network, size)
+                    }
                     _ => by_us(side, kind, network),
                 };
                 *best = better(best.take(), result);
@@ -139,8 +156,8 @@ fn step_memory_of(json: &Json) -> f64 {
     json["held"].as_f64().unwrap_or(f64::INFINITY) - json["idle"].as_f64().unwrap_or(0.0)
 }
 
-fn by_torch(python: &Path, kind: &str, network: &str, size: &Size) -> Option<Json> {
-    let script = here("benches").join("torch_steps.py");
+fn by_python(python: &Path, script: &str, kind: &str, network: &str, size: &Size) -> Option<Json> {
+    let script = here("benches").join(script);
     let numbers = [size.batch, size.threads, size.steps].map(|n| n.to_string());
     last_line(Command::new(python).arg(script).args([kind, network]).args(numbers))
 }
@@ -245,7 +262,7 @@ fn model_step(executor: &Arc<dyn Executor>, network: &str, batch: usize) -> Resu
     let links = Links::new(&runner, &update, &step.weights)?;
     let mut merged = links.first;
     Ok(Box::new(move || {
-        let (loss, gradients) = program.run(feeds.clone(), &merged, None)?;
+        let Done { loss, gradients, .. } = program.run(feeds.clone(), &merged, None)?;
         if !loss.is_finite() {
             return Err(Error::usage("the loss is not finite"));
         }

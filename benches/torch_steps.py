@@ -112,7 +112,22 @@ class Encoder(nn.Module):
         return self.head(x.mean(1))
 
 
-LARGE = {"resnet18": ResNet18, "encoder": Encoder}
+class MobileNet(nn.Module):
+    """MobileNetV2 for 3 × 64 × 64 images: depthwise convolutions between pointwise ones."""
+
+    shape = (3, 64, 64)
+
+    def __init__(self):
+        super().__init__()
+        from torchvision.models import mobilenet_v2
+
+        self.body = mobilenet_v2(num_classes=10)
+
+    def forward(self, x):
+        return self.body(x)
+
+
+LARGE = {"resnet18": ResNet18, "encoder": Encoder, "mobilenet": MobileNet}
 # Where the adapter into a network comes from.
 SOURCES = {"mobilenet_v2": "resnet50"}
 
@@ -192,6 +207,10 @@ class Adapter(nn.Module):
         return out
 
 
+def shape_of(case):
+    return LARGE[case].shape if case in LARGE else (1, 8, 8)
+
+
 def model_step(kinds, case, batch):
     model = kinds[case]().train().to(DEVICE)
     for module in model.modules():
@@ -200,8 +219,7 @@ def model_step(kinds, case, batch):
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=1e-4)
-    shape = LARGE[case].shape if case in LARGE else (1, 8, 8)
-    x, y = torch.rand(batch, *shape, device=DEVICE), torch.randint(0, 10, (batch,), device=DEVICE)
+    x, y = torch.rand(batch, *shape_of(case), device=DEVICE), torch.randint(0, 10, (batch,), device=DEVICE)
 
     def step():
         optimizer.zero_grad()

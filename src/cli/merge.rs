@@ -102,6 +102,9 @@ struct Training {
     /// Stop after so many validations without a better one; 0 for never
     #[arg(long, value_name = "N")]
     patience: Option<usize>,
+    /// Normalise batches by their own statistics, and let the target's running ones follow
+    #[arg(long)]
+    train_bn: bool,
     /// Leave weights as they are whose names match
     #[arg(long, value_name = "GLOB")]
     freeze: Vec<String>,
@@ -315,6 +318,7 @@ impl Training {
         set(&mut train.clip, self.clip);
         set_some(&mut train.shift, self.shift);
         set(&mut train.patience, self.patience);
+        train.train_bn |= self.train_bn;
         set(&mut train.freeze, (!self.freeze.is_empty()).then(|| self.freeze.clone()));
         set(&mut train.seed, self.seed);
         set(&mut train.seeds, count(self.seeds));

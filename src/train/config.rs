@@ -162,6 +162,8 @@ pub struct TrainConfig {
     pub seed: u64,
     /// How often every arm is repeated, with seeds `seed`, `seed + 1`, …
     pub seeds: usize,
+    /// Batch normalisation by the statistics of the batch, which the running ones follow.
+    pub train_bn: bool,
     /// Weights (globs over their names) that stay as they are.
     pub freeze: Vec<String>,
     /// `target glob=source glob` pairs that refine the automatic pairing.
@@ -209,6 +211,7 @@ impl Default for TrainConfig {
             patience: 0,
             seed: 0,
             seeds: 1,
+            train_bn: false,
             freeze: vec![],
             map: vec![],
             adapt: vec![],

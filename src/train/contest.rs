@@ -199,7 +199,7 @@ impl Contest<'_> {
     /// Validates, and keeps the weights unless earlier ones were clearly better: picking the luckiest of a dozen
     /// noisy validations ships worse weights than the latest of the good ones (docs/transfer.md).
     fn validate(&mut self, contender: &mut Contender, observer: &mut dyn Observer) -> Result<()> {
-        let weights = contender.fit.weights().to_vec();
+        let weights = contender.fit.weights();
         let value = self.session.evaluate(&weights, Split::Val)?;
         let step = contender.fit.step;
         contender.validations.push((step, value));

@@ -3,6 +3,8 @@
 //! A [`Fit`] can be advanced in pieces, so that arms compete in rounds and a run can be resumed; everything
 //! random in it is a function of its seed and of the step.
 
+use super::accumulate::Accumulator;
+use super::batch_norm::Running;
 use super::batches::Batches;
 use super::model_step::{ModelStep, Objective};
 use super::moving::Moving;
@@ -11,7 +13,7 @@ use super::source::Part;
 use super::{Event, Observer, StepTaken, TrainConfig};
 use crate::error::{Error, Result};
 use crate::lpka::{Lens, Seen, UpdateProgram};
-use crate::onnx::{Builder, DType, Fact, Facts, Model, Tensor, ValueId, WORKING_OPSET};
+use crate::onnx::{DType, Fact, Tensor, ValueId};
 use crate::runtime::{Compiled, Executor, Feed, Fetch, Runner, StepProgram, Value};
 use rand::RngExt;
 use std::sync::Arc;
@@ -26,6 +28,8 @@ pub struct LossProgram {
     pub accumulate: Option<Accumulator>,
     /// Places of the weights and maps it takes and gives gradients for, among all.
     pub linked: Vec<usize>,
+    /// How many statistics of the batch it reports.
+    statistics: usize,
 }
 
 /// The programs of one step.
@@ -33,85 +37,6 @@ pub struct Losses {
     pub labelled: LossProgram,
     /// For rows without labels, beside those with.
     pub unlabelled: Option<(Objective, LossProgram)>,
-}
-
-/// Averages gradients over the runs of a step, on the executor.
-pub struct Accumulator {
-    groups: Vec<Group>,
-}
-
-/// Gradients that one program adds up.
-struct Group {
-    count: usize,
-    /// `gradient` of each and the scalar `share` in; `share·gradient` out.
-    first: Box<dyn Compiled>,
-    /// `sum` and `gradient` of each and `share` in; `sum + share·gradient` out.
-    next: Box<dyn Compiled>,
-}
-
-/// Bytes of gradients that are added up at once: each group's old sums are let go of before the next one's are made.
-const GROUP_BYTES: usize = 4 << 20;
-
-impl Accumulator {
-    pub fn new(executor: &dyn Executor, facts: &[Fact]) -> Result<Self> {
-        let mut groups = vec![];
-        let mut rest = facts;
-        while !rest.is_empty() {
-            let mut bytes = 0;
-            let fits = |fact: &&Fact| {
-                bytes += fact.bytes();
-                bytes <= GROUP_BYTES
-            };
-            let count = rest.iter().take_while(fits).count().max(1);
-            let (own, after) = rest.split_at(count);
-            let program = |adds| -> Result<Box<dyn Compiled>> {
-                let (model, known) = weighted(own, adds);
-                executor.compile(&model, &known)
-            };
-            groups.push(Group { count, first: program(false)?, next: program(true)? });
-            rest = after;
-        }
-        Ok(Self { groups })
-    }
-
-    /// `sums + share·gradients`, or `share·gradients` where there are no sums yet.
-    fn add(&mut self, sums: Option<Vec<Value>>, gradients: Vec<Value>, share: f64) -> Result<Vec<Value>> {
-        let share = Value::host(Tensor::scalar(DType::F32, share));
-        let mut sums = sums.map(Vec::into_iter);
-        let mut gradients = gradients.into_iter();
-        let mut totals = vec![];
-        for Group { count, first, next } in &mut self.groups {
-            let some = gradients.by_ref().take(*count);
-            let (program, mut inputs) = match &mut sums {
-                Some(sums) => {
-                    (next, sums.by_ref().take(*count).zip(some).flat_map(|(s, g)| [s, g]).collect())
-                }
-                None => (first, some.collect::<Vec<_>>()),
-            };
-            inputs.push(share.clone());
-            totals.extend(program.run(&inputs)?);
-        }
-        Ok(totals)
-    }
-}
-
-/// The graph that multiplies gradients with `share`, and `adds` them to sums.
-fn weighted(facts: &[Fact], adds: bool) -> (Model, Facts) {
-    let mut b = Builder::new("accumulate");
-    let mut pairs = vec![];
-    for (i, fact) in facts.iter().enumerate() {
-        let sum = adds.then(|| b.input(&format!("sum{i}"), fact.clone()));
-        pairs.push((sum, b.input(&format!("gradient{i}"), fact.clone())));
-    }
-    let share = b.input("share", Fact::new(DType::F32, &[]));
-    for (i, (sum, gradient)) in pairs.iter().enumerate() {
-        let share = b.cast(&share, b.dtype(gradient));
-        let part = b.mul(gradient, &share);
-        let total = sum.as_ref().map_or_else(|| part.clone(), |sum| b.add(sum, &part));
-        b.output_as(&format!("total{i}"), &total);
-    }
-    let (graph, facts) = b.finish();
-    (Model::new(graph, WORKING_OPSET), facts)
 }
 
 /// One arm in training.
@@ -130,6 +55,8 @@ pub struct Fit {
     merged: Vec<Value>,
     /// The same without dropout, for validation and shipping.
     clean: Vec<Value>,
+    /// Running statistics of batches, which are shipped beside the weights.
+    pub running: Vec<Running>,
     lens: Lens,
     /// How many of these are weights; the others are maps.
     weights: usize,
@@ -213,6 +140,7 @@ impl Fit {
             plan,
             merged,
             clean,
+            running: vec![],
             lens,
             weights: own,
             curve: vec![],
@@ -249,9 +177,10 @@ impl Fit {
         Ok(())
     }
 
-    /// The merged weights as they are now, without dropout, in the model step's order.
-    pub fn weights(&self) -> &[Value] {
-        &self.clean[..self.weights]
+    /// The merged weights as they are now, without dropout, in the model step's order, then the running statistics.
+    pub fn weights(&self) -> Vec<Value> {
+        let running = self.running.iter().map(|r| Value::host(r.value.clone()));
+        self.clean[..self.weights].iter().cloned().chain(running).collect()
     }
 
     /// Takes steps until `until`, or until the observer or `deadline` says stop; returns whether it got there.
@@ -272,7 +201,7 @@ impl Fit {
             }
             let begun = Instant::now();
             let rate = learning_rate(config.schedule, config.lr, config.warmup, self.step, self.steps);
-            let (value, gradients) = run_model(losses, batches, &self.merged, self.step)?;
+            let (value, gradients) = self.run_model(losses, batches)?;
             if !value.is_finite() {
                 return Err(Error::Diverged { step: self.step, what: format!("the loss is {value}") }
                     .hint("lower the learning rate with --lr, or look at the data for extreme values"));
@@ -293,6 +222,26 @@ impl Fit {
             }
         }
         Ok(true)
+    }
+
+    /// One model step over the next rows: the mean loss and the mean gradients. Rows without labels, where there are any,
+    /// add theirs.
+    fn run_model(&mut self, losses: &mut Losses, batches: &mut Batches<'_>) -> Result<(f64, Vec<Value>)> {
+        let feeds = batches.step(self.step)?;
+        let mut done = losses.labelled.run(feeds, &self.merged, None)?;
+        self.follow(&done.statistics)?;
+        let mut total = done.loss;
+        if let Some((objective, program)) = &mut losses.unlabelled {
+            let feeds = batches.unlabelled_step(self.step, *objective)?;
+            done = program.run(feeds, &self.merged, Some(done.gradients))?;
+            self.follow(&done.statistics)?;
+            total += done.loss;
+        }
+        Ok((total, done.gradients))
+    }
+
+    fn follow(&mut self, seen: &[Value]) -> Result<()> {
+        self.running.iter_mut().zip(seen).try_for_each(|(running, batch)| running.follow(batch))
     }
 
     /// The update step: gradients and state in, new state and W′ out.
@@ -328,6 +277,9 @@ impl Fit {
                 all.push((ValueId::new(format!("{prefix}{id}")), value.to_host()?));
             }
         }
+        for running in &self.running {
+            all.push((ValueId::new(format!("{RUNNING}{}", running.name)), running.value.clone()));
+        }
         Ok(all)
     }
 
@@ -345,6 +297,9 @@ impl Fit {
         for id in &self.plan.state {
             self.update.set_state(id, find(id.as_str())?)?;
         }
+        for running in &mut self.running {
+            running.value = find(&format!("{RUNNING}{}", running.name))?.clone();
+        }
         self.step = step;
         Ok(())
     }
@@ -360,25 +315,17 @@ fn uniform(seed: u64, i: usize, step: usize, fact: &Fact) -> Tensor {
 /// Prefixes of W′ in a snapshot: for the next step, and without dropout.
 const MERGED: &str = "merged:";
 const CLEAN: &str = "clean:";
+/// The same of running statistics.
+const RUNNING: &str = "running:";
 
-/// One model step over the rows of `step`: the mean loss and the mean gradients. Rows without labels, where there are any,
-/// add theirs.
-fn run_model(
-    losses: &mut Losses,
-    batches: &mut Batches<'_>,
-    merged: &[Value],
-    step: usize,
-) -> Result<(f64, Vec<Value>)> {
-    let feeds = batches.step(step)?;
-    let (mut total, gradients) = losses.labelled.run(feeds, merged, None)?;
-    let mut sums = gradients;
-    if let Some((objective, program)) = &mut losses.unlabelled {
-        let feeds = batches.unlabelled_step(step, *objective)?;
-        let (more, gradients) = program.run(feeds, merged, Some(sums))?;
-        total += more;
-        sums = gradients;
-    }
-    Ok((total, sums))
+/// What a model step gave.
+pub struct Done {
+    /// The mean over its runs.
+    pub loss: f64,
+    /// The mean over its runs, added to what was there before.
+    pub gradients: Vec<Value>,
+    /// Those of the last run's rows.
+    pub statistics: Vec<Value>,
 }
 
 impl LossProgram {
@@ -391,31 +338,33 @@ impl LossProgram {
         let weights = step.weights.iter().filter_map(|w| all.iter().position(|o| o == w));
         let linked = weights.chain(all.len()..all.len() + step.maps.len()).collect();
         let program = executor.compile(&step.model, &step.facts)?;
-        Ok(Self { program, lanes: executor.lanes().max(1), accumulate, linked })
+        let (lanes, statistics) = (executor.lanes().max(1), step.statistics.len());
+        Ok(Self { program, lanes, accumulate, linked, statistics })
     }
 
-    /// The mean loss over runs, and their mean gradients, added to `sums`. `feeds` has all inputs of each run but the weights
-    /// and maps, which are in `merged`.
+    /// Runs a step, whose gradients are added to `sums`. `feeds` has all inputs of each run but the weights and maps, which are in
+    /// `merged`.
     pub fn run(
         &mut self,
         mut feeds: Vec<Vec<Value>>,
         merged: &[Value],
         mut sums: Option<Vec<Value>>,
-    ) -> Result<(f64, Vec<Value>)> {
+    ) -> Result<Done> {
         let share = 1.0 / feeds.len().max(1) as f64;
-        let mut total = 0.0;
+        let (mut loss, mut statistics) = (0.0, vec![]);
         for feed in &mut feeds {
             feed.extend(self.linked.iter().map(|&i| merged[i].clone()));
         }
         // Gradients are as large as the weights: no more of them at a time than are computed at once.
         for feeds in feeds.chunks(self.lanes) {
-            for outputs in self.program.run_each(feeds)? {
+            for mut outputs in self.program.run_each(feeds)? {
+                statistics = outputs.split_off(outputs.len() - self.statistics.min(outputs.len()));
                 let mut outputs = outputs.into_iter();
-                total += share * outputs.next().map_or(Ok(f64::NAN), |v| v.scalar())?;
+                loss += share * outputs.next().map_or(Ok(f64::NAN), |v| v.scalar())?;
                 sums = Some(self.add(sums.take(), outputs.collect(), share)?);
             }
         }
-        Ok((total, sums.unwrap_or_default()))
+        Ok(Done { loss, gradients: sums.unwrap_or_default(), statistics })
     }
 
     /// `sums` with a run's gradients added.
@@ -460,31 +409,5 @@ impl Reporter {
             (self.sum / self.count as f64, (self.count * self.rows) as f64 / seconds.max(1e-9));
         *self = Self::new(self.rows);
         Some((mean, speed))
-    }
-}
-
-#[cfg(all(test, feature = "tract"))]
-mod tests {
-    use super::*;
-    use crate::runtime::TractExecutor;
-
-    /// Groups of several gradients and of one that is too large for any; with sums and without.
-    #[test]
-    fn gradients_are_averaged_group_by_group() -> Result<()> {
-        let executor = TractExecutor::new(1)?;
-        let shapes: [&[usize]; 6] = [&[512, 64], &[512], &[1536, 512], &[1536], &[], &[512, 512]];
-        let facts: Vec<Fact> = shapes.iter().map(|shape| Fact::new(DType::F32, shape)).collect();
-        let filled = |value: f32| -> Vec<Value> {
-            let of = |f: &Fact| Value::host(Tensor::f32(&f.shape, &vec![value; f.len()]));
-            facts.iter().map(of).collect()
-        };
-        let mut accumulator = Accumulator::new(&executor, &facts)?;
-        assert!(accumulator.groups.len() > 1);
-        let first = accumulator.add(None, filled(3.0), 0.5)?;
-        for (total, fact) in accumulator.add(Some(first), filled(1.0), 0.5)?.iter().zip(&facts) {
-            assert_eq!(total.fact(), *fact);
-            assert!(total.to_host()?.to_f32().iter().all(|v| *v == 2.0));
-        }
-        Ok(())
     }
 }

@@ -218,7 +218,7 @@ fn run(request: &mut MergeRequest, observer: &mut dyn Observer) -> Result<Report
 fn open_networks(request: &MergeRequest, observer: &mut dyn Observer) -> Result<(Network, Vec<Network>)> {
     let executor = &*request.model_executor;
     let batch = request.config.batch.max(1);
-    let target = runs::open_target(&request.target, batch, Some(&request.data.train), executor)?;
+    let target = open_target(request, batch)?;
     if let Some(why) = target.single_rows_because() {
         observer.event(&Event::Warning(&format!(
             "the target's batch dimension can't be freed ({why}): training runs single rows and averages gradients"
@@ -228,6 +228,18 @@ fn open_networks(request: &MergeRequest, observer: &mut dyn Observer) -> Result<
     let open = |path: &PathBuf| Network::open_source(path, target.batch, Some(data), executor);
     let sources = request.sources.iter().map(open).collect::<Result<_>>()?;
     Ok((target, sources))
+}
+
+/// The target for steps of `batch` rows. A batch whose statistics count isn't cut into runs.
+fn open_target(request: &MergeRequest, batch: usize) -> Result<Network> {
+    let (config, executor) = (&request.config, &*request.model_executor);
+    let (path, data) = (&request.target, Some(&request.data.train));
+    if !config.train_bn {
+        return runs::open_target(path, batch, data, executor);
+    }
+    let mut target = Network::open(path, batch, data, executor)?;
+    target.train_norms(&config.freeze)?;
+    Ok(target)
 }
 
 /// The GPU that the target's steps are worth, where none was demanded or refused.
@@ -522,7 +534,8 @@ fn describe_changes(session: &Session, changed: &[(ValueId, Tensor)]) -> Vec<rep
                     .iter()
                     .find(|w| w.name == *id)
                     .map_or(String::new(), |w| format!("{:?}", w.role)),
-                relative_change: (moved / norm.max(f64::MIN_POSITIVE)).sqrt(),
+                // Finite for what was zero: JSON knows no infinity.
+                relative_change: moved.sqrt() / norm.max(f64::MIN_POSITIVE).sqrt(),
             }
         })
         .collect()

@@ -3,8 +3,10 @@
 //! [`merge`] is the main job. It opens a [`session`] (what all arms share), lets arms compete in a [`contest`],
 //! and ships the best if it passes the gate. Knows nothing of the terminal: it tells an [`Observer`].
 
+mod accumulate;
 mod align;
 mod arms;
+mod batch_norm;
 mod batches;
 mod checkpoint;
 mod config;

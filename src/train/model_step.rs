@@ -1,6 +1,7 @@
 //! The model step: a batch and the weights in; the loss and its gradient with respect to the weights out.
 
 use super::align::{Alignment, Term};
+use super::batch_norm::{self, Statistic};
 use super::loss;
 use crate::autodiff;
 use crate::error::{Error, Result};
@@ -33,7 +34,8 @@ impl Objective {
 
 /// A differentiated model. The graph's inputs are the model's own, then `labels` and `teacher` (where the
 /// objective wants them), the source's activations (one an alignment), the weights in the order given, and the maps (one an
-/// alignment); its outputs are the loss, then a gradient a weight, then a gradient a map.
+/// alignment); its outputs are the loss, then a gradient a weight, then a gradient a map, then what the batch's mean or variance was
+/// for each running statistic that follows.
 pub struct ModelStep {
     pub model: Model,
     pub facts: Facts,
@@ -41,6 +43,8 @@ pub struct ModelStep {
     pub weights: Vec<ValueId>,
     /// The inputs for maps.
     pub maps: Vec<ValueId>,
+    /// Running statistics that follow those of the batch.
+    pub statistics: Vec<Statistic>,
 }
 
 /// Name of the step graph's input for labels, where no value of the model is called so.
@@ -96,12 +100,12 @@ pub fn forward(
 }
 
 /// Builds the model step. `answer` is the value the loss looks at: rows × classes of logits, or any shape of
-/// rows × … for vectors. `share` of the alignment terms is added to the loss. `forms` are those of the executor that will
-/// run the step.
+/// rows × … for vectors. `share` of the alignment terms is added to the loss. Layers whose running statistics are among
+/// `following` normalise by the batch. `forms` are those of the executor that will run the step.
 pub fn build(
     model: &Model,
     facts: &Facts,
-    weights: &[ValueId],
+    (weights, following): (&[ValueId], &[ValueId]),
     answer: &ValueId,
     objective: Objective,
     (alignments, share): (&[&Alignment], f64),
@@ -111,6 +115,8 @@ pub fn build(
     let mut graph = std::mem::take(&mut model.graph);
     graph.name = "model step".to_owned();
     let own = graph.required_inputs().count();
+    let statistics = batch_norm::to_training(&mut graph, |id| following.contains(id));
+    batch_norm::report_batch(&mut graph);
     let constants = graph.initializers.clone();
     free_weights(&mut graph, facts, weights)?;
     let mut b = Builder::on(graph, facts.clone());
@@ -120,6 +126,7 @@ pub fn build(
             b.set_fact(&info.id, fact);
         }
     }
+    batch_norm::facts(&mut b);
     b.graph_mut().outputs.clear();
     let frees = b.graph_mut().inputs.split_off(own);
     b.set_scope("loss");
@@ -152,6 +159,9 @@ pub fn build(
         };
         b.output_as(&format!("{map}.grad"), &gradient);
     }
+    for statistic in &statistics {
+        b.output_as(&format!("{}.batch", statistic.name), &statistic.next);
+    }
     let (mut graph, facts) = b.finish();
     // A weight that the loss depends on only through comparisons or indices goes back to being a constant.
     let idle: Vec<&ValueId> = weights.iter().filter(|w| !gradients.contains_key(*w)).collect();
@@ -161,7 +171,7 @@ pub fn build(
     graph.prune();
     let (graph, facts) = autodiff::lower::lower(graph, facts)?;
     model.graph = graph;
-    Ok(ModelStep { model, facts, weights: reached, maps })
+    Ok(ModelStep { model, facts, weights: reached, maps, statistics })
 }
 
 fn emit_loss(b: &mut Builder, answer: &ValueId, objective: Objective) -> ValueId {

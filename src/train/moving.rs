@@ -128,7 +128,7 @@ impl Moving {
         let Trainer { examples, objective, losses, order, config, .. } = trainer;
         let mut batches = Batches::new(examples, source, *objective, vec![], config, seed);
         fit.advance(until, losses, &mut batches, config, None, &mut Silent)?;
-        order.iter().zip(fit.weights()).map(|(id, v)| Ok((id.clone(), v.to_host()?))).collect()
+        order.iter().zip(&fit.weights()).map(|(id, v)| Ok((id.clone(), v.to_host()?))).collect()
     }
 }
 

@@ -1,6 +1,7 @@
 //! A model file made ready for training: prepared, lifted to batches, with its facts, weights and head.
 
 use super::align::Alignment;
+use super::batch_norm;
 use super::head::logits_before;
 use super::model_step::{self, ModelStep, Objective};
 use crate::autodiff::facts::probe;
@@ -26,6 +27,8 @@ pub struct Network {
     pub inputs: Vec<(ValueId, Fact)>,
     pub head: Head,
     pub params: ParamGraph,
+    /// Running statistics that follow those of the batch in training; none unless [asked for](Network::train_norms).
+    pub following: Vec<ValueId>,
     /// Those of the executor that it was opened with.
     forms: Forms,
 }
@@ -124,7 +127,8 @@ impl Network {
         let head = find_head(&model.graph, &probed.facts, batch).unwrap_or_default();
         let params = ParamGraph::extract(&model, &probed.facts)?;
         let (facts, lifting, forms) = (probed.facts, lifted.lifting, executor.forms());
-        Ok(Self { file, model, facts, batch, lifting, inputs, head, params, forms })
+        let following = vec![];
+        Ok(Self { file, model, facts, batch, lifting, inputs, head, params, following, forms })
     }
 
     /// Bytes that the forward pass makes of each row.
@@ -179,6 +183,21 @@ impl Network {
         Ok(found)
     }
 
+    /// Makes training normalise by the statistics of each batch, but for layers with a statistic that `freeze` names.
+    ///
+    /// # Errors
+    /// Where there is no such layer, or where a run has a single row.
+    pub fn train_norms(&mut self, freeze: &[String]) -> Result<()> {
+        let frozen = globs(freeze)?;
+        let initializers = &self.model.graph.initializers;
+        let stored = |id: &ValueId| initializers.get(id).is_some_and(|t| t.site.is_some());
+        let free = |id: &ValueId| stored(id) && !frozen.is_match(id.as_str());
+        let following = batch_norm::statistics(&self.model.graph, free);
+        batch_norm::check(&self.file.path, &following, self.batch, self.single_rows_because())?;
+        self.following = following;
+        Ok(())
+    }
+
     /// The weights that training changes, whether or not their bytes can be found in the file.
     pub fn weights(&self) -> Vec<ValueId> {
         let trained = self.params.weights.iter().filter(|w| is_trained(w.role) && w.dtype.is_float());
@@ -200,6 +219,7 @@ impl Network {
         share: f64,
     ) -> Result<ModelStep> {
         let (answer, terms) = (&self.head.answer, (alignments, share));
+        let weights = (weights, &self.following[..]);
         model_step::build(&self.model, &self.facts, weights, answer, objective, terms, self.forms)
             .context(|| self.file.path.display().to_string())
     }

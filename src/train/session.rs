@@ -2,6 +2,7 @@
 
 use super::align::Alignment;
 use super::arms::{Arm, Means, SourceKind};
+use super::batch_norm::{Running, Statistic};
 use super::batches::{Batches, Data, Examples, Help, mean_of};
 use super::fit::{Fit, LossProgram, Losses};
 use super::fitted::{self, Learner};
@@ -54,6 +55,9 @@ pub struct Session {
     losses: HashMap<(bool, bool), Losses>,
     /// The order in which the model step takes weights and gives gradients.
     order: Vec<ValueId>,
+    /// The same and the running statistics that follow: what an arm changes of the target, in the order of its forward pass.
+    moved: Vec<ValueId>,
+    statistics: Vec<Statistic>,
 }
 
 /// What a session is opened with.
@@ -135,7 +139,10 @@ impl Session {
                 "{unreached} weights don't influence the output and stay as they are"
             )));
         }
-        let (forward, facts) = target.forward(&order)?;
+        let statistics = probe.statistics;
+        let followed = statistics.iter().map(|s| s.name.clone());
+        let moved: Vec<ValueId> = order.iter().cloned().chain(followed).collect();
+        let (forward, facts) = target.forward(&moved)?;
         let forward = model_executor.compile(&forward, &facts)?;
         let means = Means {
             adapter: sources.iter().any(|s| !s.pairing.weights.is_empty()),
@@ -161,6 +168,8 @@ impl Session {
             trainer,
             losses: HashMap::new(),
             order,
+            moved,
+            statistics,
         };
         let adapts = session.means.adapter && session.carries(&Arm::lpka(0.0, false))?;
         if !session.sources.is_empty() && !adapts {
@@ -195,6 +204,9 @@ impl Session {
         let update = self.update(arm, seed, moved.as_ref(), fitted)?;
         let mut fit = Fit::start(update, &self.order, self.adapter_executor.clone(), seed, steps)?;
         fit.parts = self.parts(arm, seed, moved.as_ref())?;
+        let initial = &self.target.model.graph.initializers;
+        let running = |s: &Statistic| Some(Running::new(s, initial.get(&s.name)?));
+        fit.running = self.statistics.iter().filter_map(running).collect();
         fit.moving = pace.map(|_| Moving::new());
         Ok(fit)
     }
@@ -410,7 +422,7 @@ impl Session {
         LossProgram::new(&step, &self.order, &*self.model_executor, single)
     }
 
-    /// The metric of the target with `weights` (in the model step's order) on a part of the data.
+    /// The metric of the target with `weights` (in the order of [`Fit::weights`]) on a part of the data.
     /// NaN where that part is empty.
     pub fn evaluate(&mut self, weights: &[Value], split: Split) -> Result<f64> {
         Ok(self.tally(weights, split)?.value())
@@ -468,20 +480,19 @@ impl Session {
         Ok(Some(tally.value()))
     }
 
-    /// The original weights as values, in the model step's order.
+    /// What arms change as it came, in the order of [`Fit::weights`].
     pub fn original(&self) -> Vec<Value> {
-        let find =
-            |id: &ValueId| self.weights.iter().find(|(w, _)| w == id).map(|(_, t)| Value::host(t.clone()));
-        self.order.iter().filter_map(find).collect()
+        let initial = &self.target.model.graph.initializers;
+        self.moved.iter().filter_map(|id| initial.get(id)).map(|t| Value::host(t.clone())).collect()
     }
-    /// Names for weights in the model step's order, on the host.
+    /// Names for what [`Fit::weights`] gives, on the host.
     pub fn named(&self, weights: &[Value]) -> Result<Vec<(ValueId, Tensor)>> {
-        self.order.iter().zip(weights).map(|(id, v)| Ok((id.clone(), v.to_host()?))).collect()
+        self.moved.iter().zip(weights).map(|(id, v)| Ok((id.clone(), v.to_host()?))).collect()
     }
     /// The reverse of [`Session::named`]; `None` where one is missing.
     pub fn weights_from(&self, named: &[(ValueId, Tensor)]) -> Option<Vec<Value>> {
         let find = |id: &ValueId| named.iter().find(|(w, _)| w == id).map(|(_, t)| Value::host(t.clone()));
-        self.order.iter().map(find).collect()
+        self.moved.iter().map(find).collect()
     }
 }
 

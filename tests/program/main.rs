@@ -13,5 +13,6 @@ mod private;
 mod python;
 mod refusals;
 mod server;
+mod train_bn;
 mod transcript;
 mod transfer;

@@ -6,10 +6,11 @@ use super::names::{GRADIENT, Names};
 use super::optimizer::{self, Optimizer, Slot};
 use super::sizes::Working;
 use super::weights::Chosen;
-use super::{Form, LossKind, batch_norm};
+use super::{Form, LossKind};
 use crate::autodiff;
 use crate::error::{Error, Result};
 use crate::onnx::{Builder, DType, Fact, Facts, Graph, Tensor, ValueId, ValueInfo};
+use crate::train::batch_norm;
 use crate::train::head::{logits_before, rows_of};
 use crate::train::loss;
 use crate::train::model_step::free_weights;
@@ -48,7 +49,7 @@ pub fn emit(working: &Working, plan: &Plan) -> Result<Emitted> {
         plan.weights.iter().filter(|w| graph.initializers.contains_key(&w.name)).collect();
     let names: Vec<ValueId> = here.iter().map(|w| w.name.clone()).collect();
     let statistics = match plan.train_bn {
-        true => batch_norm::to_training(&mut graph),
+        true => batch_norm::to_training(&mut graph, |_| true),
         false => vec![],
     };
     let constants = graph.initializers.clone();

@@ -4,7 +4,6 @@
 //! [`build`] is the way in. [`sizes`] makes the working graph for fixed sizes, [`emit`] differentiates it,
 //! [`generalise`] opens the sizes again, which a graph built for other sizes proves, by its nodes or by a run beside it. Executors are used to probe and to prove.
 
-mod batch_norm;
 mod emit;
 mod formula;
 mod generalise;
