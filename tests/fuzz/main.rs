@@ -13,6 +13,7 @@ mod claims;
 mod data;
 mod edits;
 mod files;
+mod found;
 mod graphs;
 mod memory;
 mod models;
