@@ -25,7 +25,7 @@ pub struct Operator {
 }
 
 /// Operators with a gradient that ONNX's own operator cases show no real values of.
-const NOT_IN_CORPUS: &str = "ConvInteger DequantizeLinear Dropout DynamicQuantizeLinear GlobalLpPool If \
+const NOT_IN_CORPUS: &str = "ConvInteger DequantizeLinear Dropout DynamicQuantizeLinear GlobalLpPool \
      MatMulInteger MaxRoiPool QLinearConv QLinearMatMul QuantizeLinear RoiAlign SimplifiedLayerNormalization Trilu";
 
 /// The tests of `tests/corpus` beside the operator cases, and the operators whose gradients they judge.
@@ -234,7 +234,7 @@ mod tests {
         assert_eq!(of("Trilu"), Some((Handling::Rule, "14-28")));
         assert_eq!(of("DFT").map(|o| o.0), Some(Handling::Composed));
         assert_eq!(checks("Softmax"), ["corpus", "torch"]);
-        assert_eq!(checks("If"), ["control"]);
+        assert_eq!(checks("If"), ["corpus", "control"]);
         assert!(checks("Shape").is_empty());
         assert_eq!(of("Upsample"), Some((Handling::Lowered, "7-9")));
         assert_eq!(of("Loop").map(|o| o.0), Some(Handling::Rule));
