@@ -16,7 +16,7 @@ pub struct Probe {
     /// can be run by themselves. Sequences and optionals have none, nor do values that the executor couldn't hand out.
     pub facts: Facts,
     /// Integers and booleans of up to [`MOST_KEPT`] elements: shapes, axes, conditions; real numbers of up to
-    /// [`MOST_REAL`]: scales. None from inside loops.
+    /// `MOST_REAL`: scales. None from inside loops.
     pub values: HashMap<ValueId, Tensor>,
 }
 

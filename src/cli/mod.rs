@@ -1,6 +1,6 @@
 //! The command line: arguments in, results on stdout, messages on stderr, an exit code out.
 //!
-//! One file a subcommand. What was typed ([`args`]) is apart from what it means (the library's own types).
+//! One file a subcommand. What was typed (`args`) is apart from what it means (the library's own types).
 //! Exit codes: 0 gain shipped, 2 usage, 3 input refused, 4 no gain, 5 executor, 6 unverified, 130
 //! interrupted.
 

@@ -3,7 +3,7 @@
 //! Works on bytes, not on the graph: what this program doesn't understand of a file survives as well as what it
 //! does. Payloads of fixed length are overwritten; numbers coded as varints change the length of their field,
 //! and then the lengths of the messages around it. External data goes into copies of the side files, beside the
-//! output. Look at [`write`].
+//! output. Look at [`write()`].
 
 use super::payload::{Encoding, Site};
 use super::scan::Enclosing;

@@ -2,7 +2,7 @@
 //! (channel spaces) in which the outputs of some layers are the inputs of others.
 //!
 //! Knows ONNX graphs and nothing of adapters, training or executors. Look at [`ParamGraph`] first;
-//! [`ParamGraph::extract`] makes one, [`pair`] matches two, [`spectrum`] gives the low-rank factors of a weight.
+//! [`ParamGraph::extract`] makes one, `pair` matches two, [`spectrum`] gives the low-rank factors of a weight.
 
 mod draw;
 mod extract;

@@ -1,6 +1,6 @@
 //! Joins models, adapter and data: step programs, losses, the loop, control arms and the gate.
 //!
-//! [`merge`] is the main job. It opens a [`session`] (what all arms share), lets arms compete in a [`contest`],
+//! [`merge`] is the main job. It opens a `session` (what all arms share), lets arms compete in a `contest`,
 //! and ships the best if it passes the gate. Knows nothing of the terminal: it tells an [`Observer`].
 
 mod accumulate;

@@ -1,7 +1,7 @@
 //! Our own GPU executor: WGSL kernels from `shaders/` on Vulkan, Metal or DX12, by way of wgpu.
 //!
-//! A graph is lowered to operations on strided views ([`lower`]), elementwise chains are fused ([`fuse`]), and
-//! the result is bound to device memory ([`program`]). Shapes must all be known before running. Knows nothing
+//! A graph is lowered to operations on strided views (`lower`), elementwise chains are fused (`fuse`), and
+//! the result is bound to device memory (`program`). Shapes must all be known before running. Knows nothing
 //! of gradients or training. Look at [`WgpuExecutor`]; `docs/gpu.md` tells the whole way.
 
 mod fuse;

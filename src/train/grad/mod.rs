@@ -1,8 +1,8 @@
 //! The `grad` job: from a model file to a graph of standard operators that computes a loss and its gradients, or that
 //! takes a whole training step, for any ONNX runtime.
 //!
-//! [`build`] is the way in. [`sizes`] makes the working graph for fixed sizes, [`emit`] differentiates it,
-//! [`generalise`] opens the sizes again, which a graph built for other sizes proves, by its nodes or by a run beside it. Executors are used to probe and to prove.
+//! [`build`] is the way in. `sizes` makes the working graph for fixed sizes, `emit` differentiates it,
+//! `generalise` opens the sizes again, which a graph built for other sizes proves, by its nodes or by a run beside it. Executors are used to probe and to prove.
 
 mod emit;
 mod formula;
