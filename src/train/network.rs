@@ -272,15 +272,14 @@ fn find_head(graph: &Graph, facts: &Facts, batch: usize) -> Result<Head> {
             .is_some_and(|f| f.dtype.is_float() && f.rank() >= 1 && f.shape[0] == batch && !f.is_empty())
     };
     let output = graph.outputs.iter().map(|o| &o.id).find(|id| fits(id)).ok_or_else(|| {
-        let names: Vec<String> = graph
-            .outputs
-            .iter()
-            .map(|o| format!("{} {:?}", o.id, facts.get(&o.id).map(|f| &f.shape)))
-            .collect();
-        Error::tensor(
-            names.join(", "),
-            format!("no output has real values in {batch} rows, one for each row of the batch"),
-        )
+        let names: Vec<&str> = graph.outputs.iter().map(|o| o.id.as_str()).collect();
+        let shape = |id| facts.get(id).map_or("unknown".into(), |f| format!("{} {:?}", f.dtype, f.shape));
+        let shapes: Vec<String> = graph.outputs.iter().map(|o| shape(&o.id)).collect();
+        let what = format!(
+            "no output has real values, one row for each of the batch's {batch}: {}",
+            shapes.join(", ")
+        );
+        Error::tensor(names.join(", "), what)
     })?;
     let logits = logits_before(graph, facts, output).filter(|logits| fits(logits));
     let softmax = logits.is_some();

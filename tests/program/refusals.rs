@@ -93,6 +93,37 @@ fn targets_that_cannot_be_trained() {
 }
 
 #[test]
+fn outputs_without_rows_are_named_with_their_shapes() {
+    let doubled = model(4, |b, x| {
+        let w = b.initializer("w", Tensor::f32(&[4, 2], &[0.1; 8]));
+        let both = b.op_with("Concat", &[x, x], &[("axis", 0i64.into())]);
+        b.matmul(&both, &w)
+    });
+    refused(
+        &table_sandbox(&doubled),
+        "onnx-merge good.onnx bad.onnx -o out.onnx --data d.npz --executor tract -q",
+        "error: bad.onnx: tensor 'y': no output has real values, one row for each of the batch's 1: float32 [2, 2]\n[exit 3]",
+    );
+}
+
+#[test]
+fn an_operator_that_tract_lacks_is_named_with_a_way_out() {
+    let odd = model(4, |b, x| {
+        let w = b.initializer("w", Tensor::f32(&[4, 2], &[0.1; 8]));
+        let y = b.matmul(x, &w);
+        let unique = b.fresh("unique");
+        b.push(Node::new("Unique", &[&y], &[&unique]));
+        b.set_fact(&unique, Fact::new(DType::F32, &[2]));
+        unique
+    });
+    refused(
+        &table_sandbox(&odd),
+        "onnx-merge good.onnx bad.onnx -o out.onnx --data d.npz --executor tract -q",
+        "error: bad.onnx: [..](Unique)[..]\nhint: ONNX Runtime knows more operators: [..]\n[exit 5]",
+    );
+}
+
+#[test]
 fn an_operator_without_a_gradient_is_named() {
     // Optional values have no gradient, and only ONNX Runtime runs them.
     let Ok(library) = std::env::var("ORT_DYLIB_PATH") else { return };

@@ -298,11 +298,15 @@ fn blame(graph: &Graph, what: String) -> Error {
     let quoted = what.split('"').skip(1).step_by(2);
     let built = what.split("Building node ").skip(1).filter_map(|rest| rest.split(" (").next());
     let node = built.chain(quoted).find_map(|name| graph.nodes.iter().find(|n| n.label() == name));
-    match node {
+    let error = match node {
         Some(node) => {
             failed(format!("node '{}' ({}): {}", node.label(), node.qualified_op(), shorten(&what)))
         }
         None => failed(shorten(&what)),
+    };
+    match what.contains("Unimplemented(") {
+        true => error.hint(format!("ONNX Runtime knows more operators: {}", super::discover::HINT)),
+        false => error,
     }
 }
 
