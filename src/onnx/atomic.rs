@@ -11,6 +11,18 @@ use std::path::Path;
 /// Whatever `fill` returns, or [`Error::Io`] (no such folder, no permission, disk full). The old file, if there
 /// is one, is untouched then, and nothing is left behind.
 pub fn replace<T>(path: &Path, fill: impl FnOnce(&mut dyn Write) -> Result<T>) -> Result<T> {
+    replace_if(path, fill, |_| Ok(()))
+}
+
+/// The same where `check` has nothing against the new file, which it finds complete beside the old one.
+///
+/// # Errors
+/// As [`replace`], or whatever `check` returns.
+pub fn replace_if<T>(
+    path: &Path,
+    fill: impl FnOnce(&mut dyn Write) -> Result<T>,
+    check: impl FnOnce(&Path) -> Result<()>,
+) -> Result<T> {
     let io = |e: std::io::Error| Error::io(path, e);
     // A symbolic link stays, and what it points to is replaced.
     let target = path.canonicalize().unwrap_or_else(|_| path.to_owned());
@@ -33,6 +45,7 @@ pub fn replace<T>(path: &Path, fill: impl FnOnce(&mut dyn Write) -> Result<T>) -
     let file = out.into_inner().map_err(|e| io(e.into_error()))?;
     permissions(file.as_file(), &target).map_err(io)?;
     file.as_file().sync_all().map_err(io)?;
+    check(file.path())?;
     file.persist(&target).map_err(|e| io(e.error))?;
     // Some file systems can't sync a folder; the rename has happened all the same.
     let _ = std::fs::File::open(folder).and_then(|folder| folder.sync_all());
@@ -71,6 +84,12 @@ mod tests {
             Err::<(), _>(Error::Interrupted)
         });
         assert!(failed.is_err());
+        let refused = replace_if(
+            &path,
+            |out| out.write_all(b"bad").map_err(|e| Error::io(&path, e)),
+            |new| Err(Error::usage(String::from_utf8(std::fs::read(new).unwrap()).unwrap())),
+        );
+        assert_eq!(refused.unwrap_err().to_string(), "bad", "what is checked is complete");
         assert_eq!(std::fs::read(&path).unwrap(), b"old");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
         write(&path, b"new").unwrap();

@@ -49,6 +49,19 @@ impl Splice {
 /// [`Error::Tensor`] for a change of another shape, of something that isn't a number, or with elements that are
 /// not finite in the site's type. [`Error::Io`] where writing fails; an old file at `out` is untouched then.
 pub fn write(file: &ModelFile, changes: &[(SiteId, Tensor)], out: &Path) -> Result<Written> {
+    write_if(file, changes, out, |_| Ok(()))
+}
+
+/// The same where `check` has nothing against the new model, which it finds complete beside the old one.
+///
+/// # Errors
+/// As [`write`], or whatever `check` returns.
+pub fn write_if(
+    file: &ModelFile,
+    changes: &[(SiteId, Tensor)],
+    out: &Path,
+    check: impl FnOnce(&Path) -> Result<()>,
+) -> Result<Written> {
     let mut inputs = file.side_files();
     inputs.push(&file.path);
     refuse_overwriting(out, &inputs)?;
@@ -73,7 +86,7 @@ pub fn write(file: &ModelFile, changes: &[(SiteId, Tensor)], out: &Path) -> Resu
     }
     fix_lengths(&mut splices, &rebuilt)?;
     let side_files = write_sides(file, sides, out)?;
-    let (bytes, sha256) = spliced(file.bytes(), splices, out)?;
+    let (bytes, sha256) = spliced(file.bytes(), splices, out, check)?;
     Ok(Written { path: out.to_owned(), bytes, sha256, side_files })
 }
 
@@ -196,12 +209,17 @@ fn fix_lengths(splices: &mut Vec<Splice>, rebuilt: &[&Site]) -> Result<()> {
 }
 
 /// Writes `old` with its splices to `path`; returns size and hash.
-fn spliced(old: &[u8], mut splices: Vec<Splice>, path: &Path) -> Result<(u64, String)> {
+fn spliced(
+    old: &[u8],
+    mut splices: Vec<Splice>,
+    path: &Path,
+    check: impl FnOnce(&Path) -> Result<()>,
+) -> Result<(u64, String)> {
     splices.sort_by_key(|s| (s.range.start, s.range.end));
     if splices.windows(2).any(|w| w[0].range.end > w[1].range.start) {
         return Err(Error::model(path, "two changed tensors share their bytes in the file"));
     }
-    atomic::replace(path, |out| {
+    let fill = |out: &mut dyn std::io::Write| {
         let mut hash = Sha256::new();
         let mut size = 0u64;
         let mut put = |bytes: &[u8]| {
@@ -218,7 +236,8 @@ fn spliced(old: &[u8], mut splices: Vec<Splice>, path: &Path) -> Result<(u64, St
         put(old.get(at..).unwrap_or_default())?;
         let hash = hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
         Ok((size, hash))
-    })
+    };
+    atomic::replace_if(path, fill, check)
 }
 
 /// Copies the side files to where the output needs them, patched.
@@ -257,7 +276,7 @@ fn write_sides(
             std::fs::create_dir_all(parent).map_err(|e| Error::io(parent, e))?;
         }
         let old = super::read::map_file(side)?;
-        spliced(&old, std::mem::take(splices), copy)?;
+        spliced(&old, std::mem::take(splices), copy, |_| Ok(()))?;
     }
     Ok(copies.into_iter().map(|(_, copy, _)| copy).collect())
 }

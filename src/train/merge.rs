@@ -8,11 +8,12 @@ use super::data_free;
 use super::datasets::DataSets;
 use super::gate;
 use super::network::Network;
+use super::output;
 use super::runs;
 use super::session::{Parts, Session, Split};
 use super::{Event, Method, Observer, Start, TrainConfig};
-use crate::error::{Error, Result, ResultExt};
-use crate::onnx::{self, SiteId, Tensor, ValueId};
+use crate::error::{Error, Result};
+use crate::onnx;
 use crate::report::{self, Report};
 use crate::runtime::{self, Executor, ExecutorChoice, ExecutorOptions, Value};
 use sha2::{Digest, Sha256};
@@ -166,16 +167,13 @@ fn run(request: &mut MergeRequest, observer: &mut dyn Observer) -> Result<Report
         Some(weights) => session.named(weights)?,
         None => vec![],
     };
-    let written = write(&session, &changed, &request.output)?;
-    if let Some(expected) = shipped.val {
-        verify(&mut session, request, &changed, expected).context(|| "checking what was written".into())?;
-    }
+    let written = output::write(&mut session, &changed, request, shipped.val)?;
     if !interrupted {
         checkpoint.remove();
     }
     let worth = source_worth(&arms, &session.metric);
     let rivals = rivals(&arms, &session.metric);
-    let changed = describe_changes(&session, &changed);
+    let changed = output::describe(&session, &changed);
     // Only now do executors know what of their programs ran elsewhere.
     let executors = executors_used(request);
     Ok(Report {
@@ -464,81 +462,6 @@ fn rivals(arms: &[report::Arm], metric: &report::Metric) -> Vec<report::Rival> {
         Some(report::Rival { arm: name.to_owned(), gain: report::Worth::of(&differences)? })
     };
     ["kd", "finetune"].into_iter().filter_map(over).collect()
-}
-
-/// Writes the output; returns its SHA-256. Without changes it is the target, byte by byte.
-fn write(session: &Session, changed: &[(ValueId, Tensor)], output: &Path) -> Result<String> {
-    let initializers = &session.target.model.graph.initializers;
-    let mut changes: Vec<(SiteId, Tensor)> = vec![];
-    for (id, tensor) in changed {
-        if let Some(index) = tensor.first_non_finite() {
-            return Err(Error::tensor(
-                id.as_str(),
-                format!("training left a NaN or infinity at element {index}"),
-            ));
-        }
-        let original = initializers.get(id);
-        let site = original
-            .and_then(|t| t.site)
-            .ok_or_else(|| Error::tensor(id.as_str(), "has no place in the file"))?;
-        changes.push((site, tensor.clone()));
-    }
-    Ok(onnx::surgery::write(&session.target.file, &changes, output)?.sha256)
-}
-
-/// Reads the output back and runs it: weights and metric must be what training had.
-fn verify(
-    session: &mut Session,
-    request: &MergeRequest,
-    changed: &[(ValueId, Tensor)],
-    expected: f64,
-) -> Result<()> {
-    let output = &request.output;
-    let fresh =
-        Network::open(output, session.target.batch, Some(&request.data.train), &*session.model_executor)?;
-    for (id, tensor) in changed {
-        let written = fresh.model.graph.initializers.get(id);
-        let written = written.ok_or_else(|| Error::tensor(id.as_str(), "is not in the output"))?;
-        // Half-precision weights are trained in float32 and rounded when they are written.
-        let stored = written.site.and_then(|site| fresh.file.site(site)).map_or(written.dtype(), |s| s.dtype);
-        if *written != tensor.cast(stored).cast(written.dtype()) {
-            return Err(Error::tensor(id.as_str(), "was not written as trained"));
-        }
-    }
-    let now: Vec<(ValueId, Tensor)> =
-        fresh.model.graph.initializers.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
-    let weights = session
-        .weights_from(&now)
-        .ok_or_else(|| Error::model(output, "lacks weights that the target has"))?;
-    let found = session.evaluate(&weights, Split::Val)?;
-    let allowed = 0.002 + 0.01 * expected.abs();
-    if (found - expected).abs() > allowed {
-        let what = format!("gives {found:.5} on validation where training measured {expected:.5}");
-        return Err(Error::model(output, what));
-    }
-    Ok(())
-}
-
-fn describe_changes(session: &Session, changed: &[(ValueId, Tensor)]) -> Vec<report::Changed> {
-    let weights = &session.target.params.weights;
-    changed
-        .iter()
-        .map(|(id, after)| {
-            let before =
-                session.target.model.graph.initializers.get(id).map(Tensor::to_f64).unwrap_or_default();
-            let norm: f64 = before.iter().map(|v| v * v).sum();
-            let moved: f64 = before.iter().zip(after.to_f64()).map(|(b, a)| (a - b).powi(2)).sum();
-            report::Changed {
-                initializer: id.to_string(),
-                role: weights
-                    .iter()
-                    .find(|w| w.name == *id)
-                    .map_or(String::new(), |w| format!("{:?}", w.role)),
-                // Finite for what was zero: JSON knows no infinity.
-                relative_change: moved.sqrt() / norm.max(f64::MIN_POSITIVE).sqrt(),
-            }
-        })
-        .collect()
 }
 
 fn executors_used(request: &MergeRequest) -> report::Executors {

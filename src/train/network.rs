@@ -13,10 +13,11 @@ use crate::params::{ParamGraph, Role, WeightId};
 use crate::runtime::Executor;
 use globset::{Glob, GlobSet, GlobSetBuilder};
 use std::path::Path;
+use std::sync::Arc;
 
 /// A model that can be run on batches, differentiated, and written back.
 pub struct Network {
-    pub file: ModelFile,
+    pub file: Arc<ModelFile>,
     /// The working graph: plain operators of opset 18 or later, for [`Network::batch`] rows.
     pub model: Model,
     pub facts: Facts,
@@ -71,7 +72,7 @@ impl Network {
         data: Option<&Dataset>,
         executor: &dyn Executor,
     ) -> Result<Self> {
-        let file = crate::onnx::read(path)?;
+        let file = Arc::new(crate::onnx::read(path)?);
         file.check_finite()?;
         Self::of_file(file, batch, data, executor)
     }
@@ -82,7 +83,7 @@ impl Network {
     }
 
     fn of_file(
-        file: ModelFile,
+        file: Arc<ModelFile>,
         batch: usize,
         data: Option<&Dataset>,
         executor: &dyn Executor,
@@ -110,7 +111,7 @@ impl Network {
     }
 
     fn prepare(
-        file: ModelFile,
+        file: Arc<ModelFile>,
         batch: usize,
         rows: &[(ValueId, Fact)],
         executor: &dyn Executor,
