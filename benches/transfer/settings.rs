@@ -63,7 +63,7 @@ const fn setting(name: &'static str, kind: Kind, source: Side, target: Side, lab
     Setting { name, kind, source, target, labels }
 }
 
-pub const SETTINGS: [Setting; 29] = [
+pub const SETTINGS: [Setting; 31] = [
     setting("fixtures", Kind::Structure, ("digits", LARGE), ("digits", SMALL), 100),
     setting("images", Kind::Structure, ("images", LARGE), ("images", SMALL), 100),
     setting("images-300", Kind::Structure, ("images", LARGE), ("images", SMALL), 300),
@@ -72,8 +72,10 @@ pub const SETTINGS: [Setting; 29] = [
     setting("photographs", Kind::Structure, ("objects", LARGE), ("objects", SMALL), 300),
     setting("dense", Kind::Structure, ("images", DEEP), ("images", SHALLOW), 100),
     setting("cnn-dense", Kind::Structure, ("images", LARGE), ("images", SHALLOW), 100),
+    setting("wider", Kind::Structure, ("images", SMALL), ("images", LARGE), 100),
     setting("residual", Kind::Structure, ("images", RESIDUAL), ("images", SMALL_RESIDUAL), 100),
     setting("residual-inverted", Kind::Structure, ("images", RESIDUAL), ("images", INVERTED), 100),
+    setting("residual-chain", Kind::Structure, ("images", RESIDUAL), ("images", SMALL), 100),
     setting("words", Kind::Structure, ("reviews", LARGE), ("reviews", SMALL), 300),
     setting("others-rten", Kind::Structure, ("mnist", PYTORCH_CNN), ("mnist", RTEN_CNN), 100),
     setting("others-mlir", Kind::Structure, ("mnist", DJL_CNN), ("mnist", MLIR_CNN), 100),

@@ -238,6 +238,9 @@ impl Session {
             if arm.fitted {
                 // The target's activations are the source's own from the start, not its old ones.
                 part.scales.iter_mut().filter(|s| **s != 0.0).for_each(|s| *s = 1.0);
+                // Channels that are still its own have nothing to be held against.
+                let whole = source.replaces(arm.source, seed);
+                part.scales.iter_mut().zip(whole).filter(|(_, whole)| !whole).for_each(|(s, _)| *s = 0.0);
             }
             Ok(part)
         };

@@ -12,7 +12,7 @@ use crate::lpka::{self, Choices, Origin, Side};
 use crate::onnx::{Tensor, ValueId};
 use crate::params::{Layer, Pairing, Weight};
 use crate::runtime::{Executor, Value};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 
 /// A model whose knowledge is wanted.
@@ -115,6 +115,16 @@ impl Source {
         let weights = self.side(kind, seed, None).weights;
         let choices = self.choices.get(&(kind, seed))?;
         Some(Teaching { tutor: self.tutor.as_mut()?, weights, choices })
+    }
+
+    /// Whether a channel of it stands for every channel of the target's interface, alignment by alignment, in an arm that
+    /// starts from a fit.
+    pub fn replaces(&self, kind: SourceKind, seed: u64) -> Vec<bool> {
+        let choices =
+            self.choices.get(&(kind, seed)).filter(|_| self.tutor.as_ref().is_some_and(|t| !t.complete));
+        let distinct = |choice: &Vec<usize>| choice.iter().collect::<HashSet<_>>().len() == choice.len();
+        let whole = |a: &Alignment| choices.and_then(|c| c.get(&(a.target, a.source))).is_none_or(distinct);
+        self.alignments.iter().map(whole).collect()
     }
 
     /// Chooses which of its channels stand for the target's in an arm, by its activations on `rows` of the training data.

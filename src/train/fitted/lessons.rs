@@ -20,6 +20,9 @@ pub struct Tutor {
     /// For those of the target's layers that have a partner: what they learn.
     pub(super) lessons: HashMap<usize, Lesson>,
     tables: Vec<Table>,
+    /// Whether it teaches every layer behind the first that it teaches. Where it doesn't, some layer wants what it was given before, and
+    /// the target's channels that no channel of the source stands for stay as they are.
+    pub(in crate::train) complete: bool,
 }
 
 pub(super) enum Lesson {
@@ -74,7 +77,9 @@ impl Tutor {
             return Ok(None);
         }
         let guide = Guide::open(source, data, &views.iter().collect::<Vec<_>>(), executor)?;
-        Ok(Some(Self { guide, lessons, tables: tables(target, source, pairing) }))
+        let first = lessons.keys().min().copied().unwrap_or(0);
+        let complete = (first..layers.len()).all(|i| lessons.contains_key(&i));
+        Ok(Some(Self { guide, lessons, tables: tables(target, source, pairing), complete }))
     }
 }
 
@@ -127,15 +132,19 @@ fn parts(target: &Weight, source: &Weight) -> Option<Vec<Part>> {
 }
 
 impl Part {
-    /// Puts the source's feature for each of the target's in its place.
-    fn pick(&self, choice: &[usize], features: &mut [usize]) -> Option<()> {
+    /// Puts the source's feature for each of the target's in its place; with `once`, none where the source's channel stands for
+    /// another of the target's already.
+    fn pick(&self, choice: &[usize], once: bool, features: &mut [Option<usize>]) -> Option<()> {
         for c in 0..self.ours.channels {
-            let channel = choice.get(self.ours.start + c)?.checked_sub(self.theirs.start)?;
+            let at = self.ours.start + c;
+            let channel = choice.get(at)?.checked_sub(self.theirs.start)?;
             if channel >= self.theirs.channels {
                 return None;
             }
+            let again = once && choice[..at].contains(&choice[at]);
             for p in 0..self.ours.positions {
-                *features.get_mut(self.ours.feature(c, p))? = self.theirs.feature(channel, p);
+                *features.get_mut(self.ours.feature(c, p))? =
+                    (!again).then(|| self.theirs.feature(channel, p));
             }
         }
         Some(())
@@ -222,31 +231,75 @@ impl Teaching<'_> {
         };
         self.tutor.tables.iter().filter_map(copy).collect()
     }
-    /// What is wanted of a layer, rows × channels × positions, where this tutor has something to say.
-    pub(super) fn wanted(&self, index: usize, layer: &Layer, seen: &[Tensor]) -> Option<Tensor> {
+    /// What is wanted of a layer, where this tutor has something to say.
+    pub(super) fn wanted(&self, index: usize, layer: &Layer, seen: &[Tensor]) -> Option<Wanted> {
+        let channels = layer.settled.channels;
         match self.tutor.lessons.get(&index)? {
             Lesson::Answer => {
                 let answer = seen.first()?;
                 let rows = answer.shape()[0];
-                (answer.len() == rows * layer.settled.channels)
-                    .then(|| answer.reshaped(&[rows, layer.settled.channels, 1]))
+                let fits = answer.len() == rows * channels;
+                fits.then(|| Wanted::all(answer.reshaped(&[rows, channels, 1])))
             }
             Lesson::Hidden { parts, view } => {
-                let mut features = vec![0; layer.settled.channels];
-                parts.iter().try_for_each(|p| p.pick(self.choices.get(&p.pair)?, &mut features))?;
-                Some(picked(seen.get(view + 1)?, &features))
+                let mut features = vec![None; channels];
+                let once = !self.tutor.complete;
+                parts.iter().try_for_each(|p| p.pick(self.choices.get(&p.pair)?, once, &mut features))?;
+                Some(Wanted { seen: seen.get(view + 1)?.clone(), features })
             }
         }
     }
 }
 
-/// Some channels of rows × channels × positions.
-fn picked(seen: &Tensor, choice: &[usize]) -> Tensor {
-    let &[rows, channels, positions] = seen.shape() else { return seen.clone() };
-    let values = seen.to_f32();
-    let mut out = Vec::with_capacity(rows * choice.len() * positions);
-    for row in values.chunks(channels * positions) {
-        choice.iter().for_each(|&c| out.extend_from_slice(&row[c * positions..(c + 1) * positions]));
+/// What a layer is to make.
+pub(super) struct Wanted {
+    /// Of a source: rows × channels × positions.
+    seen: Tensor,
+    /// For each channel of the target which of them; none for its own.
+    features: Vec<Option<usize>>,
+}
+
+impl Wanted {
+    fn all(seen: Tensor) -> Self {
+        let features = (0..seen.shape()[1]).map(Some).collect();
+        Self { seen, features }
     }
-    Tensor::f32(&[rows, choice.len(), positions], &out)
+    /// Whether all of it is the source's.
+    pub(super) fn is_whole(&self) -> bool {
+        self.features.iter().all(Option::is_some)
+    }
+    /// Rows × channels × positions, with the target's `own` where the source has nothing (more) to say.
+    pub(super) fn beside(&self, own: Option<&Tensor>) -> Option<Tensor> {
+        let &[rows, theirs, positions] = self.seen.shape() else { return None };
+        let channels = self.features.len();
+        let values = self.seen.to_f32();
+        let old = own.map(Tensor::to_f32);
+        let mut out = Vec::with_capacity(rows * channels * positions);
+        for row in 0..rows {
+            for (c, feature) in self.features.iter().enumerate() {
+                let (from, at) = match feature {
+                    Some(feature) => (&values, row * theirs + feature),
+                    None => (old.as_ref()?, row * channels + c),
+                };
+                out.extend_from_slice(from.get(at * positions..(at + 1) * positions)?);
+            }
+        }
+        Some(Tensor::f32(&[rows, channels, positions], &out))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn channels_that_nothing_stands_for_keep_what_they_were() {
+        let seen = Tensor::f32(&[2, 2, 1], &[1.0, 2.0, 3.0, 4.0]);
+        let own = Tensor::f32(&[2, 3, 1], &[-1.0, -2.0, -3.0, -4.0, -5.0, -6.0]);
+        let wanted = Wanted { seen: seen.clone(), features: vec![Some(1), None, Some(0)] };
+        assert!(!wanted.is_whole() && Wanted::all(seen).is_whole());
+        let both = wanted.beside(Some(&own)).expect("both are there");
+        assert_eq!(&*both.to_f32(), [2.0, -2.0, 1.0, 4.0, -5.0, 3.0]);
+        assert!(wanted.beside(None).is_none());
+    }
 }

@@ -12,6 +12,7 @@ mod normal;
 mod rows;
 
 pub use choice::choose;
+use lessons::Wanted;
 pub use lessons::{Teaching, Tutor};
 
 use super::align::View;
@@ -90,13 +91,21 @@ pub fn fit(
     let mut fitted: HashMap<ValueId, Tensor> = tables.filter(|(id, _)| fit.may(id)).collect();
     for (i, layer) in learner.layers.iter().enumerate() {
         let lesson = teachings.iter().zip(&seen).find_map(|(t, seen)| t.wanted(i, layer, seen));
-        let wanted = match (lesson, &mut own) {
-            (Some(wanted), _) => wanted,
-            (None, _) if fitted.is_empty() => continue,
-            (None, Some(own)) => own[i + 1].clone(),
-            (None, own) => own.insert(rows.observe(&mut learner.own, None)?)[i + 1].clone(),
+        if lesson.is_none() && fitted.is_empty() {
+            continue;
+        }
+        let whole = lesson.as_ref().is_some_and(Wanted::is_whole);
+        if !whole && own.is_none() {
+            own = Some(rows.observe(&mut learner.own, None)?);
+        }
+        let before = own.as_ref().map(|own| &own[i + 1]);
+        let wanted = match &lesson {
+            Some(lesson) => lesson.beside(before),
+            None => before.cloned(),
         };
-        fitted.extend(fit.solve(layer, &learner.own.with(&fitted), &wanted)?);
+        if let Some(wanted) = wanted {
+            fitted.extend(fit.solve(layer, &learner.own.with(&fitted), &wanted)?);
+        }
     }
     Ok(fitted)
 }
