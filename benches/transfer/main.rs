@@ -243,11 +243,12 @@ impl Bench {
             }
         };
         let ([mean, std], [their_mean, their_std]) = (setting.target.1.wants(), setting.source.1.wants());
-        command.args(["--scale", "1", "--mean", mean, "--std", std]);
-        if matches!(run.start, Start::Pair | Start::Shown | Start::Taught)
-            && [mean, std] != [their_mean, their_std]
-        {
-            command.args(["--src-scale", "1", "--src-mean", their_mean, "--src-std", their_std]);
+        if (mean, std) != ("0", "1") {
+            command.args(["--mean", mean, "--std", std]);
+        }
+        let two = !matches!(run.start, Start::Target | Start::Selected | Start::Headroom);
+        if two && (mean, std) != (their_mean, their_std) {
+            command.args(["--src-mean", their_mean, "--src-std", their_std]);
         }
         command.arg("-o").arg(at("out.onnx")).arg("--data").arg(&files.few);
         command.arg("--val").arg(at("target_val.npz")).arg("--test").arg(at("target_test.npz"));
