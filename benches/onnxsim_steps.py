@@ -8,7 +8,6 @@ Runtime, on as many threads as the others get. Figures are those of `torch_steps
 """
 import io
 import json
-import statistics
 import sys
 import time
 
@@ -104,18 +103,7 @@ def main():
         if not np.isfinite(loss):
             raise SystemExit("the loss is not finite")
 
-    step()
-    first = time.time() - BEGUN
-    for _ in range(steps // 10):
-        step()
-    times = []
-    for _ in range(steps):
-        begun = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - begun)
-    print(json.dumps(dict(
-        seconds=min(times), median=statistics.median(times), first=first, idle=idle, peak=torch_steps.peak()
-    )))
+    print(json.dumps(torch_steps.timed(step, steps, BEGUN, idle)))
 
 
 if __name__ == "__main__":

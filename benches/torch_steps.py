@@ -250,6 +250,20 @@ def adapter_step(kinds, case, _):
     return step
 
 
+def timed(step, steps, started, idle):
+    """The figures of `step`, in a process that `started` then and took `idle` bytes before it."""
+    step()
+    first = time.time() - started
+    for _ in range(steps // 10):
+        step()
+    times = []
+    for _ in range(steps):
+        begun = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - begun)
+    return dict(seconds=min(times), median=statistics.median(times), first=first, idle=idle, peak=peak())
+
+
 def main():
     if sys.argv[1] == "export":
         return export(sys.argv[2])
@@ -261,17 +275,7 @@ def main():
     torch.optim.AdamW([warm]).step()
     idle = anonymous()
     step = {"model": model_step, "adapter": adapter_step}[kind](kinds, case, batch)
-    step()
-    first = time.time() - BEGUN
-    for _ in range(steps // 10):
-        step()
-    times = []
-    for _ in range(steps):
-        begun = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - begun)
-    result = dict(seconds=min(times), median=statistics.median(times), first=first, idle=idle, peak=peak(), torch=torch.__version__)
-    print(json.dumps(result))
+    print(json.dumps(timed(step, steps, BEGUN, idle) | dict(torch=torch.__version__)))
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ pub fn merge(mut request: MergeRequest, observer: &mut dyn Observer) -> Result<R
 /// More rows without labels, where some source could use them. Both kinds of model see the same ones.
 fn multiply(request: &mut MergeRequest, observer: &mut dyn Observer) -> Result<()> {
     // A model has nothing to tell itself about rows that nobody else has answers to.
-    let itself = request.sources.iter().all(|source| same_file(source, &request.target));
+    let itself = request.sources.iter().all(|source| onnx::surgery::same_file(source, &request.target));
     if request.invented || (itself && request.config.cutmix.is_none()) {
         return Ok(());
     }
@@ -87,11 +87,6 @@ fn multiply(request: &mut MergeRequest, observer: &mut dyn Observer) -> Result<(
         }
     }
     Ok(())
-}
-
-fn same_file(a: &Path, b: &Path) -> bool {
-    let real = |path: &Path| std::fs::canonicalize(path).ok();
-    real(a).is_some_and(|a| real(b) == Some(a))
 }
 
 fn run(request: &mut MergeRequest, observer: &mut dyn Observer) -> Result<Report> {

@@ -18,6 +18,15 @@ pub fn collect_names(graph: &Graph, names: &mut HashSet<ValueId>) {
     }
 }
 
+/// A name that isn't `taken` yet, and is from now on; made from `hint`.
+pub fn fresh(taken: &mut HashSet<ValueId>, hint: &str) -> ValueId {
+    let mut id = ValueId::new(hint);
+    while !taken.insert(id.clone()) {
+        id = ValueId::new(format!("{id}'"));
+    }
+    id
+}
+
 /// Names that a graph gives to values itself.
 pub fn own_names(graph: &Graph) -> impl Iterator<Item = &ValueId> {
     let inputs = graph.inputs.iter().map(|i| &i.id);

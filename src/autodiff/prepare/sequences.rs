@@ -2,7 +2,7 @@
 //!
 //! Exporters write `chunk`, `unbind` and `split` with them. What can't be followed stays as it is. Look at [`unpack`].
 
-use super::names::collect_names;
+use super::names::{self, collect_names};
 use crate::onnx::infer::normalise_axis;
 use crate::onnx::{Facts, Graph, Node, Tensor, ValueId};
 use std::collections::{HashMap, HashSet};
@@ -158,10 +158,6 @@ impl Work<'_> {
         id
     }
     fn fresh(&mut self, hint: &str) -> ValueId {
-        let mut id = ValueId::new(hint);
-        while !self.taken.insert(id.clone()) {
-            id = ValueId::new(format!("{id}'"));
-        }
-        id
+        names::fresh(&mut self.taken, hint)
     }
 }

@@ -5,6 +5,7 @@
 //! `to / from` times as long, with the batch as its outermost factor. Whether that is right is not proved here but
 //! by running both graphs. Look at [`trace`].
 
+use super::names;
 use crate::onnx::infer::normalise_axis;
 use crate::onnx::{Attr, Facts, Graph, Node, Tensor, ValueId, node_reads};
 use std::collections::{HashMap, HashSet};
@@ -147,11 +148,7 @@ impl Tracer<'_> {
         self.out.nodes.push(node.clone());
     }
     fn fresh(&mut self, hint: &str) -> ValueId {
-        let mut id = ValueId::new(hint);
-        while !self.taken.insert(id.clone()) {
-            id = ValueId::new(format!("{id}'"));
-        }
-        id
+        names::fresh(&mut self.taken, hint)
     }
     fn constant(&mut self, node: &Node, what: &str, values: &[i64]) -> ValueId {
         let id = self.fresh(&format!("{}/{what}", node.label()));

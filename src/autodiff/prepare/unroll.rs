@@ -1,7 +1,7 @@
 //! Short loops written out: a `Loop` or `Scan` whose number of iterations is the same in every run becomes that many
 //! copies of its body, so that executors without loops run it, and gradients go through plain nodes.
 
-use super::names::{collect_names, own_names, rename, rename_own};
+use super::names::{self, collect_names, own_names, rename, rename_own};
 use crate::onnx::{Attr, Facts, Graph, Node, Tensor, ValueId};
 use std::collections::{HashMap, HashSet};
 
@@ -197,11 +197,7 @@ impl Unrolling<'_> {
     }
 
     fn fresh(&mut self, hint: &str) -> ValueId {
-        let mut id = ValueId::new(format!("{}/{hint}", self.node.label()));
-        while !self.taken.insert(id.clone()) {
-            id = ValueId::new(format!("{id}'"));
-        }
-        id
+        names::fresh(self.taken, &format!("{}/{hint}", self.node.label()))
     }
     fn constant(&mut self, what: &str, tensor: Tensor) -> ValueId {
         let id = self.fresh(what);
