@@ -19,6 +19,8 @@ pub enum Network {
     Dense { hidden: &'static [usize] },
     /// Two stages of residual blocks, the second at half the side and twice the width, an average over positions, a head.
     Residual { width: usize, blocks: usize, block: Block },
+    /// Recurrent layers over words, or over the columns of an image, and a head on the states after the last.
+    Recurrent { cell: Cell, hidden: &'static [usize] },
     /// A model that others trained, as it came.
     File(Made),
 }
@@ -51,6 +53,13 @@ impl Network {
     }
 }
 
+/// What is repeated.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Cell {
+    Lstm,
+    Gru,
+}
+
 /// What is added to a residual stream.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Block {
@@ -68,8 +77,12 @@ pub fn write(network: Network, task: &Task, seed: u64, path: &Path) -> Result<()
     shape.extend(sizes);
     let dtype = if task.vocabulary.is_some() { DType::I64 } else { DType::F32 };
     let mut x = maker.b.input(input, Fact::new(dtype, &shape));
-    if let (Some(words), Network::Convolutions { channels, .. }) = (task.vocabulary, network) {
-        let table = maker.weight("embedding.weight", &[words, channels[0]], 100);
+    if let (
+        Some(words),
+        Network::Convolutions { channels: widths, .. } | Network::Recurrent { hidden: widths, .. },
+    ) = (task.vocabulary, network)
+    {
+        let table = maker.weight("embedding.weight", &[words, widths[0]], 100);
         let found = maker.b.op("Gather", &[&table, &x]);
         x = maker.b.transpose(&found, &[0, 2, 1]);
     }
@@ -84,6 +97,13 @@ pub fn write(network: Network, task: &Task, seed: u64, path: &Path) -> Result<()
             std::slice::from_ref(hidden)
         }
         Network::Dense { hidden } => hidden,
+        &Network::Recurrent { cell, hidden } => {
+            x = maker.sequence(&x);
+            for (i, &width) in hidden.iter().enumerate() {
+                x = maker.recurrent(&format!("{i}"), &x, cell, width, i + 1 == hidden.len());
+            }
+            &[]
+        }
         Network::File(_) => &[],
         &Network::Residual { width, blocks, block } => {
             for stage in 1..=2 {
@@ -181,6 +201,30 @@ impl Maker {
         let y = self.filter(&format!("{name}.out"), &y, width, (first, 1), 1);
         let x = self.b.add(x, &y);
         if block == Block::Plain { self.b.op("Relu", &[&x]) } else { x }
+    }
+    /// Words, or the columns of a grey image, as steps × rows × features.
+    fn sequence(&mut self, x: &ValueId) -> ValueId {
+        let x = if self.b.rank(x) == 4 { self.b.squeeze(x, &[1]) } else { x.clone() };
+        self.b.transpose(&x, &[2, 0, 1])
+    }
+    /// All states, or those after the last step.
+    fn recurrent(&mut self, name: &str, x: &ValueId, cell: Cell, width: usize, last: bool) -> ValueId {
+        let (op, gates, attributes) = match cell {
+            Cell::Lstm => ("LSTM", 4, vec![]),
+            Cell::Gru => ("GRU", 3, vec![("linear_before_reset", Attr::Int(1))]),
+        };
+        let attributes = [attributes, vec![("hidden_size", Attr::Int(width as i64))]].concat();
+        let features = self.b.shape(x)[2];
+        let inputs = self.weight(&format!("rnn.weight_ih_l{name}"), &[1, gates * width, features], 6 * width);
+        let states = self.weight(&format!("rnn.weight_hh_l{name}"), &[1, gates * width, width], 6 * width);
+        let bias = self
+            .b
+            .initializer(&format!("rnn.bias_l{name}"), Tensor::zeros(DType::F32, &[1, 2 * gates * width]));
+        let made = self.b.op_full("", op, &[x, &inputs, &states, &bias].map(Some), &attributes, 2);
+        let shape = self.b.shape(x);
+        self.b.set_fact(&made[0], Fact::new(DType::F32, &[shape[0], 1, shape[1], width]));
+        self.b.set_fact(&made[1], Fact::new(DType::F32, &[1, shape[1], width]));
+        if last { self.b.squeeze(&made[1], &[0]) } else { self.b.squeeze(&made[0], &[1]) }
     }
     fn linear(&mut self, name: &str, x: &ValueId, width: usize) -> ValueId {
         let features = self.b.shape(x)[1];

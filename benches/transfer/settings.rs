@@ -1,6 +1,6 @@
 //! What is measured: from which task and network into which, and by which runs of the program.
 
-use super::networks::{Block, Made, Network};
+use super::networks::{Block, Cell, Made, Network};
 
 /// Which part of the claim a setting tests.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -45,6 +45,11 @@ const RESIDUAL: Network = Network::Residual { width: 16, blocks: 2, block: Block
 const SMALL_RESIDUAL: Network = Network::Residual { width: 8, blocks: 1, block: Block::Plain };
 const INVERTED: Network = Network::Residual { width: 8, blocks: 1, block: Block::Inverted };
 
+const LSTM: Network = Network::Recurrent { cell: Cell::Lstm, hidden: &[64] };
+const SMALL_LSTM: Network = Network::Recurrent { cell: Cell::Lstm, hidden: &[24] };
+const GRU: Network = Network::Recurrent { cell: Cell::Gru, hidden: &[48, 48] };
+const SMALL_GRU: Network = Network::Recurrent { cell: Cell::Gru, hidden: &[24] };
+
 const fn made(file: &'static str, mean: &'static str, std: &'static str) -> Network {
     Network::File(Made { file, mean, std })
 }
@@ -63,7 +68,7 @@ const fn setting(name: &'static str, kind: Kind, source: Side, target: Side, lab
     Setting { name, kind, source, target, labels }
 }
 
-pub const SETTINGS: [Setting; 31] = [
+pub const SETTINGS: [Setting; 34] = [
     setting("fixtures", Kind::Structure, ("digits", LARGE), ("digits", SMALL), 100),
     setting("images", Kind::Structure, ("images", LARGE), ("images", SMALL), 100),
     setting("images-300", Kind::Structure, ("images", LARGE), ("images", SMALL), 300),
@@ -77,6 +82,9 @@ pub const SETTINGS: [Setting; 31] = [
     setting("residual-inverted", Kind::Structure, ("images", RESIDUAL), ("images", INVERTED), 100),
     setting("residual-chain", Kind::Structure, ("images", RESIDUAL), ("images", SMALL), 100),
     setting("words", Kind::Structure, ("reviews", LARGE), ("reviews", SMALL), 300),
+    setting("recurrent", Kind::Structure, ("images", LSTM), ("images", SMALL_LSTM), 100),
+    setting("recurrent-words", Kind::Structure, ("reviews", LSTM), ("reviews", SMALL_LSTM), 300),
+    setting("recurrent-speech", Kind::Structure, ("speech", GRU), ("speech", SMALL_GRU), 300),
     setting("others-rten", Kind::Structure, ("mnist", PYTORCH_CNN), ("mnist", RTEN_CNN), 100),
     setting("others-mlir", Kind::Structure, ("mnist", DJL_CNN), ("mnist", MLIR_CNN), 100),
     setting("others-maxpool", Kind::Structure, ("mnist", PYTORCH_CNN), ("mnist", MAXPOOL_CNN), 300),

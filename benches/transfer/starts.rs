@@ -5,10 +5,10 @@ use onnx_merge::Result;
 use onnx_merge::onnx::{Graph, Tensor, ValueId, read, save};
 use std::path::Path;
 
-/// Whether weight selection has a rule for these two: chains of the same make.
+/// Whether weight selection has a rule for these two: chains of the same make, without gates.
 pub fn select_between(source: Network, target: Network) -> bool {
-    let stream = matches!(source, Network::Residual { .. });
-    std::mem::discriminant(&source) == std::mem::discriminant(&target) && !stream
+    let other = matches!(source, Network::Residual { .. } | Network::Recurrent { .. });
+    std::mem::discriminant(&source) == std::mem::discriminant(&target) && !other
 }
 
 /// The target with every tensor that `donor` has in the same shape; with its head only if all others fit.

@@ -15,7 +15,7 @@
 use super::lens::{Attended, Columns, Lens};
 use super::optimizer::{self, Flats};
 use super::parameters::{Base, ParamId, Parameters, Plan};
-use super::structured::weight_of;
+use super::structured::{rows_in, weight_of};
 use super::tokens::{attention, normalised};
 use super::update::{facts_of, outputs, run_once};
 use super::{Means, Side, Transfer, UpdateProgram};
@@ -357,7 +357,8 @@ impl Replacement {
     fn matrix(&self, b: &mut Builder, weights: &[ValueId]) -> ValueId {
         let x = b.reshape(&weights[self.base], &self.view.split);
         let x = b.transpose(&x, &self.view.perm);
-        b.reshape(&x, &self.view.matrix_shape())
+        let x = b.reshape(&x, &self.view.matrix_shape());
+        rows_in(b, &x, &self.view.order)
     }
 
     fn attention(

@@ -90,8 +90,18 @@ impl MappedWeight {
 /// A matrix in the layout of its weight, split as [`MatrixView::split`] says.
 pub(super) fn weight_of(b: &mut Builder, matrix: &ValueId, view: &MatrixView) -> ValueId {
     let axes: Vec<usize> = view.perm.iter().map(|&p| view.split[p]).collect();
-    let matrix = b.reshape(matrix, &axes);
+    let stored = rows_in(b, matrix, &view.inverse_order());
+    let matrix = b.reshape(&stored, &axes);
     b.transpose(&matrix, &view.inverse_perm())
+}
+
+/// These rows of a matrix; all of it where none are named.
+pub(super) fn rows_in(b: &mut Builder, matrix: &ValueId, rows: &[usize]) -> ValueId {
+    if rows.is_empty() {
+        return matrix.clone();
+    }
+    let rows = b.ints(&rows.iter().map(|&i| i as i64).collect::<Vec<_>>());
+    b.op_with("Gather", &[matrix, &rows], &[("axis", 0i64.into())])
 }
 
 fn stacked(b: &mut Builder, blocks: &[Block], maps: &[ValueId], rank: usize) -> ValueId {

@@ -57,6 +57,7 @@ fn chain(layers: &[(usize, usize, &[usize], &[usize])]) -> ParamGraph {
                 group: 1,
                 split: shape.clone(),
                 perm: (0..shape.len()).collect(),
+                order: vec![],
             }),
             depth: i,
             relative_depth: 0.0,

@@ -2,6 +2,7 @@
 
 use crate::onnx::{DType, Tensor};
 use serde::Serialize;
+use std::borrow::Cow;
 
 /// A dense row-major matrix.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -24,6 +25,14 @@ impl Matrix {
     pub fn at(&self, i: usize, j: usize) -> f32 {
         self.data[i * self.cols + j]
     }
+    /// These rows; all of it where none are named.
+    fn picked(&self, rows: &[usize]) -> Cow<'_, Self> {
+        let data = || rows.iter().flat_map(|&i| self.row(i)).copied().collect();
+        match rows {
+            [] => Cow::Borrowed(self),
+            _ => Cow::Owned(Self::new(rows.len(), self.cols, data())),
+        }
+    }
     /// As a float32 tensor of shape `[rows, cols]`.
     pub fn to_tensor(&self) -> Tensor {
         Tensor::f32(&[self.rows, self.cols], &self.data)
@@ -40,7 +49,7 @@ impl Matrix {
 ///
 /// The initializer, reshaped to `split`, transposed by `perm`, reshaped to [`MatrixView::matrix_shape`] is that matrix.
 /// Rows of one group lie together: group `g` has rows `g · out/group` to `(g+1) · out/group`, which read input
-/// features `g · inn` to `(g+1) · inn`.
+/// features `g · inn` to `(g+1) · inn`. Where `order` isn't empty, row i of the matrix is row `order[i]` of that one.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct MatrixView {
     /// Output features of all groups together.
@@ -54,6 +63,8 @@ pub struct MatrixView {
     pub split: Vec<usize>,
     /// The axes of `split` in the order: groups, output features, input features, taps.
     pub perm: Vec<usize>,
+    /// Rows as they are stored, where the model cuts the weight up and puts it together in another order; empty where it doesn't.
+    pub order: Vec<usize>,
 }
 
 impl MatrixView {
@@ -70,7 +81,15 @@ impl MatrixView {
     }
     /// Whether the initializer's elements already lie in the matrix's order.
     pub fn is_plain(&self) -> bool {
-        self.perm.iter().enumerate().all(|(i, &p)| i == p)
+        self.order.is_empty() && self.perm.iter().enumerate().all(|(i, &p)| i == p)
+    }
+    /// For each stored row the matrix's, or nothing where they lie in order.
+    pub fn inverse_order(&self) -> Vec<usize> {
+        let mut inverse = vec![0; self.order.len()];
+        for (i, &row) in self.order.iter().enumerate() {
+            inverse[row] = i;
+        }
+        inverse
     }
     /// The permutation that leads back from the matrix's order to `split`.
     pub fn inverse_perm(&self) -> Vec<usize> {
@@ -83,7 +102,7 @@ impl MatrixView {
     /// The matrix, all groups below each other; float64 and 16-bit weights are rounded or widened to float32.
     pub fn matrix_of(&self, tensor: &Tensor) -> Matrix {
         let data = permuted(&tensor.to_f32(), &self.split, &self.perm);
-        Matrix::new(self.out, self.cols(), data)
+        Matrix::new(self.out, self.cols(), data).picked(&self.order).into_owned()
     }
     /// The matrix of one group.
     pub fn group_of(&self, tensor: &Tensor, group: usize) -> Matrix {
@@ -95,7 +114,8 @@ impl MatrixView {
     /// The weight that has this matrix (all groups), in the initializer's own shape and element type.
     pub fn tensor_of(&self, matrix: &Matrix, shape: &[usize], dtype: DType) -> Tensor {
         let from: Vec<usize> = self.perm.iter().map(|&p| self.split[p]).collect();
-        let data = permuted(&matrix.data, &from, &self.inverse_perm());
+        let stored = matrix.picked(&self.inverse_order());
+        let data = permuted(&stored.data, &from, &self.inverse_perm());
         Tensor::f32(shape, &data).cast(dtype)
     }
 }
@@ -140,6 +160,7 @@ mod tests {
             group: 2,
             split: vec![2, 2, 3, 2],
             perm: vec![0, 2, 1, 3],
+            order: vec![],
         };
         let matrix = view.matrix_of(&tensor);
         assert_eq!((matrix.rows, matrix.cols), (6, 4));
@@ -147,5 +168,23 @@ mod tests {
         assert_eq!(matrix.row(5), [16.0, 17.0, 22.0, 23.0]);
         assert_eq!(view.group_of(&tensor, 1).row(2), matrix.row(5));
         assert_eq!(view.tensor_of(&matrix, &[4, 3, 2], DType::F32), tensor);
+    }
+
+    #[test]
+    fn rows_that_are_put_together_in_another_order_go_there_and_back() {
+        let tensor = Tensor::f32(&[3, 2], &[0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
+        let view = MatrixView {
+            out: 3,
+            inn: 2,
+            taps: vec![],
+            group: 1,
+            split: vec![3, 2],
+            perm: vec![0, 1],
+            order: vec![2, 0, 1],
+        };
+        let matrix = view.matrix_of(&tensor);
+        assert_eq!(matrix.data, [4.0, 5.0, 0.0, 1.0, 2.0, 3.0]);
+        assert_eq!(view.tensor_of(&matrix, &[3, 2], DType::F32), tensor);
+        assert!(!view.is_plain());
     }
 }

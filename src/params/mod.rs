@@ -4,15 +4,18 @@
 //! Knows ONNX graphs and nothing of adapters, training or executors. Look at [`ParamGraph`] first;
 //! [`ParamGraph::extract`] makes one, `pair` matches two, [`spectrum`] gives the low-rank factors of a weight.
 
+mod cell;
 mod draw;
 mod extract;
 mod layer;
 mod matrix;
 mod pair;
+mod pieces;
 mod reading;
 pub mod spectrum;
 mod within;
 
+pub use cell::Cell;
 pub use layer::Layer;
 pub use matrix::{Matrix, MatrixView};
 pub use pair::{Pairing, WeightPair};

@@ -11,6 +11,12 @@ use crate::lpka::resample::resampling;
 use crate::onnx::{Builder, DType, Fact, Facts, Model, Tensor, ValueId};
 use crate::params::{InterfaceId, InterfaceKind, Matrix, Pairing, Reading};
 
+/// Something inside a model that can be looked at.
+pub trait Show {
+    /// Emits float32 rows × channels × positions.
+    fn emit(&self, b: &mut Builder) -> ValueId;
+}
+
 /// Activations on a grid of positions.
 #[derive(Clone)]
 pub struct View {
@@ -26,9 +32,10 @@ impl View {
     fn positions(&self) -> usize {
         self.grid.iter().product()
     }
+}
 
-    /// Emits float32 rows × channels × positions.
-    pub fn emit(&self, b: &mut Builder) -> ValueId {
+impl Show for View {
+    fn emit(&self, b: &mut Builder) -> ValueId {
         let activations = self.reading.emit(b);
         let activations = b.cast(&activations, DType::F32);
         if self.reading.grid == self.grid {
@@ -141,7 +148,7 @@ fn inverse_variance(b: &mut Builder, x: &ValueId) -> ValueId {
 const DEAD: f64 = 1e-6;
 
 /// The forward pass of a model with its trainable weights as inputs (after the model's own): its answer, then `views`.
-pub fn observed(network: &Network, views: &[&View]) -> Result<(Model, Facts, Vec<ValueId>)> {
+pub fn observed(network: &Network, views: &[&dyn Show]) -> Result<(Model, Facts, Vec<ValueId>)> {
     let (mut b, weights) = freed(network)?;
     b.output_as("merge.answer", &network.head.answer);
     for (i, view) in views.iter().enumerate() {
@@ -217,7 +224,7 @@ mod tests {
             let (target, source) = (open(target, &executor), open(source, &executor));
             let pairing = Pairing::automatic(&target.params, &source.params, &[])?;
             let found = alignments(&target, &source, &pairing);
-            let (views, theirs): (Vec<_>, Vec<_>) = found.iter().map(|a| (&a.ours, &a.theirs)).unzip();
+            let views: Vec<&dyn Show> = found.iter().map(|a| &a.ours as &dyn Show).collect();
             let names = target.weights();
             let step = target.aligned_step(
                 &names,
@@ -236,7 +243,7 @@ mod tests {
             Ok(Self {
                 program: executor.compile(&step.model, &step.facts)?,
                 image,
-                source: theirs.iter().enumerate().map(|(i, v)| noise(&shape(v), 5 + i)).collect(),
+                source: found.iter().enumerate().map(|(i, a)| noise(&shape(&a.theirs), 5 + i)).collect(),
                 weights,
                 maps: (found.iter().enumerate())
                     .map(|(i, a)| noise(&[a.ours.reading.channels, a.theirs.reading.channels], 9 + i))

@@ -1,7 +1,7 @@
 //! A source at work on the target's data: its answers, from which the target can learn, and its activations, which the
 //! target's are held against.
 
-use super::align::{View, deviation, observed};
+use super::align::{Show, deviation, observed};
 use super::batches::Data;
 use super::network::Network;
 use super::session::Split;
@@ -33,7 +33,12 @@ const MEASURED: usize = 256;
 impl Guide {
     /// # Errors
     /// Why this model can't read this data.
-    pub fn open(network: &Network, data: Data<'_>, views: &[&View], executor: &dyn Executor) -> Result<Self> {
+    pub fn open(
+        network: &Network,
+        data: Data<'_>,
+        views: &[&dyn Show],
+        executor: &dyn Executor,
+    ) -> Result<Self> {
         if network.head.is_empty() {
             return Err(headless(network));
         }

@@ -98,7 +98,7 @@ impl Session {
             Start::Auto => config.adapter.gate.is_none(),
             start => start == Start::Fitted,
         };
-        let layers = if fits && !sources.is_empty() { fitted::layers(&target) } else { vec![] };
+        let layers = if fits && !sources.is_empty() { fitted::Unit::all(&target) } else { vec![] };
         let mut opened = vec![];
         for network in sources {
             let to = (&target, &layers[..]);

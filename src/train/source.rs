@@ -1,16 +1,16 @@
 //! The sources of a run: their networks, how they pair with the target, and what they can do on the data.
 
-use super::align::{Alignment, View, alignments};
+use super::align::{Alignment, Show, alignments};
 use super::arms::SourceKind;
 use super::batches::Data;
-use super::fitted::{Teaching, Tutor, choose};
+use super::fitted::{Teaching, Tutor, Unit, choose};
 use super::guide::{Guide, can_teach};
 use super::network::Network;
 use super::{Event, Observer, Preset, TrainConfig};
 use crate::error::{Error, Result};
 use crate::lpka::{self, Choices, Origin, Side};
 use crate::onnx::{Tensor, ValueId};
-use crate::params::{Layer, Pairing, Weight};
+use crate::params::{InterfaceId, Pairing, Role, Weight};
 use crate::runtime::{Executor, Value};
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
@@ -52,7 +52,7 @@ impl Source {
     /// are to be fitted.
     pub fn open(
         network: Network,
-        (target, layers): (&Network, &[Layer]),
+        (target, layers): (&Network, &[Unit]),
         data: Data<'_>,
         config: &TrainConfig,
         executor: &dyn Executor,
@@ -71,7 +71,7 @@ impl Source {
             true => alignments(target, &network, &pairing),
             false => vec![],
         };
-        let views: Vec<&View> = alignments.iter().map(|a| &a.theirs).collect();
+        let views: Vec<&dyn Show> = alignments.iter().map(|a| &a.theirs as &dyn Show).collect();
         let mut note = |why: Error| {
             observer.event(&Event::Note(&format!("the source can't teach by its answers: {why}")));
         };
@@ -141,7 +141,7 @@ impl Source {
             let (ours, theirs) =
                 (target.params.interface(to).channels, self.network.params.interface(from).channels);
             let seen = self.alignments.iter().position(|a| (a.target, a.source) == (to, from));
-            let chosen = seen.and_then(|i| choose(views.get(i)?, ours));
+            let chosen = seen.and_then(|i| choose(views.get(i)?, ours, directions(target, to)));
             choices.insert((to, from), chosen.unwrap_or_else(|| lpka::selection(ours, theirs)));
         }
         self.choices.insert((kind, seed), choices);
@@ -226,7 +226,8 @@ pub fn measure_target(
     rows: &[usize],
     executor: &dyn Executor,
 ) -> Result<()> {
-    let views: Vec<&View> = sources.iter().flat_map(|s| &s.alignments).map(|a| &a.ours).collect();
+    let views = sources.iter().flat_map(|s| &s.alignments).map(|a| &a.ours as &dyn Show);
+    let views: Vec<&dyn Show> = views.collect();
     if views.is_empty() {
         return Ok(());
     }
@@ -235,6 +236,13 @@ pub fn measure_target(
         source.deviations = found.by_ref().take(source.alignments.len()).collect();
     }
     Ok(())
+}
+
+/// Parts of an interface that don't mix: a recurrent layer's states in each direction.
+fn directions(network: &Network, interface: InterfaceId) -> usize {
+    let makers = network.params.interface(interface).producers.iter().map(|&id| network.params.weight(id));
+    let views = makers.filter(|w| w.role == Role::Recurrent).filter_map(|w| w.view.as_ref());
+    views.map(|view| view.group).max().unwrap_or(1)
 }
 
 /// Whether the source is the target itself.

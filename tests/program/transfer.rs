@@ -40,6 +40,18 @@ fn unlabelled_data_serves_alignment_and_distillation() {
 }
 
 #[test]
+fn a_recurrent_layer_learns_what_anothers_gates_sum_up() {
+    let sandbox = Sandbox::digits().fixtures(&["digits_lstm.onnx", "digits_small_lstm.onnx"]);
+    let run = format!(
+        "digits_lstm.onnx digits_small_lstm.onnx -o out.onnx {DATA} --steps 60 --method lpka+kd --start fitted"
+    );
+    let fitted = report(&sandbox, &run, 0);
+    let untouched = fitted.untouched.test.expect("test data was given");
+    assert!(test(&fitted) > untouched + 0.15, "{untouched} and {}", test(&fitted));
+    only_weights_differ(&sandbox, "digits_small_lstm.onnx", "out.onnx");
+}
+
+#[test]
 fn rows_made_by_cutmix_serve_transfer() {
     let sandbox = sandbox();
     let run = format!(

@@ -84,6 +84,7 @@ fn conv(walk: &mut Walk, node: &Node, x: usize, w: usize, bias: Option<usize>) {
             group,
             split: form.split,
             perm: form.perm,
+            order: vec![],
         });
         let role = if depthwise { Role::DepthwiseConv } else { Role::Conv };
         walk.matrix(node, weight, role, view, (features, made.clone()));
@@ -117,6 +118,7 @@ fn conv_transpose(walk: &mut Walk, node: &Node) {
             group,
             split: [&[group, inn, shape[1]], &shape[2..]].concat(),
             perm: [0, 2, 1].into_iter().chain(3..shape.len() + 1).collect(),
+            order: vec![],
         });
         let role = if depthwise { Role::DepthwiseConv } else { Role::ConvTranspose };
         walk.matrix(node, weight, role, view, (features, made.clone()));
@@ -181,6 +183,7 @@ fn linear(
         group: 1,
         perm: if rows_are_outputs { form.perm } else { form.perm.into_iter().rev().collect() },
         split: form.split,
+        order: vec![],
     });
     walk.matrix(node, weight, Role::Linear, view, (features, made.clone()));
     made
@@ -241,7 +244,8 @@ fn batched(walk: &mut Walk, node: &Node, a: &ValueId, b: &ValueId) {
     };
     let mut perm = form.perm.clone();
     perm.swap(shape_b.len() - 2, shape_b.len() - 1);
-    let view = MatrixView { out: group * out, inn, taps: vec![], group, split: form.split, perm };
+    let view =
+        MatrixView { out: group * out, inn, taps: vec![], group, split: form.split, perm, order: vec![] };
     let features = match group {
         1 => walk.channels(Some(a), shape_a.len() - 1),
         _ => stacked(walk, a, shape_a, lead, inn),
@@ -322,6 +326,7 @@ fn embedding(walk: &mut Walk, node: &Node) {
         group: 1,
         split: form.split,
         perm: form.perm.into_iter().rev().collect(),
+        order: vec![],
     });
     walk.matrix(node, table, Role::Embedding, view, (entries, made.clone()));
     let rank = node.output(0).and_then(|o| walk.shape(o)).map_or(0, <[usize]>::len);

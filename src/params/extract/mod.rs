@@ -314,11 +314,12 @@ impl<'a> Walk<'a> {
         let before = self.merged(node_reads(node).iter());
         let (input, output) = sides;
         let roots: Vec<ValueId> = stored.roots.iter().filter(|r| self.is_readable(r)).cloned().collect();
+        let known = stored.form.is_some() || view.is_some();
         let mut made = vec![];
         for name in &roots {
-            let plain = stored.form.is_some() && self.is_real(name) && !stored.quantised;
+            let plain = known && self.is_real(name) && !stored.quantised;
             let id = self.draft(name, if plain { role } else { Role::Other }, node, before.level);
-            if stored.form.is_some() {
+            if known {
                 self.fill(id, view.clone().filter(|_| plain), input.clone(), output.clone());
             }
             made.push(id);

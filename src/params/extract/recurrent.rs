@@ -2,8 +2,10 @@
 
 use super::Walk;
 use super::labels::{Atom, Labels};
-use crate::onnx::Node;
+use crate::onnx::{Node, ValueId};
+use crate::params::pieces::Pieces;
 use crate::params::{MatrixView, Role};
+use std::collections::BTreeMap;
 
 /// Follows channels through `node`, if it is one of these.
 pub fn visit(walk: &mut Walk, node: &Node) -> bool {
@@ -17,6 +19,33 @@ pub fn visit(walk: &mut Walk, node: &Node) -> bool {
         walk.note_unknown(node);
     }
     true
+}
+
+/// How a weight is a matrix, also where the model puts its gates in another order first.
+fn view(walk: &Walk, weight: &ValueId, out: usize, inn: usize, group: usize) -> Option<MatrixView> {
+    let view = |split, perm, order| MatrixView { out, inn, taps: vec![], group, split, perm, order };
+    if let Some(form) = walk.stored.get(weight)?.form.clone() {
+        return Some(view(form.split, form.perm, vec![]));
+    }
+    let (_, order) = Pieces::new(walk.graph, walk.facts).permuted(weight, inn)?;
+    Some(view(vec![out, inn], vec![0, 1], order))
+}
+
+/// Notes the biases, each of those that they were put together from; `channels` has one for each element.
+fn follow_biases(walk: &mut Walk, node: &Node, channels: &[Atom], depth: usize) {
+    let Some(biases) = node.input(3) else { return };
+    let Some(rows) =
+        Pieces::new(walk.graph, walk.facts).rows(biases, 1).filter(|r| r.len() == channels.len())
+    else {
+        return walk.vector(node, Some(biases), Role::Bias, channels, depth);
+    };
+    let mut parts: BTreeMap<&ValueId, BTreeMap<usize, Atom>> = BTreeMap::new();
+    for ((root, element), atom) in rows.iter().zip(channels) {
+        parts.entry(root).or_default().insert(*element, *atom);
+    }
+    for (root, atoms) in parts {
+        walk.vector(node, Some(root), Role::Bias, &atoms.into_values().collect::<Vec<_>>(), depth);
+    }
 }
 
 fn follow(walk: &mut Walk, node: &Node, gates: usize) -> Option<()> {
@@ -39,19 +68,12 @@ fn follow(walk: &mut Walk, node: &Node, gates: usize) -> Option<()> {
         if !walk.is_stored(Some(weight)) {
             continue;
         }
-        let view = walk.stored.get(weight)?.form.clone().map(|form| MatrixView {
-            out: directions * rows,
-            inn: width,
-            taps: vec![],
-            group: directions,
-            split: form.split,
-            perm: form.perm,
-        });
+        let view = view(walk, weight, directions * rows, width, directions);
         walk.matrix(node, weight, Role::Recurrent, view, (role_in, all_gates.clone()));
     }
     // Biases for the inputs and for the recurrence lie one after the other, a direction each.
     let biases: Vec<Atom> = (0..directions).flat_map(|d| of(d).repeat(2 * gates)).collect();
-    walk.vector(node, node.input(3), Role::Bias, &biases, depth);
+    follow_biases(walk, node, &biases, depth);
     if let Some(shape) = node.output(0).and_then(|o| walk.shape(o)).filter(|s| s.len() == 4) {
         let batch_first = node.int_or("layout", 0) == 1;
         let direction_axis = if batch_first { 2 } else { 1 };

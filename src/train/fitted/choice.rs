@@ -1,6 +1,7 @@
 //! Which channels of a source a target with fewer of them takes over: those from which the others follow best.
 
 use crate::onnx::Tensor;
+use std::ops::Range;
 
 /// Picks `count` of as many columns as `gram` = AᵀA has rows, greedily: each time the one that explains most of what the
 /// columns picked before leave unexplained, in least squares. In ascending order; `None` where there aren't so many live ones.
@@ -21,29 +22,38 @@ fn leading(mut gram: Vec<Vec<f64>>, count: usize) -> Option<Vec<usize>> {
     Some(picked)
 }
 
-/// [`leading`] channels of activations, rows × channels × positions.
-pub fn choose(seen: &Tensor, count: usize) -> Option<Vec<usize>> {
-    let &[_, channels, positions] = seen.shape() else { return None };
-    if count >= channels {
+/// [`leading`] channels of activations, rows × channels × positions: as many of each of `blocks` of them, which don't mix.
+pub fn choose(seen: &Tensor, count: usize, blocks: usize) -> Option<Vec<usize>> {
+    let channels = *seen.shape().get(1)?;
+    if count >= channels || !count.is_multiple_of(blocks) || !channels.is_multiple_of(blocks) {
         return None;
     }
-    let values = seen.to_f32().into_owned();
-    let mut gram = vec![vec![0.0; channels]; channels];
+    let size = channels / blocks;
+    let block = |i: usize| leading(gram(seen, i * size..(i + 1) * size)?, count / blocks);
+    let shifted = |i: usize| Some(block(i)?.into_iter().map(move |c| i * size + c));
+    Some((0..blocks).map(shifted).collect::<Option<Vec<_>>>()?.into_iter().flatten().collect())
+}
+
+/// Products of some channels' activations.
+fn gram(seen: &Tensor, among: Range<usize>) -> Option<Vec<Vec<f64>>> {
+    let &[_, channels, positions] = seen.shape() else { return None };
+    let (values, size) = (seen.to_f32(), among.len());
+    let mut gram = vec![vec![0.0; size]; size];
     for row in values.chunks(channels * positions) {
-        let channel = |c: usize| &row[c * positions..(c + 1) * positions];
-        for i in 0..channels {
+        let channel = |c: usize| &row[(among.start + c) * positions..][..positions];
+        for i in 0..size {
             for j in 0..=i {
                 let product: f32 = channel(i).iter().zip(channel(j)).map(|(a, b)| a * b).sum();
                 gram[i][j] += product as f64;
             }
         }
     }
-    for i in 0..channels {
+    for i in 0..size {
         for j in 0..i {
             gram[j][i] = gram[i][j];
         }
     }
-    leading(gram, count)
+    Some(gram)
 }
 
 #[cfg(test)]
@@ -60,5 +70,13 @@ mod tests {
         let columns = [[0.0; 4], [3.0, 0.0, 0.0, 0.0], [2.9, 0.1, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]];
         assert_eq!(leading(gram(&columns), 2), Some(vec![1, 3]));
         assert_eq!(leading(gram(&columns), 4), None);
+    }
+
+    #[test]
+    fn blocks_keep_their_own() {
+        // Two blocks of two channels, one row: the first of either block is the stronger, or lives alone.
+        let seen = Tensor::f32(&[1, 4, 1], &[3.0, 0.1, 0.0, 2.0]);
+        assert_eq!(choose(&seen, 2, 2), Some(vec![0, 3]));
+        assert_eq!(choose(&seen, 3, 2), None);
     }
 }

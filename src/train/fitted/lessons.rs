@@ -1,14 +1,15 @@
 //! What the layers of a target learn from a source: which of its layers is whose partner, and what is wanted then.
 
-use super::layers as layers_of;
+use super::Unit;
 use crate::error::Result;
 use crate::lpka::Choices;
 use crate::onnx::{Tensor, ValueId};
 use crate::params::{
-    InterfaceId, InterfaceKind, InterfaceUse, Layer, Matrix, MatrixView, Pairing, Role, Weight, WeightId,
+    Cell, InterfaceId, InterfaceKind, InterfaceUse, Layer, Matrix, MatrixView, Pairing, Role, Weight,
+    WeightId,
 };
 use crate::runtime::Executor;
-use crate::train::align::View;
+use crate::train::align::{Show, View};
 use crate::train::batches::Data;
 use crate::train::guide::Guide;
 use crate::train::network::Network;
@@ -40,15 +41,15 @@ impl Tutor {
     /// # Errors
     /// Where the source can't read the data.
     pub fn open(
-        (target, layers): (&Network, &[Layer]),
+        (target, layers): (&Network, &[Unit]),
         source: &Network,
         pairing: &Pairing,
         teaches: bool,
         data: Data<'_>,
         executor: &dyn Executor,
     ) -> Result<Option<Self>> {
-        let known = layers_of(source);
-        let mut views = vec![];
+        let known = Unit::all(source);
+        let mut views: Vec<Box<dyn Show>> = vec![];
         let mut lessons = HashMap::new();
         for spaces in spaces_of(target, layers) {
             let source_of = |&id: &InterfaceId| pairing.source_of(id);
@@ -58,42 +59,84 @@ impl Tutor {
             }
             let makers = makers_of(target, layers, &spaces);
             for (i, other) in partners(&makers, &makers_of(source, &known, &others)) {
-                let (ours, theirs) = (layers[i].made(), known[other].made());
-                // A grid tells nothing of a single value, nor the reverse.
-                let weights = (weight_of(target, &layers[i]), weight_of(source, &known[other]));
-                let fits = ours.grid.len() == theirs.grid.len();
-                if let Some(parts) = parts(weights.0, weights.1).filter(|_| fits) {
+                if let Some((parts, view)) = lesson((target, &layers[i]), (source, &known[other])) {
                     lessons.insert(i, Lesson::Hidden { parts, view: views.len() });
-                    views.push(View::new(theirs.clone(), ours.grid.clone()));
+                    views.push(view);
                 }
             }
         }
-        let head = layers.iter().position(|l| l.made().value == target.head.answer);
-        if let Some(head) = head.filter(|&i| teaches && layers[i].made().grid.is_empty()) {
+        let answers = |unit: &Unit| {
+            let made = unit.layer().map(Layer::made);
+            made.is_some_and(|made| made.value == target.head.answer && made.grid.is_empty())
+        };
+        if let Some(head) = layers.iter().position(answers).filter(|_| teaches) {
             lessons.insert(head, Lesson::Answer);
         }
-        lessons.retain(|&i, _| pairing.allows(layers[i].weight));
+        lessons.retain(|&i, _| layers[i].weights().iter().all(|&id| pairing.allows(id)));
         if !lessons.values().any(|l| matches!(l, Lesson::Hidden { .. })) {
             return Ok(None);
         }
-        let guide = Guide::open(source, data, &views.iter().collect::<Vec<_>>(), executor)?;
+        let guide =
+            Guide::open(source, data, &views.iter().map(|view| &**view).collect::<Vec<_>>(), executor)?;
         let first = lessons.keys().min().copied().unwrap_or(0);
         let complete = (first..layers.len()).all(|i| lessons.contains_key(&i));
         Ok(Some(Self { guide, lessons, tables: tables(target, source, pairing), complete }))
     }
 }
 
-fn weight_of<'a>(network: &'a Network, layer: &Layer) -> &'a Weight {
-    network.params.weight(layer.weight)
+fn weight_of<'a>(network: &'a Network, layer: &Unit) -> &'a Weight {
+    network.params.weight(layer.weight())
+}
+
+/// What a layer learns from one of the source's, and where that shows; `None` where there is nothing in it for it.
+fn lesson(
+    (target, ours): (&Network, &Unit),
+    (source, theirs): (&Network, &Unit),
+) -> Option<(Vec<Part>, Box<dyn Show>)> {
+    match (ours, theirs) {
+        (Unit::Layer(our), Unit::Layer(their)) => {
+            let (grid, other) = (&our.made().grid, &their.made().grid);
+            // A grid tells nothing of a single value, nor the reverse.
+            let fits = grid.len() == other.len();
+            let parts = parts(&weight_of(target, ours).output, &weight_of(source, theirs).output);
+            let view = View::new(their.made().clone(), grid.clone());
+            parts.filter(|_| fits).map(|parts| (parts, Box::new(view) as Box<dyn Show>))
+        }
+        (Unit::Cell(our), Unit::Cell(their)) if our.is_like(their) => {
+            let parts = parts_of_cells((target, our), (source, their))?;
+            Some((parts, Box::new(Unit::Cell(their.clone()))))
+        }
+        _ => None,
+    }
+}
+
+/// The same for what [`Cell::emit`] shows: twice the gates, and once or twice the states.
+fn parts_of_cells(
+    (target, ours): (&Network, &Cell),
+    (source, theirs): (&Network, &Cell),
+) -> Option<Vec<Part>> {
+    let gates =
+        parts(&target.params.weight(ours.inputs).output, &source.params.weight(theirs.inputs).output)?;
+    let states =
+        parts(&target.params.weight(ours.recurrence).input, &source.params.weight(theirs.recurrence).input)?;
+    let mut all = vec![];
+    for sums in 0..2 {
+        all.extend(gates.iter().map(|part| part.moved([sums * ours.sums(), sums * theirs.sums()])));
+    }
+    for more in 0..=usize::from(ours.resets_before()) {
+        let offset = |cell: &Cell| 2 * cell.sums() + more * cell.directions * cell.hidden;
+        all.extend(states.iter().map(|part| part.moved([offset(ours), offset(theirs)])));
+    }
+    Some(all)
 }
 
 /// The interfaces that a layer makes, in the order of its features.
-fn made_spaces(network: &Network, layer: &Layer) -> Vec<InterfaceId> {
+fn made_spaces(network: &Network, layer: &Unit) -> Vec<InterfaceId> {
     InterfaceUse::in_order(&weight_of(network, layer).output).iter().map(|part| part.interface).collect()
 }
 
 /// What layers make, each once.
-fn spaces_of(network: &Network, layers: &[Layer]) -> Vec<Vec<InterfaceId>> {
+fn spaces_of(network: &Network, layers: &[Unit]) -> Vec<Vec<InterfaceId>> {
     let mut all: Vec<Vec<InterfaceId>> = layers.iter().map(|layer| made_spaces(network, layer)).collect();
     all.sort();
     all.dedup();
@@ -101,11 +144,12 @@ fn spaces_of(network: &Network, layers: &[Layer]) -> Vec<Vec<InterfaceId>> {
 }
 
 /// Places and kinds of the layers that make just these interfaces.
-fn makers_of(network: &Network, layers: &[Layer], spaces: &[InterfaceId]) -> Vec<(usize, Kind)> {
-    let makes = |(_, layer): &(usize, &Layer)| made_spaces(network, layer) == spaces;
-    let kind = |layer: &Layer| Kind {
-        adds: layer.sum.is_some(),
+fn makers_of(network: &Network, layers: &[Unit], spaces: &[InterfaceId]) -> Vec<(usize, Kind)> {
+    let makes = |(_, layer): &(usize, &Unit)| made_spaces(network, layer) == spaces;
+    let kind = |layer: &Unit| Kind {
+        adds: layer.layer().is_some_and(|layer| layer.sum.is_some()),
         depthwise: weight_of(network, layer).role == Role::DepthwiseConv,
+        recurrent: layer.layer().is_none(),
     };
     layers.iter().enumerate().filter(makes).map(|(i, layer)| (i, kind(layer))).collect()
 }
@@ -117,8 +161,8 @@ pub(super) struct Part {
     theirs: InterfaceUse,
 }
 
-/// The parts of two layers that make paired interfaces; `None` where these lie otherwise.
-fn parts(target: &Weight, source: &Weight) -> Option<Vec<Part>> {
+/// The parts of the sides of two weights that lie in paired interfaces; `None` where these lie otherwise.
+fn parts(target: &[InterfaceUse], source: &[InterfaceUse]) -> Option<Vec<Part>> {
     let part = |(ours, theirs): (&InterfaceUse, &InterfaceUse)| {
         let pair = (ours.interface, theirs.interface);
         (ours.positions == theirs.positions).then(|| Part {
@@ -127,11 +171,17 @@ fn parts(target: &Weight, source: &Weight) -> Option<Vec<Part>> {
             theirs: theirs.clone(),
         })
     };
-    let (ours, theirs) = (InterfaceUse::in_order(&target.output), InterfaceUse::in_order(&source.output));
+    let (ours, theirs) = (InterfaceUse::in_order(target), InterfaceUse::in_order(source));
     ours.into_iter().zip(theirs).map(part).collect()
 }
 
 impl Part {
+    /// The same further back, in the target and in the source.
+    fn moved(&self, [ours, theirs]: [usize; 2]) -> Self {
+        let by = |part: &InterfaceUse, by| InterfaceUse { offset: part.offset + by, ..part.clone() };
+        Self { pair: self.pair, ours: by(&self.ours, ours), theirs: by(&self.theirs, theirs) }
+    }
+
     /// Puts the source's feature for each of the target's in its place; with `once`, none where the source's channel stands for
     /// another of the target's already.
     fn pick(&self, choice: &[usize], once: bool, features: &mut [Option<usize>]) -> Option<()> {
@@ -157,6 +207,7 @@ struct Kind {
     /// Whether it adds to what is there already.
     adds: bool,
     depthwise: bool,
+    recurrent: bool,
 }
 
 /// Which source layer each layer of the target learns from, among those that make two paired interfaces. The k-th of its kind
@@ -232,8 +283,8 @@ impl Teaching<'_> {
         self.tutor.tables.iter().filter_map(copy).collect()
     }
     /// What is wanted of a layer, where this tutor has something to say.
-    pub(super) fn wanted(&self, index: usize, layer: &Layer, seen: &[Tensor]) -> Option<Wanted> {
-        let channels = layer.settled.channels;
+    pub(super) fn wanted(&self, index: usize, layer: &Unit, seen: &[Tensor]) -> Option<Wanted> {
+        let [channels, _] = layer.shown();
         match self.tutor.lessons.get(&index)? {
             Lesson::Answer => {
                 let answer = seen.first()?;

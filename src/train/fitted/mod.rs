@@ -9,19 +9,22 @@
 mod choice;
 mod lessons;
 mod normal;
+mod recurrent;
 mod rows;
+mod unit;
 
 pub use choice::choose;
 use lessons::Wanted;
 pub use lessons::{Teaching, Tutor};
+pub use unit::Unit;
 
-use super::align::View;
+use super::align::Show;
 use super::batches::{Data, Examples};
 use super::guide::Guide;
 use super::network::Network;
 use crate::error::Result;
-use crate::onnx::{Tensor, ValueId};
-use crate::params::{Layer, MatrixView};
+use crate::onnx::{Facts, Model, Tensor, ValueId};
+use crate::params::{Cell, Layer, Matrix, MatrixView, Weight};
 use crate::runtime::{Executor, Value};
 use rows::Rows;
 use std::collections::HashMap;
@@ -39,14 +42,9 @@ const SHARE: usize = 2;
 
 /// The layers of a target that can be fitted, and how it runs.
 pub struct Learner {
-    layers: Vec<Layer>,
+    layers: Vec<Unit>,
     /// Shows what the layers make, with weights as they came.
     own: Guide,
-}
-
-/// The layers of a network that can be fitted, or fitted to.
-pub fn layers(network: &Network) -> Vec<Layer> {
-    Layer::all(&network.model.graph, &network.facts, &network.params, network.batch)
 }
 
 impl Learner {
@@ -54,13 +52,12 @@ impl Learner {
     /// Where the target can't run on the data.
     pub fn open(
         target: &Network,
-        layers: Vec<Layer>,
+        layers: Vec<Unit>,
         data: Data<'_>,
         executor: &dyn Executor,
     ) -> Result<Self> {
-        let views: Vec<View> =
-            layers.iter().map(|l| View::new(l.made().clone(), l.made().grid.clone())).collect();
-        let own = Guide::open(target, data, &views.iter().collect::<Vec<_>>(), executor)?;
+        let shown: Vec<&dyn Show> = layers.iter().map(|unit| unit as &dyn Show).collect();
+        let own = Guide::open(target, data, &shown, executor)?;
         Ok(Self { layers, own })
     }
 }
@@ -76,7 +73,7 @@ pub fn fit(
     effort: usize,
     executor: &dyn Executor,
 ) -> Result<HashMap<ValueId, Tensor>> {
-    let numbers: usize = learner.layers.iter().map(|l| l.settled.channels * l.settled.positions()).sum();
+    let numbers: usize = learner.layers.iter().map(|unit| unit.shown().iter().product::<usize>()).sum();
     let affordable = effort / SHARE / learner.layers.len().max(1);
     let count = MOST_ROWS.min(MOST_NUMBERS / numbers.max(1)).min(affordable).max(target.batch);
     let rows = Rows::some(examples, count);
@@ -104,7 +101,11 @@ pub fn fit(
             None => before.cloned(),
         };
         if let Some(wanted) = wanted {
-            fitted.extend(fit.solve(layer, &learner.own.with(&fitted), &wanted)?);
+            let now = learner.own.with(&fitted);
+            fitted.extend(match layer {
+                Unit::Layer(layer) => fit.solve(layer, &now, &wanted)?,
+                Unit::Cell(cell) => fit.solve_cell(cell, &now, &wanted)?,
+            });
         }
     }
     Ok(fitted)
@@ -131,7 +132,8 @@ impl Fit<'_> {
         let moves = self.may(&weight.name) && layer.scale.iter().all(|s| s.is_normal());
         let view = weight.view.as_ref().filter(|v| moves && v.cols() <= normal::MOST_FEATURES);
         let Some(view) = view else { return Ok(vec![]) };
-        let sums = self.sums(layer, now, wanted, view)?;
+        let program = normal::program(self.target, layer, view)?;
+        let sums = self.sums(&program, now, wanted, view)?;
         let value = |id: &ValueId| self.target.model.graph.initializers.get(id);
         let bias = layer.bias.as_ref().and_then(|id| Some((id, value(id)?)));
         let moving = bias.filter(|(id, _)| self.may(id));
@@ -149,11 +151,67 @@ impl Fit<'_> {
         Ok(found)
     }
 
-    fn sums(&self, layer: &Layer, now: &[Value], wanted: &Tensor, view: &MatrixView) -> Result<normal::Sums> {
-        let (model, facts) = normal::program(self.target, layer, view)?;
-        let mut program = self.executor.compile(&model, &facts)?;
+    /// The same for a recurrent layer.
+    fn solve_cell(&self, cell: &Cell, now: &[Value], wanted: &Tensor) -> Result<Vec<(ValueId, Tensor)>> {
+        let [inputs, recurrence] = [cell.inputs, cell.recurrence].map(|id| self.target.params.weight(id));
+        let views = inputs.view.as_ref().zip(recurrence.view.as_ref());
+        let Some(views) = views.filter(|_| self.may(&inputs.name) && self.may(&recurrence.name)) else {
+            return Ok(vec![]);
+        };
+        let initializers = &self.target.model.graph.initializers;
+        let old: Vec<f64> = cell.biases.iter().map(|(id, i)| initializers[id].to_f64()[*i]).collect();
+        let moves = !old.is_empty() && cell.biases.iter().all(|(id, _)| self.may(id));
+        let mut solved = recurrent::Weights::new(cell);
+        for equation in recurrent::Equation::all(cell) {
+            let view = equation.view(cell);
+            if view.cols() > normal::MOST_FEATURES {
+                return Ok(vec![]);
+            }
+            let program = equation.program(self.target, cell)?;
+            let sums = self.sums(&program, now, wanted, &view)?;
+            let (scale, shift) = (vec![1.0; view.out], vec![0.0; view.out]);
+            let fixed = (!moves).then(|| equation.fixed(cell, &old));
+            let Some(solution) = sums.solve(&scale, &shift, fixed.as_deref()) else { return Ok(vec![]) };
+            equation.place(cell, &solution, &mut solved);
+        }
+        let tensor = |weight: &Weight, view: &MatrixView, values: Vec<f32>| {
+            let matrix = Matrix::new(view.out, view.cols(), values);
+            (weight.name.clone(), view.tensor_of(&matrix, &weight.shape, weight.dtype))
+        };
+        let mut found =
+            vec![tensor(inputs, views.0, solved.inputs), tensor(recurrence, views.1, solved.recurrence)];
+        if moves {
+            found.extend(self.biases(cell, &solved.biases));
+        }
+        Ok(found)
+    }
+
+    /// The initializers that a cell's biases are stored in, with these values.
+    fn biases(&self, cell: &Cell, values: &[f64]) -> Vec<(ValueId, Tensor)> {
+        let mut stored: HashMap<&ValueId, Vec<f64>> = HashMap::new();
+        for ((id, i), value) in cell.biases.iter().zip(values) {
+            let old = || self.target.model.graph.initializers[id].to_f64();
+            stored.entry(id).or_insert_with(old)[*i] = *value;
+        }
+        let tensor = |(id, values): (&ValueId, Vec<f64>)| {
+            let old = &self.target.model.graph.initializers[id];
+            (id.clone(), Tensor::from_f64(old.dtype(), old.shape(), &values))
+        };
+        stored.into_iter().map(tensor).collect()
+    }
+
+    /// The normal equations of a layer: `program` makes them for a batch.
+    fn sums(
+        &self,
+        (model, facts): &(Model, Facts),
+        now: &[Value],
+        wanted: &Tensor,
+        view: &MatrixView,
+    ) -> Result<normal::Sums> {
+        let positions = wanted.shape()[2..].iter().product::<usize>();
+        let mut program = self.executor.compile(model, facts)?;
         let mut sums = normal::Sums::new(view);
-        let enough = ENOUGH * view.cols() / layer.settled.positions().max(1);
+        let enough = ENOUGH * view.cols() / positions.max(1);
         let batches = self.rows.batches(self.target.batch, enough.max(FEWEST_ROWS));
         for some in batches.chunks(self.executor.lanes().max(1)) {
             let mut runs = vec![];
@@ -176,7 +234,7 @@ impl Fit<'_> {
 mod tests {
     use super::*;
     use crate::data::{self, DataOptions};
-    use crate::onnx::{Builder, DType, Dim, Fact, Model};
+    use crate::onnx::{Attr, Builder, DType, Dim, Fact, Model};
     use crate::params::{InterfaceId, Pairing};
     use crate::runtime::TractExecutor;
     use crate::train::session::Split;
@@ -220,6 +278,42 @@ mod tests {
         crate::onnx::save(&Model::new(graph, crate::onnx::WORKING_OPSET), path)
     }
 
+    /// Rows of an image, one after the other, and a head on the states after the last.
+    fn with_a_cell(path: &Path, (op, gates): (&str, usize), direction: &str, reset: i64) -> Result<()> {
+        const HIDDEN: usize = 12;
+        let mut b = Builder::new("sequence");
+        let mut count = 0;
+        let mut weight = |b: &mut Builder, shape: &[usize], scale: f32| {
+            count += 1;
+            let value = |i: usize| ((i * 7907 + count * 104_729) % 1013) as f32 / 1013.0 - 0.5;
+            let values: Vec<f32> = (0..shape.iter().product()).map(|i| scale * value(i)).collect();
+            b.initializer(&format!("w{count}"), Tensor::f32(shape, &values))
+        };
+        let directions = if direction == "bidirectional" { 2 } else { 1 };
+        let x = b.input("image", Fact::new(DType::F32, &[1, 1, 8, 8]));
+        let x = b.reshape(&x, &[1, 8, 8]);
+        let x = b.transpose(&x, &[1, 0, 2]);
+        let w = weight(&mut b, &[directions, gates * HIDDEN, 8], 2.0);
+        let r = weight(&mut b, &[directions, gates * HIDDEN, HIDDEN], 1.0);
+        let biases = weight(&mut b, &[directions, 2 * gates * HIDDEN], 0.5);
+        let mut attributes: Vec<(&str, Attr)> =
+            vec![("hidden_size", (HIDDEN as i64).into()), ("direction", Attr::Str(direction.into()))];
+        if op == "GRU" {
+            attributes.push(("linear_before_reset", reset.into()));
+        }
+        let inputs = [&x, &w, &r, &biases].map(Some);
+        let states = b.op_full("", op, &inputs, &attributes, 2).remove(1);
+        b.set_fact(&states, Fact::new(DType::F32, &[directions, 1, HIDDEN]));
+        let states = b.transpose(&states, &[1, 0, 2]);
+        let states = b.reshape(&states, &[1, directions * HIDDEN]);
+        let head = weight(&mut b, &[directions * HIDDEN, 10], 2.0);
+        let answer = b.matmul(&states, &head);
+        b.output(&answer);
+        let (mut graph, _) = b.finish();
+        graph.inputs[0].shape = Some([1, 1, 8, 8].map(Dim::Known).to_vec());
+        crate::onnx::save(&Model::new(graph, crate::onnx::WORKING_OPSET), path)
+    }
+
     /// Takes a network's matrices away from a copy of it and fits the copy to it: on how many of 200 rows the copy then answers the
     /// same class, before and after. Nothing but least squares, no labels.
     fn regained(path: &Path, layers: usize) -> Result<(usize, usize)> {
@@ -228,7 +322,7 @@ mod tests {
         let blank = folder.path().join("blank.onnx");
         let mut model = crate::onnx::read(path)?.model;
         for (i, tensor) in model.graph.initializers.values_mut().enumerate() {
-            if tensor.dtype().is_float() && [2, 4].contains(&tensor.rank()) {
+            if tensor.dtype().is_float() && (2..=4).contains(&tensor.rank()) {
                 let noise = |at: usize| ((at + i) * 7919 % 1009) as f32 / 1009.0 - 0.5;
                 *tensor = Tensor::f32(tensor.shape(), &(0..tensor.len()).map(noise).collect::<Vec<_>>());
             }
@@ -241,9 +335,9 @@ mod tests {
         let declared: Vec<_> = target.file.model.graph.required_inputs().cloned().collect();
         let examples = Examples::new(all, &declared, 0)?;
         let pairing = Pairing::automatic(&target.params, &source.params, &[])?;
-        let mut learner = Learner::open(&target, super::layers(&target), all, &executor)?;
+        let mut learner = Learner::open(&target, Unit::all(&target), all, &executor)?;
         let names: Vec<&str> =
-            learner.layers.iter().map(|l| target.params.weight(l.weight).name.as_str()).collect();
+            learner.layers.iter().map(|l| target.params.weight(l.weight()).name.as_str()).collect();
         assert_eq!(names.len(), layers, "{names:?}");
         let tutor = Tutor::open((&target, &learner.layers), &source, &pairing, true, all, &executor)?;
         let mut tutor = tutor.expect("the same layers correspond");
@@ -283,6 +377,24 @@ mod tests {
         with_a_stream(&path)?;
         let (before, after) = regained(&path, 5)?;
         assert!(before < 100 && after > 180, "{before}, {after}");
+        Ok(())
+    }
+
+    #[test]
+    fn recurrent_layers_get_back_what_they_have_lost() -> Result<()> {
+        let folder = tempfile::tempdir().expect("a folder for the model");
+        let path = folder.path().join("sequence.onnx");
+        for (cell, direction, reset) in [
+            (("LSTM", 4), "forward", 0),
+            (("LSTM", 4), "bidirectional", 0),
+            (("GRU", 3), "forward", 0),
+            (("GRU", 3), "reverse", 1),
+            (("RNN", 1), "forward", 0),
+        ] {
+            with_a_cell(&path, cell, direction, reset)?;
+            let (before, after) = regained(&path, 2)?;
+            assert!(before < 100 && after > 180, "{cell:?}, {direction}, {reset}: {before}, {after}");
+        }
         Ok(())
     }
 

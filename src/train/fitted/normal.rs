@@ -18,21 +18,19 @@ const RIDGE: f64 = 1e-2;
 /// The same for b: only against a singular matrix.
 const RIDGE_OF_BIAS: f64 = 1e-6;
 
-/// The forward pass up to a layer: the model's inputs, its weights, what it is wanted to leave (rows × channels × positions) and
-/// which rows count (0 or 1) in; [X 1]ᵀ[X 1] and [X 1]ᵀY out, one for each group of the layer's channels.
+/// Names of what is wanted of a layer (rows × channels × positions), and of which rows count (0 or 1), among the inputs.
+pub const WANTED: &str = "fit.wanted";
+const COUNTS: &str = "fit.counts";
+
+/// The forward pass up to a layer: the model's inputs, its weights, what it is wanted to leave and which rows count in; the normal
+/// equations out.
 pub fn program(network: &Network, layer: &Layer, view: &MatrixView) -> Result<(Model, Facts)> {
     let (mut b, _) = freed(network)?;
     let reading = &layer.settled;
     let (rows, channels, positions) = (reading.rows, reading.channels, reading.positions());
-    let (groups, count) = (view.group, rows * positions);
-    let mut wanted = b.input("fit.wanted", Fact::new(DType::F32, &[rows, channels, positions]));
-    let counts = b.input("fit.counts", Fact::new(DType::F32, &[rows]));
-    let counts = b.reshape(&counts, &[1, rows, 1, 1]);
-    let counts = b.expand(&counts, &[groups, rows, positions, 1]);
-    let counts = b.reshape(&counts, &[groups, count, 1]);
+    let groups = view.group;
+    let mut wanted = b.input(WANTED, Fact::new(DType::F32, &[rows, channels, positions]));
     let inputs = inputs(&mut b, layer, view, positions);
-    let inputs = b.mul(&inputs, &counts);
-    let inputs = b.concat(&[&inputs, &counts], 2);
     if let Some(sum) = &layer.sum {
         // What it is added to is there already.
         let other = sum.other.emit(&mut b);
@@ -41,13 +39,27 @@ pub fn program(network: &Network, layer: &Layer, view: &MatrixView) -> Result<(M
     }
     let wanted = b.reshape(&wanted, &[rows, groups, channels / groups, positions]);
     let wanted = b.transpose(&wanted, &[1, 0, 3, 2]);
-    let wanted = b.reshape(&wanted, &[groups, count, channels / groups]);
+    let wanted = b.reshape(&wanted, &[groups, rows * positions, channels / groups]);
+    equations(&mut b, &inputs, &wanted, rows);
+    settled(network, b)
+}
+
+/// Emits, behind [`WANTED`], the input that says which of `rows` count, and [X 1]ᵀ[X 1] and [X 1]ᵀY of `inputs` and `wanted`:
+/// groups × (rows · positions) × features.
+pub fn equations(b: &mut Builder, inputs: &ValueId, wanted: &ValueId, rows: usize) {
+    let shape = b.shape(inputs);
+    let (groups, count) = (shape[0], shape[1]);
+    let counts = b.input(COUNTS, Fact::new(DType::F32, &[rows]));
+    let counts = b.reshape(&counts, &[1, rows, 1, 1]);
+    let counts = b.expand(&counts, &[groups, rows, count / rows, 1]);
+    let counts = b.reshape(&counts, &[groups, count, 1]);
+    let inputs = b.mul(inputs, &counts);
+    let inputs = b.concat(&[&inputs, &counts], 2);
     let turned = b.transpose(&inputs, &[0, 2, 1]);
     let gram = b.matmul(&turned, &inputs);
-    let cross = b.matmul(&turned, &wanted);
+    let cross = b.matmul(&turned, wanted);
     b.output_as("fit.gram", &gram);
     b.output_as("fit.cross", &cross);
-    settled(network, b)
 }
 
 /// X: groups × (rows · positions) × features, what each output is a linear function of in the order of the matrix's columns.
