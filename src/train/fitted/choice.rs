@@ -74,9 +74,9 @@ mod tests {
 
     #[test]
     fn blocks_keep_their_own() {
-        // Two blocks of two channels, one row: the first of either block is the stronger, or lives alone.
-        let seen = Tensor::f32(&[1, 4, 1], &[3.0, 0.1, 0.0, 2.0]);
+        let seen = Tensor::f32(&[2, 4, 1], &[3.0, 0.1, 0.0, 2.0, 0.0, 0.1, 0.0, 2.0]);
         assert_eq!(choose(&seen, 2, 2), Some(vec![0, 3]));
+        assert_eq!(choose(&seen, 2, 1), Some(vec![0, 3]));
         assert_eq!(choose(&seen, 3, 2), None);
     }
 }
