@@ -110,16 +110,7 @@ impl Dataset {
     }
 
     fn misfit(&self, input: &ValueInfo, column: &Column) -> Error {
-        let wants: Vec<String> = input
-            .shape
-            .iter()
-            .flatten()
-            .map(|d| match d {
-                Dim::Known(d) => d.to_string(),
-                Dim::Named(name) => name.clone(),
-                Dim::Unknown => "?".into(),
-            })
-            .collect();
+        let wants: Vec<String> = input.shape.iter().flatten().map(Dim::to_string).collect();
         self.refuse(format!(
             "a row of '{}' is {}, but the model's input '{}' is {}",
             column.name,

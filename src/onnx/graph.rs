@@ -95,6 +95,16 @@ pub enum Dim {
     Unknown,
 }
 
+impl std::fmt::Display for Dim {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Known(size) => write!(f, "{size}"),
+            Self::Named(name) => f.write_str(name),
+            Self::Unknown => f.write_str("?"),
+        }
+    }
+}
+
 /// A declared input, output or intermediate value. `dtype` is `None` for sequences, maps and optionals;
 /// `shape` is `None` where even the rank is unknown.
 #[derive(Clone, PartialEq, Debug)]

@@ -60,6 +60,9 @@ enum Format {
 /// A model and its parameter graph, with spectra where they are shown.
 struct Inspected {
     path: PathBuf,
+    /// As the file declares them.
+    inputs: Vec<ValueInfo>,
+    outputs: Vec<ValueInfo>,
     model: Model,
     params: ParamGraph,
     /// Squared Frobenius norm of each matrix, by weight.
@@ -116,7 +119,9 @@ fn inspect(path: &Path, executor: &ExecutorArgs, spectra: bool) -> Result<Inspec
             *energy = weight.view.as_ref().zip(tensor).map(|(view, t)| spectrum::energy(&view.matrix_of(t)));
         }
     }
-    Ok(Inspected { path: path.to_owned(), model, params, energy })
+    let graph = &file.model.graph;
+    let (inputs, outputs) = (graph.required_inputs().cloned().collect(), graph.outputs.clone());
+    Ok(Inspected { path: path.to_owned(), inputs, outputs, model, params, energy })
 }
 
 /// The model without what can be computed beforehand, and facts from a run on made-up inputs; free dimensions are

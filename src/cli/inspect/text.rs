@@ -2,6 +2,7 @@
 
 use super::Inspected;
 use crate::cli::terminal::{Paint, table};
+use crate::onnx::{Dim, ValueInfo};
 use crate::params::{
     InterfaceKind, InterfaceUse, MatrixView, Pairing, ParamGraph, Weight, WeightId, spectrum,
 };
@@ -52,6 +53,8 @@ pub fn as_json(model: &Inspected, pairing: Option<(&Inspected, &Pairing)>) -> se
     json!({
         "model": model.path.display().to_string(),
         "producer": model.model.producer,
+        "inputs": model.inputs.iter().map(declared_json).collect::<Vec<_>>(),
+        "outputs": model.outputs.iter().map(declared_json).collect::<Vec<_>>(),
         "totals": totals(&model.params),
         "weights": weights,
         "interfaces": model.params.interfaces,
@@ -73,6 +76,7 @@ pub fn as_table(model: &Inspected, pairing: Option<(&Inspected, &Pairing)>) -> S
     let paint = Paint::stdout();
     let params = &model.params;
     let mut text = format!("{}\n", paint.bold(&model.path.display().to_string()));
+    text += &ends_table(model);
     let mut rows = vec![heading(
         paint,
         &["weight", "role", "shape", "matrix", "depth", "rank 95 %", "σ₁", "from", "to", "users"],
@@ -108,6 +112,31 @@ pub fn as_table(model: &Inspected, pairing: Option<(&Inspected, &Pairing)>) -> S
         text += &pairing_table(model, source, pairing, paint);
     }
     text
+}
+
+/// What the file declares of its inputs and outputs: arrays of data go by these names.
+fn ends_table(model: &Inspected) -> String {
+    let row = |kind: &str, info: &ValueInfo| {
+        let dtype = info.dtype.map_or("not a tensor".into(), |dtype| dtype.to_string());
+        let shape = info.shape.as_ref().map(|dims| dims.iter().map(Dim::to_string).collect::<Vec<_>>());
+        vec![kind.to_owned(), info.id.to_string(), dtype, shape.map_or("?".into(), |dims| dims.join("×"))]
+    };
+    let inputs = model.inputs.iter().map(|info| row("input", info));
+    let rows: Vec<_> = inputs.chain(model.outputs.iter().map(|info| row("output", info))).collect();
+    format!("{}\n", table(&rows))
+}
+
+fn declared_json(info: &ValueInfo) -> serde_json::Value {
+    let dim = |dim: &Dim| match dim {
+        Dim::Known(size) => json!(size),
+        Dim::Named(name) => json!(name),
+        Dim::Unknown => json!(null),
+    };
+    json!({
+        "name": info.id.to_string(),
+        "dtype": info.dtype.map(|dtype| dtype.to_string()),
+        "shape": info.shape.as_ref().map(|dims| dims.iter().map(dim).collect::<Vec<_>>()),
+    })
 }
 
 fn heading(paint: Paint, names: &[&str]) -> Vec<String> {
