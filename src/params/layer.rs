@@ -4,7 +4,7 @@ use super::{InterfaceUse, ParamGraph, Reading, Role, WeightId};
 use crate::onnx::{Facts, Graph, Node, Tensor, ValueId};
 use std::collections::HashMap;
 
-/// A convolution or linear layer: `settled = scale · (W x + b) + shift`, channel by channel, which may be added to something
+/// A convolution, transposed or not, or linear layer: `settled = scale · (W x + b) + shift`, channel by channel, which may be added to something
 /// else.
 #[derive(Clone, Debug)]
 pub struct Layer {
@@ -47,7 +47,8 @@ impl Layer {
         let weight = params.weight(id);
         let view = weight.view.as_ref()?;
         let whole = weight.output.iter().map(InterfaceUse::len).sum::<usize>() == view.out;
-        let known = matches!(weight.role, Role::Conv | Role::DepthwiseConv | Role::Linear);
+        let known =
+            matches!(weight.role, Role::Conv | Role::DepthwiseConv | Role::ConvTranspose | Role::Linear);
         if !(known && whole && weight.nodes.len() == 1) {
             return None;
         }

@@ -5,8 +5,7 @@ use crate::error::Result;
 use crate::lpka::Choices;
 use crate::onnx::{Tensor, ValueId};
 use crate::params::{
-    Cell, InterfaceId, InterfaceKind, InterfaceUse, Layer, Matrix, MatrixView, Pairing, Role, Weight,
-    WeightId,
+    Cell, InterfaceId, InterfaceKind, InterfaceUse, Matrix, MatrixView, Pairing, Role, Weight, WeightId,
 };
 use crate::runtime::Executor;
 use crate::train::align::{Show, View};
@@ -28,11 +27,11 @@ pub struct Tutor {
 
 pub(super) enum Lesson {
     /// What a view shows.
-    Hidden {
-        parts: Vec<Part>,
-        view: usize,
-    },
+    Hidden { parts: Vec<Part>, view: usize },
+    /// The source's answer to a row.
     Answer,
+    /// Its answer at every position, as a view shows it.
+    Answers { view: usize },
 }
 
 impl Tutor {
@@ -65,12 +64,17 @@ impl Tutor {
                 }
             }
         }
-        let answers = |unit: &Unit| {
-            let made = unit.layer().map(Layer::made);
-            made.is_some_and(|made| made.value == target.head.answer && made.grid.is_empty())
-        };
-        if let Some(head) = layers.iter().position(answers).filter(|_| teaches) {
-            lessons.insert(head, Lesson::Answer);
+        let head = |network: &Network, units: &[Unit]| units.iter().position(|unit| answers(network, unit));
+        if let Some(at) = head(target, layers).filter(|_| teaches) {
+            let lesson = match (layers[at].grid().is_empty(), head(source, &known)) {
+                (true, _) => Some(Lesson::Answer),
+                (false, Some(other)) if layers[at].shown() == known[other].shown() => {
+                    views.push(Box::new(known[other].clone()));
+                    Some(Lesson::Answers { view: views.len() - 1 })
+                }
+                _ => None,
+            };
+            lessons.extend(lesson.map(|lesson| (at, lesson)));
         }
         lessons.retain(|&i, _| layers[i].weights().iter().all(|&id| pairing.allows(id)));
         if !lessons.values().any(|l| matches!(l, Lesson::Hidden { .. })) {
@@ -82,6 +86,11 @@ impl Tutor {
         let complete = (first..layers.len()).all(|i| lessons.contains_key(&i));
         Ok(Some(Self { guide, lessons, tables: tables(target, source, pairing), complete }))
     }
+}
+
+/// Whether a network's answer is what this unit makes.
+fn answers(network: &Network, unit: &Unit) -> bool {
+    unit.layer().is_some_and(|layer| layer.made().value == network.head.answer)
 }
 
 fn weight_of<'a>(network: &'a Network, layer: &Unit) -> &'a Weight {
@@ -292,6 +301,7 @@ impl Teaching<'_> {
                 let fits = answer.len() == rows * channels;
                 fits.then(|| Wanted::all(answer.reshaped(&[rows, channels, 1])))
             }
+            Lesson::Answers { view } => Some(Wanted::all(seen.get(view + 1)?.clone())),
             Lesson::Hidden { parts, view } => {
                 let mut features = vec![None; channels];
                 let once = !self.tutor.complete;

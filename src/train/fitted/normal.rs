@@ -66,20 +66,38 @@ pub fn equations(b: &mut Builder, inputs: &ValueId, wanted: &ValueId, rows: usiz
 fn inputs(b: &mut Builder, layer: &Layer, view: &MatrixView, positions: usize) -> ValueId {
     let (groups, features, rows) = (view.group, view.cols(), layer.settled.rows);
     let data = b.cast(&layer.data, DType::F32);
-    if layer.node.op != "Conv" {
+    if !matches!(layer.node.op.as_str(), "Conv" | "ConvTranspose") {
         return b.reshape(&data, &[1, rows * positions, features]);
     }
-    // A convolution with one filter for each input channel and tap lays the patches side by side.
-    let mut each = vec![0.0; groups * features * features];
-    for (filter, values) in each.chunks_mut(features).enumerate() {
-        values[filter % features] = 1.0;
-    }
-    let filters = b.constant(Tensor::f32(&[&[groups * features, view.inn], &view.taps[..]].concat(), &each));
+    // A convolution with one filter for each input channel and tap lays the patches side by side; a transposed one what each
+    // channel and tap adds to a position.
+    let filters = b.constant(filters(view, layer.node.op == "ConvTranspose"));
     let attributes: Vec<_> = layer.node.attrs.iter().map(|(k, v)| (k.as_str(), v.clone())).collect();
-    let patches = b.op_with("Conv", &[&data, &filters], &attributes);
+    let patches = b.op_with(&layer.node.op, &[&data, &filters], &attributes);
     let patches = b.reshape(&patches, &[rows, groups, features, positions]);
     let patches = b.transpose(&patches, &[1, 0, 3, 2]);
     b.reshape(&patches, &[groups, rows * positions, features])
+}
+
+/// Weights that show each input channel of a group at each tap as a channel of its own, as `Conv` or `ConvTranspose` wants them.
+fn filters(view: &MatrixView, transposed: bool) -> Tensor {
+    let (features, taps) = (view.cols(), view.tap_count());
+    let shape = match transposed {
+        false => [view.group * features, view.inn],
+        true => [view.group * view.inn, features],
+    };
+    let mut values = vec![0.0; shape[0] * shape[1] * taps];
+    for group in 0..view.group {
+        for (channel, tap) in (0..view.inn).flat_map(|channel| (0..taps).map(move |tap| (channel, tap))) {
+            let shown = channel * taps + tap;
+            let (row, column) = match transposed {
+                false => (group * features + shown, channel),
+                true => (group * view.inn + channel, shown),
+            };
+            values[(row * shape[1] + column) * taps + tap] = 1.0;
+        }
+    }
+    Tensor::f32(&[&shape[..], &view.taps[..]].concat(), &values)
 }
 
 /// [X 1]ᵀ[X 1] and [X 1]ᵀY of each group, summed over batches.

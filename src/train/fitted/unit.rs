@@ -5,6 +5,7 @@ use crate::params::{Cell, Layer, WeightId};
 use crate::train::align::{Show, View};
 use crate::train::network::Network;
 
+#[derive(Clone)]
 pub enum Unit {
     Layer(Box<Layer>),
     Cell(Box<Cell>),
@@ -41,6 +42,13 @@ impl Unit {
         match self {
             Self::Layer(layer) => layer.weight,
             Self::Cell(cell) => cell.inputs,
+        }
+    }
+    /// Sizes of what lies beside the channels of what it makes.
+    pub fn grid(&self) -> Vec<usize> {
+        match self {
+            Self::Layer(layer) => layer.made().grid.clone(),
+            Self::Cell(cell) => vec![cell.steps],
         }
     }
     /// Channels and positions of what a fit of it is held against.
