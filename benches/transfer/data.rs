@@ -3,8 +3,8 @@
 use onnx_merge::data::{read_npz, write_npz};
 use onnx_merge::onnx::{DType, Tensor};
 use onnx_merge::{Error, Result};
-use rand::SeedableRng;
 use rand::seq::SliceRandom;
+use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::path::{Path, PathBuf};
 
@@ -52,7 +52,9 @@ pub fn load(name: &str, folder: Option<&Path>) -> Result<Option<Task>> {
         "digits" => (Some(fixtures.as_path()), "digits", "image", 1, 1.0),
         "mnist" => (folder, "digits_image", "x", 1, 1.0 / 255.0),
         "cifar" => (folder, "objects_image", "x", 1, 1.0 / 255.0),
-        "images" | "parity" | "value" | "edges" => (folder, "digits_image", "image", 2, 1.0 / 255.0),
+        "images" | "parity" | "value" | "edges" | "clean" => {
+            (folder, "digits_image", "image", 2, 1.0 / 255.0)
+        }
         "speech" | "bands" => (folder, "digits_speech", "spectrogram", 2, 1.0),
         "objects" => (folder, "objects_image", "photograph", 2, 1.0 / 255.0),
         "reviews" => (folder, "reviews_text", "words", 1, 1.0),
@@ -69,10 +71,14 @@ pub fn load(name: &str, folder: Option<&Path>) -> Result<Option<Task>> {
             4 => average(&raw, pooled, scale),
             _ => raw.clone(),
         };
-        let mut x = vec![(input.to_owned(), seen)];
+        let mut x = vec![(input.to_owned(), seen.clone())];
         match name {
             "edges" => x.insert(0, ("edges".into(), average(&edges(&raw), pooled, scale))),
             "bands" => x.insert(0, ("bands".into(), bands(&raw))),
+            "clean" => {
+                let clean = std::mem::replace(&mut x[0].1, noisy(&seen));
+                return Ok(Rows { x, y: clean });
+            }
             _ => {}
         }
         Ok(Rows { x, y: relabel(name, &y) })
@@ -174,6 +180,14 @@ fn edges(x: &Tensor) -> Tensor {
         }
     }
     Tensor::from_f64(DType::F32, x.shape(), &out)
+}
+
+/// Images with noise of a deviation of about 0.3.
+fn noisy(x: &Tensor) -> Tensor {
+    let values = x.to_f64();
+    let mut random = ChaCha8Rng::seed_from_u64(values.len() as u64);
+    let some: Vec<f64> = values.iter().map(|v| v + random.random_range(-0.5..0.5)).collect();
+    Tensor::from_f64(DType::F32, x.shape(), &some)
 }
 
 /// How loud each band of a spectrogram is in each quarter of its time.

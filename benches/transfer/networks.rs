@@ -21,6 +21,8 @@ pub enum Network {
     Residual { width: usize, blocks: usize, block: Block },
     /// Recurrent layers over words, or over the columns of an image, and a head on the states after the last.
     Recurrent { cell: Cell, hidden: &'static [usize] },
+    /// Convolutions at half the side, and a transposed one back up; an image comes out.
+    Hourglass { outer: usize, inner: usize },
     /// A model that others trained, as it came.
     File(Made),
 }
@@ -105,6 +107,17 @@ pub fn write(network: Network, task: &Task, seed: u64, path: &Path) -> Result<()
             &[]
         }
         Network::File(_) => &[],
+        &Network::Hourglass { outer, inner } => {
+            let end = maker.b.shape(&x)[1];
+            x = maker.filter("conv1", &x, outer, (3, 2), 1);
+            x = maker.b.op("Relu", &[&x]);
+            x = maker.filter("conv2", &x, inner, (3, 1), 1);
+            x = maker.b.op("Relu", &[&x]);
+            x = maker.doubled("up", &x, outer);
+            x = maker.b.op("Relu", &[&x]);
+            x = maker.filter("head", &x, end, (3, 1), 1);
+            &[]
+        }
         &Network::Residual { width, blocks, block } => {
             for stage in 1..=2 {
                 x = maker.filter(&format!("stem{stage}"), &x, width * stage, (3, stage), 1);
@@ -117,14 +130,15 @@ pub fn write(network: Network, task: &Task, seed: u64, path: &Path) -> Result<()
             &[]
         }
     };
-    if maker.b.rank(&x) > 2 {
+    let images = matches!(network, Network::Hourglass { .. });
+    if maker.b.rank(&x) > 2 && !images {
         x = maker.b.op_with("Flatten", &[&x], &[("axis", 1i64.into())]);
     }
     for (i, &width) in hidden.iter().enumerate() {
         let sum = maker.linear(&format!("fc{}", i + 1), &x, width);
         x = maker.b.op("Relu", &[&sum]);
     }
-    let answer = maker.linear("head", &x, task.outputs);
+    let answer = if images { x } else { maker.linear("head", &x, task.outputs) };
     maker.b.output_as("output", &answer);
     let (mut graph, _) = maker.b.finish();
     for value in graph.inputs.iter_mut().chain(&mut graph.outputs) {
@@ -185,6 +199,16 @@ impl Maker {
             ("group", (group as i64).into()),
         ];
         self.b.op_with("Conv", &[x, &weight, &bias], &attributes)
+    }
+    /// A transposed convolution to twice the side.
+    fn doubled(&mut self, name: &str, x: &ValueId, width: usize) -> ValueId {
+        let shape = self.b.shape(x);
+        let weight = self.weight(&format!("{name}.weight"), &[shape[1], width, 2, 2], shape[1]);
+        let bias = self.bias(&format!("{name}.bias"), width);
+        let made =
+            self.b.op_with("ConvTranspose", &[x, &weight, &bias], &[("strides", vec![2i64; 2].into())]);
+        self.b.set_fact(&made, Fact::new(DType::F32, &[shape[0], width, 2 * shape[2], 2 * shape[3]]));
+        made
     }
     fn block(&mut self, name: &str, x: &ValueId, block: Block) -> ValueId {
         let width = self.b.shape(x)[1];

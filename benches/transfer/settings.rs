@@ -50,6 +50,9 @@ const SMALL_LSTM: Network = Network::Recurrent { cell: Cell::Lstm, hidden: &[24]
 const GRU: Network = Network::Recurrent { cell: Cell::Gru, hidden: &[48, 48] };
 const SMALL_GRU: Network = Network::Recurrent { cell: Cell::Gru, hidden: &[24] };
 
+const HOURGLASS: Network = Network::Hourglass { outer: 24, inner: 32 };
+const SMALL_HOURGLASS: Network = Network::Hourglass { outer: 6, inner: 12 };
+
 const fn made(file: &'static str, mean: &'static str, std: &'static str) -> Network {
     Network::File(Made { file, mean, std })
 }
@@ -68,7 +71,7 @@ const fn setting(name: &'static str, kind: Kind, source: Side, target: Side, lab
     Setting { name, kind, source, target, labels }
 }
 
-pub const SETTINGS: [Setting; 34] = [
+pub const SETTINGS: [Setting; 35] = [
     setting("fixtures", Kind::Structure, ("digits", LARGE), ("digits", SMALL), 100),
     setting("images", Kind::Structure, ("images", LARGE), ("images", SMALL), 100),
     setting("images-300", Kind::Structure, ("images", LARGE), ("images", SMALL), 300),
@@ -85,6 +88,7 @@ pub const SETTINGS: [Setting; 34] = [
     setting("recurrent", Kind::Structure, ("images", LSTM), ("images", SMALL_LSTM), 100),
     setting("recurrent-words", Kind::Structure, ("reviews", LSTM), ("reviews", SMALL_LSTM), 300),
     setting("recurrent-speech", Kind::Structure, ("speech", GRU), ("speech", SMALL_GRU), 300),
+    setting("denoise", Kind::Structure, ("clean", HOURGLASS), ("clean", SMALL_HOURGLASS), 100),
     setting("others-rten", Kind::Structure, ("mnist", PYTORCH_CNN), ("mnist", RTEN_CNN), 100),
     setting("others-mlir", Kind::Structure, ("mnist", DJL_CNN), ("mnist", MLIR_CNN), 100),
     setting("others-maxpool", Kind::Structure, ("mnist", PYTORCH_CNN), ("mnist", MAXPOOL_CNN), 300),

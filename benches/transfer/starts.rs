@@ -7,7 +7,8 @@ use std::path::Path;
 
 /// Whether weight selection has a rule for these two: chains of the same make, without gates.
 pub fn select_between(source: Network, target: Network) -> bool {
-    let other = matches!(source, Network::Residual { .. } | Network::Recurrent { .. });
+    use Network::{Hourglass, Recurrent, Residual};
+    let other = matches!(source, Residual { .. } | Recurrent { .. } | Hourglass { .. });
     std::mem::discriminant(&source) == std::mem::discriminant(&target) && !other
 }
 

@@ -19,6 +19,8 @@ pub enum Objective {
     Teacher { width: usize, logits: bool, temperature: f64 },
     /// Cross-entropy blended with distillation from logits: (1 − α)·CE + α·T²·KL.
     ClassesAndTeacher { temperature: f64, alpha: f64 },
+    /// Mean squared errors against vectors and against the source's answer: (1 − α)·‖z − y‖² + α·‖z − t‖².
+    VectorsAndTeacher { width: usize, alpha: f64 },
     /// Nothing but the alignment terms.
     AlignmentAlone,
 }
@@ -28,7 +30,8 @@ impl Objective {
         !matches!(self, Objective::Teacher { .. } | Objective::AlignmentAlone)
     }
     pub fn wants_teacher(self) -> bool {
-        matches!(self, Objective::Teacher { .. } | Objective::ClassesAndTeacher { .. })
+        use Objective::*;
+        matches!(self, Teacher { .. } | ClassesAndTeacher { .. } | VectorsAndTeacher { .. })
     }
 }
 
@@ -182,14 +185,15 @@ fn emit_loss(b: &mut Builder, answer: &ValueId, objective: Objective) -> ValueId
     let flat = if b.dtype(&flat) == DType::F64 { flat } else { b.cast(&flat, DType::F32) };
     let dtype = b.dtype(&flat);
     let labels = |b: &mut Builder| b.input(LABELS, Fact::new(DType::I64, &[rows]));
+    let vectors = |b: &mut Builder| b.input(LABELS, Fact::new(dtype, &[rows, width]));
     let teacher = |b: &mut Builder| b.input(TEACHER, Fact::new(DType::F32, &[rows, width]));
     match objective {
         Objective::Classes => {
             let labels = labels(b);
             loss::cross_entropy(b, &flat, &labels)
         }
-        Objective::Vectors { width } => {
-            let wanted = b.input(LABELS, Fact::new(dtype, &[rows, width]));
+        Objective::Vectors { .. } => {
+            let wanted = vectors(b);
             loss::mean_squared_error(b, &flat, &wanted)
         }
         Objective::Teacher { logits: true, temperature, .. } => {
@@ -201,6 +205,14 @@ fn emit_loss(b: &mut Builder, answer: &ValueId, objective: Objective) -> ValueId
             let teacher = b.cast(&teacher, dtype);
             loss::mean_squared_error(b, &flat, &teacher)
         }
+        Objective::VectorsAndTeacher { alpha, .. } => {
+            let wanted = vectors(b);
+            let teacher = teacher(b);
+            let teacher = b.cast(&teacher, dtype);
+            let hard = loss::mean_squared_error(b, &flat, &wanted);
+            let soft = loss::mean_squared_error(b, &flat, &teacher);
+            loss::blend(b, &hard, &soft, alpha)
+        }
         Objective::AlignmentAlone => b.constant(Tensor::zeros(DType::F32, &[])),
         Objective::ClassesAndTeacher { temperature, alpha } => {
             let labels = labels(b);
@@ -209,5 +221,28 @@ fn emit_loss(b: &mut Builder, answer: &ValueId, objective: Objective) -> ValueId
             let soft = loss::distillation(b, &flat, &teacher, temperature);
             loss::blend(b, &hard, &soft, alpha)
         }
+    }
+}
+
+#[cfg(all(test, feature = "tract"))]
+mod tests {
+    use super::*;
+    use crate::runtime::{Executor, TractExecutor, Value};
+
+    #[test]
+    fn vectors_and_a_teacher_count_by_their_shares() -> Result<()> {
+        let mut b = Builder::new("test");
+        let x = b.input("x", Fact::new(DType::F32, &[2, 2]));
+        let loss = emit_loss(&mut b, &x, Objective::VectorsAndTeacher { width: 2, alpha: 0.75 });
+        b.output_as("loss", &loss);
+        let (graph, facts) = b.finish();
+        let inputs: Vec<&str> = graph.inputs.iter().map(|i| i.id.as_str()).collect();
+        assert_eq!(inputs, ["x", LABELS, TEACHER]);
+        let model = Model::new(graph, crate::onnx::WORKING_OPSET);
+        let feed = |values: [f32; 4]| Value::host(Tensor::f32(&[2, 2], &values));
+        let feeds = [feed([1.0, 2.0, 3.0, 4.0]), feed([1.0, 2.0, 3.0, 8.0]), feed([1.0, 0.0, 3.0, 4.0])];
+        let loss = TractExecutor::new(1)?.compile(&model, &facts)?.run(&feeds)?[0].scalar()?;
+        assert!((loss - (0.25 * 4.0 + 0.75 * 1.0)).abs() < 1e-6, "{loss}");
+        Ok(())
     }
 }

@@ -389,6 +389,7 @@ impl Session {
         let (temperature, alpha) = (self.config.temperature, self.config.alpha);
         match (self.objective, arm.teacher) {
             (Objective::Classes, true) => Objective::ClassesAndTeacher { temperature, alpha },
+            (Objective::Vectors { width }, true) => Objective::VectorsAndTeacher { width, alpha },
             (objective, _) => objective,
         }
     }
@@ -401,6 +402,9 @@ impl Session {
             .then(|| match objective {
                 Objective::ClassesAndTeacher { temperature, .. } => {
                     Some(Objective::Teacher { width: self.target.head.width, logits: true, temperature })
+                }
+                Objective::VectorsAndTeacher { width, .. } => {
+                    Some(Objective::Teacher { width, logits: false, temperature: self.config.temperature })
                 }
                 Objective::Teacher { .. } => Some(objective),
                 _ => (!alignments.is_empty()).then_some(Objective::AlignmentAlone),
@@ -420,7 +424,14 @@ impl Session {
         alignments: &[&Alignment],
         several: bool,
     ) -> Result<LossProgram> {
-        let step = self.target.aligned_step(&self.order, objective, alignments, self.config.align)?;
+        // An alignment is measured by the activations' own variance, so it counts by that of the labels.
+        let unit = match self.objective {
+            Objective::Vectors { .. } => {
+                Some(self.examples.spread()).filter(|s| s.is_normal()).unwrap_or(1.0)
+            }
+            _ => 1.0,
+        };
+        let step = self.target.aligned_step(&self.order, objective, alignments, self.config.align * unit)?;
         let single = several || self.target.batch < self.config.batch;
         LossProgram::new(&step, &self.order, &*self.model_executor, single)
     }
