@@ -142,18 +142,11 @@ impl Examples {
         Ok(())
     }
 
-    /// The mean squared error of the training rows' mean as an answer to each of them: what a loss against vectors is measured by.
-    pub fn spread(&self) -> f64 {
+    /// The training rows' labels, where they were read as vectors, row after row.
+    pub fn vectors(&self) -> Vec<f32> {
         let part = &self.train;
         let width = part.vectors.len() / part.dataset.as_ref().map_or(1, Dataset::rows).max(1);
-        let values = Labels::pick(&part.vectors, width, &part.rows, part.rows.len());
-        let count = part.rows.len().max(1) as f64;
-        let moment = |column: usize, power: i32| {
-            let cells = values.iter().skip(column).step_by(width.max(1));
-            cells.map(|&v| f64::from(v).powi(power)).sum::<f64>() / count
-        };
-        let variance = |column: usize| moment(column, 2) - moment(column, 1).powi(2);
-        (0..width).map(variance).sum::<f64>() / width.max(1) as f64
+        Labels::pick(&part.vectors, width, &part.rows, part.rows.len())
     }
 
     /// The inputs of some rows of a part (numbers within the part), for `target`'s batch.

@@ -28,7 +28,7 @@ pub struct Guide {
 }
 
 /// Rows on which activations are measured.
-const MEASURED: usize = 256;
+pub const MEASURED: usize = 256;
 
 impl Guide {
     /// # Errors

@@ -36,6 +36,17 @@ pub fn slack(metric: &Metric, best: f64, rows: usize) -> f64 {
     }
 }
 
+/// The mean squared error of vectors' mean as an answer to each of them (rows × `width`): what there is to explain.
+pub fn spread(vectors: &[f32], width: usize) -> f64 {
+    let count = (vectors.len() / width.max(1)).max(1) as f64;
+    let moment = |column: usize, power: i32| {
+        let cells = vectors.iter().skip(column).step_by(width.max(1));
+        cells.map(|&v| f64::from(v).powi(power)).sum::<f64>() / count
+    };
+    let variance = |column: usize| moment(column, 2) - moment(column, 1).powi(2);
+    (0..width).map(variance).sum::<f64>() / width.max(1) as f64
+}
+
 /// Collects a measure row by row, batch by batch.
 #[derive(Default)]
 pub struct Tally {
@@ -107,6 +118,12 @@ mod tests {
         let answers = Tensor::f32(&[3, 2], &[0.1, 0.9, f32::NAN, 0.0, 9.0, 0.0]);
         tally.add(&answers, &Truth::Classes(&[1, 0, 1]), 2);
         assert_eq!(tally.value(), 0.5);
+    }
+
+    #[test]
+    fn what_is_the_same_in_every_row_needs_no_explanation() {
+        assert!((spread(&[0.0, 5.0, 2.0, 5.0], 2) - 0.5).abs() < 1e-12);
+        assert_eq!(spread(&[], 3), 0.0);
     }
 
     #[test]

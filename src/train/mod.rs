@@ -26,6 +26,7 @@ pub mod metric;
 pub mod model_step;
 mod moving;
 pub mod network;
+mod objective;
 mod output;
 pub mod runs;
 mod schedule;

@@ -6,12 +6,12 @@ use super::batch_norm::{Running, Statistic};
 use super::batches::{Batches, Data, Examples, Help, mean_of};
 use super::fit::{Fit, LossProgram, Losses};
 use super::fitted::{self, Learner};
-use super::metric::{Measure, Tally, Truth};
+use super::metric::{Measure, Tally, Truth, spread};
 use super::model_step::Objective;
 use super::moving::{CYCLE, Moving, Pace, Trainer, measured_rows};
 use super::network::Network;
 use super::source::{Part, Source, Weights, measure_target};
-use super::{Event, Observer, Start, Task, TrainConfig};
+use super::{Event, Observer, Start, TrainConfig, guide, objective};
 use crate::error::{Error, Result};
 use crate::lpka::{self, Origin, Side, UpdateProgram};
 use crate::onnx::{Tensor, ValueId};
@@ -58,6 +58,8 @@ pub struct Session {
     /// The same and the running statistics that follow: what an arm changes of the target, in the order of its forward pass.
     moved: Vec<ValueId>,
     statistics: Vec<Statistic>,
+    /// What alignment counts by in the loss.
+    unit: f64,
 }
 
 /// What a session is opened with.
@@ -123,7 +125,7 @@ impl Session {
         let rows = measured_rows(&examples);
         measure_target(&mut sources, &target, target_data, &rows, &*model_executor)?;
         let teaches = sources.iter().any(|s| s.teaches);
-        let objective = choose_objective(&config, &mut examples, &target, teaches)?;
+        let objective = objective::choose(&config, &mut examples, &target, teaches)?;
         let measure = match objective {
             Objective::Classes | Objective::ClassesAndTeacher { .. } => Measure::Accuracy,
             _ => Measure::MeanSquaredError,
@@ -170,7 +172,9 @@ impl Session {
             order,
             moved,
             statistics,
+            unit: 1.0,
         };
+        session.unit = session.unit_of_loss()?;
         let adapts = session.means.adapter && session.carries(&Arm::lpka(0.0, false))?;
         if !session.sources.is_empty() && !adapts {
             observer.event(&Event::Note(
@@ -190,6 +194,20 @@ impl Session {
     }
     pub fn examples(&self) -> &Examples {
         &self.examples
+    }
+
+    /// How large a loss is that explains nothing, where it isn't about one: squared errors have the unit of what they are
+    /// about, an alignment is measured by the activations' own variance.
+    fn unit_of_loss(&mut self) -> Result<f64> {
+        let some: Vec<usize> = (0..self.examples.rows(Split::Train).min(guide::MEASURED)).collect();
+        let spread = match self.objective {
+            Objective::Vectors { width } => spread(&self.examples.vectors(), width),
+            Objective::Teacher { logits: false, width, .. } => {
+                spread(&self.taught(Split::Train, &some)?.to_f32(), width)
+            }
+            _ => 1.0,
+        };
+        Ok(if spread.is_normal() { spread } else { 1.0 })
     }
 
     /// Begins an arm.
@@ -424,14 +442,8 @@ impl Session {
         alignments: &[&Alignment],
         several: bool,
     ) -> Result<LossProgram> {
-        // An alignment is measured by the activations' own variance, so it counts by that of the labels.
-        let unit = match self.objective {
-            Objective::Vectors { .. } => {
-                Some(self.examples.spread()).filter(|s| s.is_normal()).unwrap_or(1.0)
-            }
-            _ => 1.0,
-        };
-        let step = self.target.aligned_step(&self.order, objective, alignments, self.config.align * unit)?;
+        let share = self.config.align * self.unit;
+        let step = self.target.aligned_step(&self.order, objective, alignments, share)?;
         let single = several || self.target.batch < self.config.batch;
         LossProgram::new(&step, &self.order, &*self.model_executor, single)
     }
@@ -507,38 +519,5 @@ impl Session {
     pub fn weights_from(&self, named: &[(ValueId, Tensor)]) -> Option<Vec<Value>> {
         let find = |id: &ValueId| named.iter().find(|(w, _)| w == id).map(|(_, t)| Value::host(t.clone()));
         self.moved.iter().map(find).collect()
-    }
-}
-
-/// What the loss is, from the task asked for, the labels there are, and the models' answers. Reads the labels.
-fn choose_objective(
-    config: &TrainConfig,
-    examples: &mut Examples,
-    target: &Network,
-    teacher: bool,
-) -> Result<Objective> {
-    let width = target.head.width;
-    let task = match config.task {
-        Task::Auto if examples.has_classes() => Task::Classify,
-        Task::Auto if examples.has_labels() => Task::Regress,
-        Task::Auto => Task::MatchOutputs,
-        task => task,
-    };
-    match task {
-        Task::Classify => {
-            examples.use_classes(width)?;
-            Ok(Objective::Classes)
-        }
-        Task::Regress => {
-            examples.use_vectors(width)?;
-            Ok(Objective::Vectors { width })
-        }
-        Task::MatchOutputs | Task::Auto if teacher => {
-            Ok(Objective::Teacher { width, logits: target.head.softmax, temperature: config.temperature })
-        }
-        Task::MatchOutputs | Task::Auto => {
-            Err(Error::usage("there are no labels to learn from, and the source can't answer for the target")
-                .hint("give labels (an array `y`), or a source whose inputs and outputs fit the target's"))
-        }
     }
 }
