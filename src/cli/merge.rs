@@ -79,7 +79,7 @@ struct Training {
     /// Rows a step
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     batch: Option<u32>,
-    /// Highest learning rate
+    /// Highest learning rate [default: validation chooses]
     #[arg(long, value_name = "RATE", value_parser = positive)]
     lr: Option<f64>,
     /// How the learning rate moves
@@ -310,7 +310,7 @@ impl Training {
         }
         set_some(&mut train.time, self.time);
         set(&mut train.batch, count(self.batch));
-        set(&mut train.lr, self.lr);
+        set_some(&mut train.lr, self.lr);
         set(&mut train.schedule, self.schedule);
         set(&mut train.warmup, self.warmup);
         set(&mut train.optimizer, self.optimizer);

@@ -193,14 +193,19 @@ fn arms(body: &mut String, report: &Report) {
     if report.arms.is_empty() {
         return;
     }
-    body.push_str("<h2>What was tried</h2>\n<div class=\"scroll\"><table>\n<tr><th>arm</th><th>source</th><th>seeds</th><th>validation</th><th>test</th></tr>\n");
-    for Arm { name, source, val, test } in &report.arms {
+    body.push_str("<h2>What was tried</h2>\n<div class=\"scroll\"><table>\n<tr><th>arm</th><th>source</th><th>seeds</th><th>learning rate</th><th>validation</th><th>test</th></tr>\n");
+    for Arm { name, source, val, test, lr } in &report.arms {
+        let mut rates = lr.clone();
+        rates.sort_by(f64::total_cmp);
+        rates.dedup();
+        let rates: Vec<String> = rates.iter().map(f64::to_string).collect();
         let source = format!("{source:?}").to_lowercase();
         let _ = writeln!(
             body,
-            "<tr><td>{}</td><td>{source}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
+            "<tr><td>{}</td><td>{source}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
             escape(name),
             val.len(),
+            rates.join(", "),
             spread(report, val),
             spread(report, test)
         );

@@ -272,6 +272,9 @@ pub struct Arm {
     pub val: Vec<f64>,
     /// The metric on test, a number a seed; empty where it was not measured.
     pub test: Vec<f64>,
+    /// The highest learning rate, a number a seed.
+    #[serde(default)]
+    pub lr: Vec<f64>,
 }
 
 /// What an arm had for a source.
@@ -405,6 +408,7 @@ mod tests {
             source,
             val: vec![val, val + 0.01],
             test: vec![],
+            lr: vec![0.003, 0.001],
         };
         Report {
             schema: SCHEMA,

@@ -128,8 +128,8 @@ impl Means {
 pub fn candidates(config: &TrainConfig, means: Means, supervised: bool) -> Vec<Arm> {
     let gates = match config.adapter.gate {
         Some(gate) => vec![gate],
-        // Half a source never won where a fit was there too (docs/transfer.md).
-        None if config.adapter.preset == super::Preset::Structured && means.tutor => vec![1.0, 0.0],
+        // A slice of the source never won where a fit to it was there too (docs/transfer.md).
+        None if config.adapter.preset == super::Preset::Structured && means.tutor => vec![0.0],
         None if config.adapter.preset == super::Preset::Structured => vec![1.0, 0.5, 0.0],
         None => vec![0.0],
     };

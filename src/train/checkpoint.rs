@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 pub struct ArmState {
     pub arm: Arm,
     pub seed: u64,
+    pub lr: f64,
     pub step: usize,
     /// The best validation so far and the step it was seen at.
     pub best: Option<(f64, usize)>,

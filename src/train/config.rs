@@ -82,6 +82,16 @@ pub enum Optimizer {
     Sgd,
 }
 
+impl Optimizer {
+    /// Learning rates that are tried where none is asked for, from low to high.
+    pub fn rates(self) -> [f64; 3] {
+        match self {
+            Optimizer::Adamw => [1e-3, 3e-3, 1e-2],
+            Optimizer::Sgd => [1e-2, 3e-2, 1e-1],
+        }
+    }
+}
+
 /// The adapter's form and size.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -136,8 +146,9 @@ pub struct TrainConfig {
     pub time: Option<f64>,
     /// Rows a step.
     pub batch: usize,
-    /// Highest learning rate.
-    pub lr: f64,
+    /// Highest learning rate; `None` lets validation choose, arm by arm, among [`Optimizer::rates`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lr: Option<f64>,
     /// Steps of linear warm-up.
     pub warmup: usize,
     pub weight_decay: f64,
@@ -197,7 +208,7 @@ impl Default for TrainConfig {
             epochs: None,
             time: None,
             batch: 64,
-            lr: 1e-3,
+            lr: None,
             warmup: 10,
             weight_decay: 1e-4,
             clip: 0.0,

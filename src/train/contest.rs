@@ -14,6 +14,9 @@ use std::time::{Duration, Instant};
 
 /// Validations an arm gets over its whole training.
 const VALIDATIONS: usize = 12;
+/// A learning rate is judged by this part of an arm's steps, where that is enough to see anything.
+const TRIAL: usize = 8;
+const SHORTEST_TRIAL: usize = 10;
 /// How often an arm in training is checkpointed, besides at the end of each round.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(30);
 
@@ -25,6 +28,8 @@ pub struct Contender {
     pub validations: Vec<(usize, f64)>,
     /// Whether its loss left what numbers can hold: it takes no more steps.
     pub diverged: bool,
+    /// Whether it stands for its learning rate only, which others may replace it for.
+    trial: bool,
     file: String,
 }
 
@@ -43,6 +48,13 @@ impl Contender {
     pub fn is_done(&self, steps: usize) -> bool {
         self.diverged || self.fit.step == steps
     }
+    /// For people, who may see it at several learning rates.
+    fn label(&self) -> String {
+        match self.trial {
+            true => format!("{}, lr {}", self.arm.label(), self.fit.lr),
+            false => self.arm.label(),
+        }
+    }
     pub fn curve(&self) -> report::Curve {
         report::Curve {
             arm: self.arm.label(),
@@ -55,6 +67,7 @@ impl Contender {
         ArmState {
             arm: self.arm.clone(),
             seed: self.fit.seed,
+            lr: self.fit.lr,
             step: self.fit.step,
             best: self.best.as_ref().map(|b| (b.metric, b.step)),
             validations: self.validations.clone(),
@@ -93,10 +106,16 @@ impl Contest<'_> {
     ) -> Result<Vec<Contender>> {
         let plan = rounds(arms.len(), steps);
         let mut field = vec![];
-        for arm in arms {
-            field.push(self.enter(arm, seed, steps)?);
-        }
         let (mut out, mut divergence) = (vec![], None);
+        for arm in arms {
+            if self.stopped && !field.is_empty() {
+                break;
+            }
+            match self.enter(arm, seed, steps, observer) {
+                Err(error) if error.is_divergence() => divergence = Some(error),
+                contender => field.push(contender?),
+            }
+        }
         for (until, stay) in plan {
             out.splice(0..0, field.drain(stay.min(field.len())..));
             for contender in &mut field {
@@ -123,13 +142,21 @@ impl Contest<'_> {
         }
     }
 
-    /// A contender at its start, or where a checkpoint has it.
-    pub fn enter(&mut self, arm: Arm, seed: u64, steps: usize) -> Result<Contender> {
-        let fit = self.session.start(&arm, seed, steps)?;
-        let file = format!("{}-{seed}.onnx", arm.label().replace([',', '+', ' ', '.'], "-"));
-        let mut contender = Contender { arm, fit, best: None, validations: vec![], diverged: false, file };
-        let saved = self.state.arms.iter().find(|s| s.arm == contender.arm && s.seed == seed).cloned();
+    /// A contender where a checkpoint has it, or else at the end of a trial of its learning rate: of those that are tried, the highest
+    /// that validates about as well as any after a few steps.
+    ///
+    /// # Errors
+    /// [`crate::Error::Diverged`] where it does at every rate.
+    pub fn enter(
+        &mut self,
+        arm: Arm,
+        seed: u64,
+        steps: usize,
+        observer: &mut dyn Observer,
+    ) -> Result<Contender> {
+        let saved = self.state.arms.iter().find(|s| s.arm == arm && s.seed == seed).cloned();
         if let Some(saved) = saved {
+            let mut contender = self.begin(arm, seed, (steps, saved.lr))?;
             let (state, best) = self.checkpoint.load_arm(&saved.file)?;
             contender.fit.restore(saved.step, &state)?;
             contender.fit.curve = saved.curve;
@@ -137,8 +164,64 @@ impl Contest<'_> {
             let weights = self.session.weights_from(&best);
             contender.best =
                 saved.best.zip(weights).map(|((metric, step), weights)| Best { metric, step, weights });
+            return Ok(contender);
         }
-        Ok(contender)
+        let trial = steps / TRIAL;
+        let rates = self.session.config.optimizer.rates();
+        match self.session.config.lr {
+            Some(rate) => self.begin(arm, seed, (steps, rate)),
+            None if trial < SHORTEST_TRIAL => self.begin(arm, seed, (steps, rates[1])),
+            None => self.tried(&arm, seed, (steps, trial), &rates, observer),
+        }
+    }
+
+    /// The contender at the best of some learning rates, after a trial.
+    fn tried(
+        &mut self,
+        arm: &Arm,
+        seed: u64,
+        (steps, trial): (usize, usize),
+        rates: &[f64],
+        observer: &mut dyn Observer,
+    ) -> Result<Contender> {
+        let (mut best, mut highest, mut divergence): (Option<Contender>, _, _) = (None, f64::NAN, None);
+        for &rate in rates {
+            if self.stopped && best.is_some() {
+                break;
+            }
+            let mut contender = self.begin(arm.clone(), seed, (steps, rate))?;
+            contender.trial = true;
+            match self.train(&mut contender, trial, observer) {
+                Err(error) if error.is_divergence() => divergence = Some(error),
+                trained => trained?,
+            }
+            if contender.diverged {
+                break;
+            }
+            let (metric, value) = (&self.session.metric, contender.metric());
+            if better(metric, value, highest) {
+                highest = value;
+            }
+            // A high rate is judged before its steps have become small: it need not lead.
+            let allowed = slack(metric, highest, self.session.examples().rows(Split::Val));
+            if best.is_none() || metric.gain(highest, value) >= -allowed {
+                best = Some(contender);
+            }
+        }
+        match (best, divergence) {
+            (Some(mut contender), _) => {
+                contender.trial = false;
+                Ok(contender)
+            }
+            (None, Some(error)) => Err(error),
+            (None, None) => self.begin(arm.clone(), seed, (steps, rates[0])),
+        }
+    }
+
+    fn begin(&mut self, arm: Arm, seed: u64, schedule: (usize, f64)) -> Result<Contender> {
+        let fit = self.session.start(&arm, seed, schedule)?;
+        let file = format!("{}-{seed}.onnx", arm.label().replace([',', '+', ' ', '.'], "-"));
+        Ok(Contender { arm, fit, best: None, validations: vec![], diverged: false, trial: false, file })
     }
 
     /// Trains one arm up to step `until`. Where it diverges, what was best before that counts.
@@ -155,7 +238,7 @@ impl Contest<'_> {
             return Ok(());
         }
         let steps = contender.fit.steps;
-        let (label, seed) = (contender.arm.label(), contender.fit.seed);
+        let (label, seed) = (contender.label(), contender.fit.seed);
         observer.event(&Event::ArmStart { arm: &label, seed, steps: until });
         let every = (steps / VALIDATIONS).max(1);
         if contender.arm.fitted && contender.validations.is_empty() {
@@ -181,12 +264,12 @@ impl Contest<'_> {
             if patience > 0 && contender.idle() >= patience {
                 break;
             }
-            if saved.1.elapsed() > CHECKPOINT_EVERY {
+            if saved.1.elapsed() > CHECKPOINT_EVERY && !contender.trial {
                 self.save(contender)?;
                 saved = (contender.fit.step, Instant::now());
             }
         }
-        if contender.fit.step > saved.0 && !contender.diverged {
+        if contender.fit.step > saved.0 && !contender.diverged && !contender.trial {
             self.save(contender)?;
         }
         observer.event(&Event::ArmEnd { arm: &label, seed, metric: contender.metric() });

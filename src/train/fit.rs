@@ -44,6 +44,8 @@ pub struct Fit {
     pub seed: u64,
     /// Steps the schedule is laid out for.
     pub steps: usize,
+    /// Highest learning rate.
+    pub lr: f64,
     pub step: usize,
     /// The sources as this arm has them.
     pub parts: Vec<Part>,
@@ -88,7 +90,7 @@ impl Fit {
         weights: &[ValueId],
         executor: Arc<dyn Executor>,
         seed: u64,
-        steps: usize,
+        (steps, lr): (usize, f64),
     ) -> Result<Self> {
         let UpdateProgram {
             model,
@@ -133,6 +135,7 @@ impl Fit {
         Ok(Self {
             seed,
             steps,
+            lr,
             step: 0,
             parts: vec![],
             moving: None,
@@ -152,7 +155,7 @@ impl Fit {
     pub fn refresh(&mut self, update: UpdateProgram, executor: Arc<dyn Executor>) -> Result<()> {
         let own = self.plan.weights[..self.weights].to_vec();
         let restart = update.restart.clone();
-        let mut fresh = Self::start(update, &own, executor.clone(), self.seed, self.steps)?;
+        let mut fresh = Self::start(update, &own, executor.clone(), self.seed, (self.steps, self.lr))?;
         if let Some(restart) = restart {
             let lasting = |id: &&ValueId| !restart.carried.contains(id);
             for id in self.plan.state.iter().filter(lasting) {
@@ -200,7 +203,7 @@ impl Fit {
                 return Ok(false);
             }
             let begun = Instant::now();
-            let rate = learning_rate(config.schedule, config.lr, config.warmup, self.step, self.steps);
+            let rate = learning_rate(config.schedule, self.lr, config.warmup, self.step, self.steps);
             let (value, gradients) = self.run_model(losses, batches)?;
             if !value.is_finite() {
                 return Err(Error::Diverged { step: self.step, what: format!("the loss is {value}") }

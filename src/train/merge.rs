@@ -320,7 +320,7 @@ fn run_arms(
             if contest.stopped || results.has(arm, seed) {
                 continue;
             }
-            let mut contender = contest.enter(arm.clone(), seed, steps)?;
+            let mut contender = contest.enter(arm.clone(), seed, steps, observer)?;
             contest.train(&mut contender, steps, observer)?;
             results.add(contest, &contender, contender.is_done(steps))?;
         }
@@ -359,6 +359,7 @@ struct Entry {
     seed: u64,
     val: f64,
     test: Option<f64>,
+    lr: f64,
     complete: bool,
     weights: Option<Vec<Value>>,
 }
@@ -375,7 +376,8 @@ impl Table {
         };
         self.curves.push(contender.curve());
         let (arm, seed, val) = (contender.arm.clone(), contender.fit.seed, contender.metric());
-        self.entries.push(Entry { arm, seed, val, test, complete, weights });
+        let lr = contender.fit.lr;
+        self.entries.push(Entry { arm, seed, val, test, lr, complete, weights });
         Ok(())
     }
     fn has(&self, arm: &Arm, seed: u64) -> bool {
@@ -414,6 +416,7 @@ impl Table {
                 // An arm that an interruption kept from its first validation has no value; JSON knows no NaN.
                 val: mine.iter().map(|e| e.val).filter(|v| !v.is_nan()).collect(),
                 test: mine.iter().filter_map(|e| e.test).collect(),
+                lr: mine.iter().map(|e| e.lr).collect(),
             });
         }
         rows

@@ -104,7 +104,9 @@ impl Trainer {
     fn start(&self, source: &Network, seed: u64, steps: usize) -> Result<Fit> {
         let side = Side { graph: &source.params, weights: self.weights.iter().cloned().collect() };
         let update = lpka::build(&side, &[], &self.order, &self.config, 0.0, &*self.executor, seed)?;
-        Fit::start(update, &self.order, self.executor.clone(), seed, steps)
+        // It has been trained before: carefully, where nothing is asked for.
+        let lr = self.config.lr.unwrap_or(self.config.optimizer.rates()[0]);
+        Fit::start(update, &self.order, self.executor.clone(), seed, (steps, lr))
     }
 }
 

@@ -210,17 +210,17 @@ impl Session {
         Ok(if spread.is_normal() { spread } else { 1.0 })
     }
 
-    /// Begins an arm.
-    pub fn start(&mut self, arm: &Arm, seed: u64, steps: usize) -> Result<Fit> {
+    /// Begins an arm, its schedule laid out for so many steps and a highest learning rate.
+    pub fn start(&mut self, arm: &Arm, seed: u64, schedule: (usize, f64)) -> Result<Fit> {
         let pace = self.pace(arm);
         let moved = match pace {
             Some(Pace::Stages(_)) => self.sources.first().and_then(|s| s.past.first()).cloned(),
             _ => None,
         };
         self.choose(arm, seed)?;
-        let fitted = self.fitted(arm, seed, steps)?;
+        let fitted = self.fitted(arm, seed, schedule.0)?;
         let update = self.update(arm, seed, moved.as_ref(), fitted)?;
-        let mut fit = Fit::start(update, &self.order, self.adapter_executor.clone(), seed, steps)?;
+        let mut fit = Fit::start(update, &self.order, self.adapter_executor.clone(), seed, schedule)?;
         fit.parts = self.parts(arm, seed, moved.as_ref())?;
         let initial = &self.target.model.graph.initializers;
         let running = |s: &Statistic| Some(Running::new(s, initial.get(&s.name)?));
