@@ -25,7 +25,7 @@ pub use graph::{
 pub use payload::{Encoding, Site};
 pub use read::{ModelFile, check_finite, read};
 pub use tensor::{SiteId, Tensor, element_count};
-pub use write::{save, to_bytes};
+pub use write::{save, save_any_size, to_bytes};
 
 #[cfg(test)]
 mod tests;

@@ -2,7 +2,7 @@
 //!
 //! Not for the program's output, which keeps the target's bytes: see [`super::surgery`].
 
-use super::wire::{Coding, Fields, put_bytes, put_header, varint_len};
+use super::wire::{Coding, Fields, put_header, varint_len};
 use super::{Attr, DType, Dim, Function, Graph, Model, Node, Tensor, ValueId, ValueInfo, atomic};
 use crate::error::{Error, Result};
 use onnx_protobuf::attribute_proto::AttributeType as Type;
@@ -10,6 +10,7 @@ use onnx_protobuf::{
     AttributeProto, FunctionProto, GraphProto, Message, ModelProto, NodeProto, OperatorSetIdProto,
     TensorProto, TensorShapeProto, TypeProto, ValueInfoProto, tensor_shape_proto, type_proto,
 };
+use std::io::Write;
 use std::path::Path;
 
 /// Protobuf messages end at 2 GiB.
@@ -20,44 +21,90 @@ const LIMIT: usize = i32::MAX as usize;
 /// # Errors
 /// [`Error::Usage`] for a model of more than 2 GiB.
 pub fn to_bytes(model: &Model) -> Result<Vec<u8>> {
-    // Initializers are appended by hand, so that their payloads are copied once and not three times.
-    let heads: Vec<Vec<u8>> = model
-        .graph
-        .initializers
-        .iter()
-        .map(|(id, tensor)| encode(&tensor_head(id.as_str(), tensor)))
-        .collect::<Result<_>>()?;
-    let payload_field = |tensor: &Tensor| match (tensor.dtype(), tensor.bytes().len()) {
-        (DType::Str, length) => length,
-        (_, length) => 1 + varint_len(length as u64) + length,
-    };
-    let tensors = model.graph.initializers.values();
-    let lengths: Vec<usize> =
-        heads.iter().zip(tensors).map(|(head, t)| head.len() + payload_field(t)).collect();
-    let appended: usize = lengths.iter().map(|&n| 1 + varint_len(n as u64) + n).sum();
-    let rest = encode(&graph(&model.graph, false)?)?;
-    let graph_length = rest.len() + appended;
-    let mut out = encode(&envelope(model)?)?;
-    if graph_length.saturating_add(out.len()) > LIMIT {
-        return Err(Error::usage("the model has more than 2 GiB, the most that one ONNX file can hold"));
-    }
-    out.reserve_exact(graph_length + 16);
-    put_header(&mut out, 7, graph_length);
-    out.extend_from_slice(&rest);
-    for ((head, tensor), length) in heads.iter().zip(model.graph.initializers.values()).zip(lengths) {
-        put_header(&mut out, 5, length);
-        out.extend_from_slice(head);
-        match tensor.dtype() {
-            DType::Str => out.extend_from_slice(tensor.bytes()),
-            _ => put_bytes(&mut out, 9, tensor.bytes()),
-        }
-    }
+    let parts = Parts::of(model)?.limited()?;
+    let mut out = Vec::with_capacity(parts.length());
+    parts.write(&mut out).map_err(|e| Error::usage(format!("the model can't be written: {e}")))?;
     Ok(out)
 }
 
 /// Writes the model to a file, replacing it in one go.
 pub fn save(model: &Model, path: impl AsRef<Path>) -> Result<()> {
-    atomic::write(path.as_ref(), &to_bytes(model)?)
+    Parts::of(model)?.limited()?.replace(path.as_ref())
+}
+
+/// The same for files that only this program reads, which may be of any size.
+pub fn save_any_size(model: &Model, path: impl AsRef<Path>) -> Result<()> {
+    Parts::of(model)?.replace(path.as_ref())
+}
+
+/// What a file is put together from: all but the initializers encoded; those are written by hand, so that their payloads are
+/// copied once and not three times.
+struct Parts<'a> {
+    envelope: Vec<u8>,
+    /// The graph without initializers.
+    rest: Vec<u8>,
+    /// Each initializer without its payload, and the length of the whole.
+    initializers: Vec<(Vec<u8>, usize, &'a Tensor)>,
+}
+
+impl<'a> Parts<'a> {
+    fn of(model: &'a Model) -> Result<Self> {
+        let payload_field = |tensor: &Tensor| match (tensor.dtype(), tensor.bytes().len()) {
+            (DType::Str, length) => length,
+            (_, length) => 1 + varint_len(length as u64) + length,
+        };
+        let part = |(id, tensor): (&ValueId, &'a Tensor)| {
+            let head = encode(&tensor_head(id.as_str(), tensor))?;
+            let length = head.len() + payload_field(tensor);
+            Ok((head, length, tensor))
+        };
+        let initializers = model.graph.initializers.iter().map(part).collect::<Result<_>>()?;
+        Ok(Self {
+            envelope: encode(&envelope(model)?)?,
+            rest: encode(&graph(&model.graph, false)?)?,
+            initializers,
+        })
+    }
+
+    fn graph_length(&self) -> usize {
+        let fields = self.initializers.iter().map(|&(_, length, _)| 1 + varint_len(length as u64) + length);
+        self.rest.len() + fields.sum::<usize>()
+    }
+    fn length(&self) -> usize {
+        let graph = self.graph_length();
+        self.envelope.len() + 1 + varint_len(graph as u64) + graph
+    }
+
+    fn limited(self) -> Result<Self> {
+        match self.length() > LIMIT {
+            true => Err(Error::usage("the model has more than 2 GiB, the most that one ONNX file can hold")),
+            false => Ok(self),
+        }
+    }
+
+    fn replace(&self, path: &Path) -> Result<()> {
+        atomic::replace(path, |out| self.write(out).map_err(|e| Error::io(path, e)))
+    }
+
+    fn write(&self, out: &mut dyn Write) -> std::io::Result<()> {
+        let header = |number, length| {
+            let mut header = vec![];
+            put_header(&mut header, number, length);
+            header
+        };
+        out.write_all(&self.envelope)?;
+        out.write_all(&header(7, self.graph_length()))?;
+        out.write_all(&self.rest)?;
+        for (head, length, tensor) in &self.initializers {
+            out.write_all(&header(5, *length))?;
+            out.write_all(head)?;
+            if tensor.dtype() != DType::Str {
+                out.write_all(&header(9, tensor.bytes().len()))?;
+            }
+            out.write_all(tensor.bytes())?;
+        }
+        Ok(())
+    }
 }
 
 fn encode(message: &impl Message) -> Result<Vec<u8>> {

@@ -101,6 +101,7 @@ impl OrtExecutor {
             }
         }
         let outputs = unique_outputs(&mut model.graph);
+        let weights = set_aside(&mut model.graph);
         let bytes = crate::onnx::to_bytes(&model)?;
         // Of graphs made by this program every value is known, and they are run again and again. Others are run once, to be
         // looked at: what that took is to be given back.
@@ -109,7 +110,8 @@ impl OrtExecutor {
         let session = guarded(|| self.session(&bytes, lasting, level))
             .map_err(failed)?
             .map_err(|e| blame(&model.graph, &e))?;
-        Ok(Box::new(Program { session, inputs, outputs }))
+        let weights = weights.into_iter().map(Weight::of).collect::<Result<_>>()?;
+        Ok(Box::new(Program { session, inputs, outputs, weights }))
     }
 }
 
@@ -203,12 +205,14 @@ impl Executor for OrtExecutor {
         vec![]
     }
     fn compile(&self, model: &Model, facts: &Facts) -> Result<Box<dyn Compiled>> {
-        self.program(model, facts, GraphOptimizationLevel::All)
+        let plain = || self.program(model, facts, GraphOptimizationLevel::Disable);
+        // Its optimiser gives values names that models which it has been through before may have already.
+        self.program(model, facts, GraphOptimizationLevel::All).or_else(|error| plain().map_err(|_| error))
     }
     fn compile_once(&self, model: &Model, facts: &Facts) -> Result<Box<dyn Compiled>> {
         // Two thirds of the time of opening a session go into making runs faster. Some models run only so.
         let quick = self.program(model, facts, GraphOptimizationLevel::Disable);
-        quick.or_else(|_| self.compile(model, facts))
+        quick.or_else(|_| self.program(model, facts, GraphOptimizationLevel::All))
     }
     fn enough(&self) -> Option<usize> {
         Some(super::ENOUGH_FOR_A_CPU)
@@ -237,10 +241,53 @@ fn unique_outputs(graph: &mut Graph) -> Vec<usize> {
     places
 }
 
+/// Models with so many bytes of weights, of which the large ones stay where they are.
+const LARGE_MODEL: usize = 512 << 20;
+const LARGE_WEIGHT: usize = 1 << 20;
+
+/// Makes the large weights of a large model inputs, and returns them. As initializers a session copies them, some several
+/// times: such a model would be in memory once for each program, and none of more than 2 GiB can be handed over.
+fn set_aside(graph: &mut Graph) -> Vec<Tensor> {
+    let all: usize = graph.initializers.values().map(|tensor| tensor.bytes().len()).sum();
+    if all < LARGE_MODEL {
+        return vec![];
+    }
+    // Memory maps begin anywhere.
+    let aligned = |t: &Tensor| t.bytes().as_ptr().addr().is_multiple_of(t.dtype().size().unwrap_or(1).max(1));
+    let stays =
+        |t: &Tensor| t.bytes().len() >= LARGE_WEIGHT && element_type(t.dtype()).is_some() && aligned(t);
+    let (mut weights, mut rest) = (vec![], graph.initializers.clone());
+    rest.retain(|id, tensor| {
+        if stays(tensor) {
+            graph.inputs.push(ValueInfo::new(id.clone(), &Fact::of(tensor)));
+            weights.push(tensor.clone());
+        }
+        !stays(tensor)
+    });
+    graph.initializers = rest;
+    weights
+}
+
+/// A weight that a session reads where it is, in the file's memory map for instance.
+struct Weight {
+    value: OrtValue,
+    /// The memory behind `value`, let go of after it.
+    _tensor: Tensor,
+}
+
+impl Weight {
+    fn of(tensor: Tensor) -> Result<Self> {
+        let made = guarded(|| view(&tensor)).map_err(failed)?;
+        Ok(Self { value: made.map_err(|e| failed(tidy(&e)))?, _tensor: tensor })
+    }
+}
+
 struct Program {
     session: Session,
+    /// Those that are given; `weights` come after them.
     inputs: Vec<ValueId>,
     outputs: Vec<usize>,
+    weights: Vec<Weight>,
 }
 
 impl Compiled for Program {
@@ -255,12 +302,13 @@ impl Compiled for Program {
                 None => upload(&value.to_host()?).map(Some),
             })
             .collect::<Result<Vec<_>>>()?;
-        let Program { session, outputs: places, .. } = self;
+        let Program { session, outputs: places, weights, .. } = self;
         let outputs: Vec<DynValue> = guarded(|| {
             let feeds: Vec<SessionInputValue<'_>> = inputs
                 .iter()
                 .zip(&moved)
                 .filter_map(|(value, moved)| moved.as_ref().or_else(|| value.downcast::<OrtValue>()))
+                .chain(weights.iter().map(|weight| &weight.value))
                 .map(|value| SessionInputValue::from(&value.0))
                 .collect();
             let outputs = session.run(feeds.as_slice())?;
@@ -324,6 +372,35 @@ fn upload(tensor: &Tensor) -> Result<OrtValue> {
     made.map_err(failed)?.map_err(|e: ::ort::Error| failed(tidy(&e)))
 }
 
+/// A value that is the tensor's own memory, and must not outlive it.
+fn view(tensor: &Tensor) -> ::ort::Result<OrtValue> {
+    let Some(element_type) = element_type(tensor.dtype()) else {
+        return Err(::ort::Error::new(format!("no {} values", tensor.dtype())));
+    };
+    let place = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Device, MemoryType::Default)?;
+    let dims: Vec<i64> = tensor.shape().iter().map(|&d| d as i64).collect();
+    let bytes = tensor.bytes();
+    let mut made = std::ptr::null_mut();
+    // SAFETY: the bytes are the elements of this type and shape, as `Tensor` guarantees; weights are only read, so that
+    // nobody writes through the pointer; the caller keeps them for as long as the value lives.
+    let status = unsafe {
+        (::ort::api().CreateTensorWithDataAsOrtValue)(
+            place.ptr(),
+            bytes.as_ptr().cast_mut().cast(),
+            bytes.len(),
+            dims.as_ptr(),
+            dims.len(),
+            element_type.into(),
+            &mut made,
+        )
+    };
+    match std::ptr::NonNull::new(made).filter(|_| succeeded(status)) {
+        // SAFETY: a tensor that was made just now, and that nobody else has.
+        Some(made) => Ok(OrtValue(unsafe { DynValue::from_ptr(made, Some(&Allocator::default())) })),
+        None => Err(::ort::Error::new("a weight can't be shown to ONNX Runtime")),
+    }
+}
+
 /// Element types that both sides know, by their ONNX names.
 const TYPES: [(DType, TensorElementType); 13] = [
     (DType::F32, TensorElementType::Float32),
@@ -356,6 +433,9 @@ fn failed(what: impl std::fmt::Display) -> Error {
     Error::executor(NAME, what)
 }
 
+/// How ONNX Runtime says that it knows no such operator.
+const UNKNOWN: [&str; 3] = ["is not a registered function", "No Op registered for", "No opset import for"];
+
 /// An error with the node of ours that the message mentions.
 fn blame(graph: &Graph, error: &::ort::Error) -> Error {
     let what = tidy(error);
@@ -364,9 +444,16 @@ fn blame(graph: &Graph, error: &::ort::Error) -> Error {
     let node = named.chain(quoted).filter(|n| !n.is_empty()).find_map(|name| {
         graph.nodes.iter().find(|n| n.name == name || n.outputs.iter().flatten().any(|o| o.as_str() == name))
     });
-    match node {
+    let unknown = UNKNOWN.iter().any(|words| what.contains(words));
+    let error = match node {
         Some(node) => failed(format!("node '{}' ({}): {what}", node.label(), node.qualified_op())),
         None => failed(what),
+    };
+    match unknown {
+        true => error.hint(
+            "an operator of somebody's own library, which no executor here runs: export the model without it",
+        ),
+        false => error,
     }
 }
 

@@ -81,7 +81,7 @@ impl Checkpoint {
         graph
             .initializers
             .extend(best.iter().map(|(id, t)| (ValueId::new(format!("{BEST}{id}")), t.clone())));
-        onnx::save(&Model::new(graph, WORKING_OPSET), self.folder.join(file))
+        onnx::save_any_size(&Model::new(graph, WORKING_OPSET), self.folder.join(file))
     }
     /// The state and the best weights of an arm.
     #[allow(clippy::type_complexity)]

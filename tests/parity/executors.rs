@@ -123,3 +123,35 @@ fn what_cannot_run_is_an_error_of_the_executor_and_names_the_node() -> Result<()
     }
     Ok(())
 }
+
+/// A file's messages end at 2 GiB, and a session's copies of such weights would fill the memory.
+#[test]
+fn onnx_runtime_reads_large_weights_where_they_are() -> Result<()> {
+    let Some(executor) = all().into_iter().find(|executor| executor.name() == "ort") else { return Ok(()) };
+    let (rows, width) = ((1 << 21) + 8, 256);
+    // Pages that nobody touches take no memory.
+    let mut bytes = vec![0; rows * width * 4];
+    let last = bytes.len() - 4;
+    bytes[last..].copy_from_slice(&7f32.to_le_bytes());
+    let mut b = Builder::new("table");
+    let row = b.input("row", Fact::new(DType::I64, &[1]));
+    let table = b.initializer("table", Tensor::new(DType::F32, &[rows, width], bytes)?);
+    let y = b.op("Gather", &[&table, &row]);
+    b.output(&y);
+    let (graph, facts) = b.finish();
+    let before = private_memory();
+    let mut program = executor.compile(&Model::new(graph, WORKING_OPSET), &facts)?;
+    let found = program.run(&[Value::host(Tensor::i64(&[1], &[rows as i64 - 1]))])?.remove(0).to_host()?;
+    assert_eq!(found.to_f64().last(), Some(&7.0));
+    // Other tests run beside this one.
+    let taken = private_memory().saturating_sub(before);
+    assert!(taken < 1 << 30, "{taken} bytes");
+    Ok(())
+}
+
+/// Bytes of this process that are no file's, as far as the system tells.
+fn private_memory() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    line.and_then(|kilobytes| kilobytes.split_whitespace().next()?.parse::<usize>().ok()).unwrap_or(0) << 10
+}
