@@ -9,6 +9,10 @@ use std::path::{Path, PathBuf};
 /// Shorthand used throughout the crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// What to do where an input takes something else than numbers.
+pub const ONLY_NUMBERS: &str =
+    "only what works on numbers can be trained: onnx.utils.extract_model cuts off what comes before";
+
 /// Everything that can go wrong, by what the user can do about it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -81,6 +85,10 @@ impl Error {
     /// Adds what to do about it; printed on a line of its own, as `hint: …`.
     pub fn hint(self, hint: impl Into<String>) -> Self {
         Error::Hint { source: Box::new(self), hint: hint.into() }
+    }
+    /// The same where nothing nearer to the cause has said what to do.
+    pub fn or_hint(self, hint: impl Into<String>) -> Self {
+        if self.hints().is_empty() { self.hint(hint) } else { self }
     }
     /// All hints attached to this error, outermost first.
     pub fn hints(&self) -> Vec<&str> {

@@ -3,7 +3,7 @@
 //! Exact for every operator that the executor knows, custom ones included. Knows executors, nothing of rules. Look at
 //! [`probe`] and [`example_inputs`].
 
-use crate::error::{Error, Result, ResultExt};
+use crate::error::{Error, ONLY_NUMBERS, Result, ResultExt};
 use crate::onnx::{DType, Dim, Fact, Facts, Graph, Model, Tensor, ValueId, ValueInfo};
 use crate::runtime::{Executor, Value};
 use rand::{RngExt, SeedableRng};
@@ -27,6 +27,17 @@ const MOST_REAL: usize = 8;
 
 /// The elements of the largest input that is made up: a batch of films, and no typing error.
 const MOST_MADE_UP: usize = 1 << 26;
+
+/// Says what to do where an executor can't run a model at all.
+pub fn unrunnable(error: Error) -> Error {
+    match error.exit_code() {
+        5 => error.or_hint(
+            "the model must run on inputs of the shapes that it declares: try it in ONNX Runtime, and where sizes are open, \
+             give data of sizes that it takes",
+        ),
+        _ => error,
+    }
+}
 
 /// Runs `model` once on `inputs`, with every value of its top-level graph as an output.
 ///
@@ -170,7 +181,7 @@ pub fn example_inputs(graph: &Graph, batch: usize, seed: u64) -> Result<HashMap<
     let mut sizes: HashMap<&str, usize> = HashMap::new();
     let mut inputs = HashMap::new();
     for input in graph.required_inputs() {
-        let refuse = |what: &str| Error::tensor(input.id.as_str(), what);
+        let refuse = |what: &str| Error::tensor(input.id.as_str(), what).hint(ONLY_NUMBERS);
         let dtype = input.dtype.ok_or_else(|| refuse("is an input, but not a tensor"))?;
         let dims = input.shape.as_ref().ok_or_else(|| refuse("is an input of unknown rank"))?;
         let shape: Vec<usize> = dims
@@ -186,7 +197,10 @@ pub fn example_inputs(graph: &Graph, batch: usize, seed: u64) -> Result<HashMap<
             })
             .collect();
         let count = crate::onnx::element_count(&shape).filter(|&n| n <= MOST_MADE_UP);
-        let count = count.ok_or_else(|| refuse("is an input too large to try out"))?;
+        let count = count.ok_or_else(|| {
+            Error::tensor(input.id.as_str(), "is an input too large to try out")
+                .hint("it declares more than 2^26 numbers; export it with smaller or open dimensions")
+        })?;
         let values: Vec<f64> = match dtype {
             d if d.is_float() => (0..count).map(|_| rng.random_range(-1.0..1.0)).collect(),
             d if d.is_int() || d == DType::Bool => {

@@ -168,9 +168,13 @@ fn no_gradient(node: &Node, wrt: &[ValueId]) -> Error {
         [] => "has no gradient, and stands between the loss and the weights".to_owned(),
         names => format!("has no gradient, and uses the weights {} directly", names.join(", ")),
     };
-    Error::node(node, what).hint(
-        "freeze the weights before this node with --freeze GLOB, or see `onnx-merge ops` for what can be trained",
-    )
+    Error::node(node, what).hint(match node.domain.as_str() {
+        "com.microsoft.nchwc" => {
+            "ONNX Runtime optimised this file for one kind of processor: give the one it was made from, or one optimised \
+             up to level 'extended'"
+        }
+        _ => "freeze the weights before this node with --freeze GLOB, or see `onnx-merge ops` for what can be trained",
+    })
 }
 
 #[cfg(all(test, feature = "tract"))]

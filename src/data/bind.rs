@@ -2,7 +2,7 @@
 
 use super::augment::{Fill, Shift, shift_images};
 use super::{Column, Dataset, Labels};
-use crate::error::{Error, Result};
+use crate::error::{Error, ONLY_NUMBERS, Result};
 use crate::onnx::{DType, Dim, Fact, Tensor, ValueId, ValueInfo};
 use half::f16;
 use std::path::PathBuf;
@@ -87,6 +87,7 @@ impl Dataset {
         let dtype = input.dtype.filter(|d| d.is_float() || d.is_int() || *d == DType::Bool);
         let dtype = dtype.ok_or_else(|| {
             self.refuse(format!("the model's input '{}' takes no numbers, so no data can feed it", input.id))
+                .hint(ONLY_NUMBERS)
         })?;
         let stored = column.row_shape();
         let Place { row_shape, batched, fixed_batch } =
@@ -232,9 +233,10 @@ impl Bound {
         for (tensor, input) in tensors.iter_mut().zip(&self.inputs) {
             let Some((_, fact)) = facts.iter().find(|(id, _)| *id == input.id) else { continue };
             if fact.len() != tensor.len() {
-                return Err(Error::data(
-                    &self.path,
-                    format!("{batch} rows make {:?}, but '{}' is {:?}", tensor.shape(), input.id, fact.shape),
+                let what =
+                    format!("{batch} rows make {:?}, but '{}' is {:?}", tensor.shape(), input.id, fact.shape);
+                return Err(Error::data(&self.path, what).hint(
+                    "the model's rows can't be told apart: a row of the data must be all that it takes in one run",
                 ));
             }
             *tensor = tensor.cast(fact.dtype).reshaped(&fact.shape);

@@ -84,9 +84,10 @@ impl Labels {
     /// The labels as vectors of `width` numbers, row after row.
     pub fn vectors(&self, path: &Path, width: usize) -> Result<Vec<f32>> {
         if self.width() != width {
-            return Err(Error::data(
-                path,
-                format!("its labels have {} numbers a row, but the model's output has {width}", self.width()),
+            let what =
+                format!("its labels have {} numbers a row, but the model's output has {width}", self.width());
+            return Err(Error::data(path, what).hint(
+                "labels are compared with the first output that has real values for each row: one number for each of its",
             ));
         }
         Ok(match self {

@@ -90,7 +90,10 @@ pub fn read(path: impl AsRef<Path>) -> Result<ModelFile> {
         .map_err(|e| unreadable(path, &map, format!("is damaged or not an ONNX model ({e})")))?;
     check_header(path, &map, &proto)?;
     let mut store = Store::new(path, map, cuts);
-    let model = convert::model(&proto, &mut store).map_err(|e| e.context(path.display().to_string()))?;
+    let model = convert::model(&proto, &mut store).map_err(|e| {
+        e.or_hint("the file is not valid: export it again; onnx.checker.check_model looks for more")
+            .context(path.display().to_string())
+    })?;
     let sites: Option<Vec<Site>> = store.sites.into_iter().collect();
     let sites = sites.ok_or_else(|| Error::model(path, "describes one tensor several times over"))?;
     Ok(ModelFile { path: path.to_owned(), model, sites, map: store.map })

@@ -212,6 +212,7 @@ fn open_networks(request: &MergeRequest, observer: &mut dyn Observer) -> Result<
     let executor = &*request.model_executor;
     let batch = request.config.batch.max(1);
     let target = open_target(request, batch)?;
+    target.check_repeatable()?;
     if let Some(why) = target.single_rows_because() {
         observer.event(&Event::Warning(&format!(
             "the target's batch dimension can't be freed ({why}): training runs single rows and averages gradients"

@@ -2,9 +2,10 @@
 
 use super::align::Alignment;
 use super::batch_norm;
-use super::head::logits_before;
+pub use super::head::Head;
+use super::head::{find_head, no_answer};
 use super::model_step::{self, ModelStep, Objective};
-use crate::autodiff::facts::probe;
+use crate::autodiff::facts::{probe, unrunnable};
 use crate::autodiff::prepare::{self, Lifting};
 use crate::data::Dataset;
 use crate::error::{Error, Result, ResultExt};
@@ -32,26 +33,6 @@ pub struct Network {
     pub following: Vec<ValueId>,
     /// Those of the executor that it was opened with.
     forms: Forms,
-}
-
-/// What the model answers with.
-#[derive(Default)]
-pub struct Head {
-    /// The declared output.
-    pub output: ValueId,
-    /// The value the loss looks at: the output, or for a model that ends in a softmax the logits before it.
-    pub answer: ValueId,
-    /// Numbers a row.
-    pub width: usize,
-    /// Whether `answer` is logits as far as the graph shows (it ended in a softmax).
-    pub softmax: bool,
-}
-
-impl Head {
-    /// Whether nothing of the model's outputs is an answer for each row.
-    pub fn is_empty(&self) -> bool {
-        self.width == 0
-    }
 }
 
 impl Network {
@@ -92,14 +73,16 @@ impl Network {
         let declared: Vec<ValueInfo> = file.model.graph.required_inputs().cloned().collect();
         let bound = data.and_then(|d| d.bind(&declared).ok());
         let rows = bound.map(|b| b.facts(1)).unwrap_or_default();
-        Self::prepare(file, batch, &rows, executor).context(|| path)
+        Self::prepare(file, batch, &rows, executor).map_err(|e| unrunnable(e).context(path))
     }
 
     /// Itself, if an output answers row by row.
     fn answering(self) -> Result<Self> {
-        find_head(&self.model.graph, &self.facts, self.batch)
-            .context(|| self.file.path.display().to_string())?;
-        Ok(self)
+        match self.head.is_empty() {
+            true => Err(no_answer(&self.model.graph, &self.facts, self.batch)
+                .context(self.file.path.display().to_string())),
+            false => Ok(self),
+        }
     }
 
     /// Why training must run single rows, where it must.
@@ -122,14 +105,30 @@ impl Network {
         let batch = if matches!(lifted.lifting, Lifting::SingleRows { .. }) { 1 } else { batch };
         let model = lifted.model;
         let probed = probe(executor, &model, &lifted.example)?;
-        let model = prepare::specialise(&model, &probed)?;
-        let probed = probe(executor, &model, &lifted.example)?;
+        let mut model = prepare::specialise(&model, &probed)?;
+        let mut probed = probe(executor, &model, &lifted.example)?;
         let inputs = input_facts(&model.graph, &probed.facts)?;
-        let head = find_head(&model.graph, &probed.facts, batch).unwrap_or_default();
         let params = ParamGraph::extract(&model, &probed.facts)?;
+        let head = find_head(&mut model.graph, &mut probed.facts, batch, &lifted.by_rows).unwrap_or_default();
         let (facts, lifting, forms) = (probed.facts, lifted.lifting, executor.forms());
         let following = vec![];
         Ok(Self { file, model, facts, batch, lifting, inputs, head, params, following, forms })
+    }
+
+    /// Refuses a model whose answers to the same rows differ from run to run: nothing that is measured could be trusted.
+    pub fn check_repeatable(&self) -> Result<()> {
+        let mut graph = self.model.graph.clone();
+        graph.outputs = vec![ValueInfo { id: self.head.answer.clone(), dtype: None, shape: None }];
+        graph.prune();
+        let Some(node) = prepare::random_node(&graph) else { return Ok(()) };
+        let error = Error::node(
+            node,
+            "gives something else in each run, so that nothing measured can be trusted",
+        )
+        .hint(
+            "export the model in evaluation mode, where random nodes are left out or stand for their means",
+        );
+        Err(error.context(self.file.path.display().to_string()))
     }
 
     /// Bytes that the forward pass makes of each row.
@@ -263,28 +262,4 @@ fn input_facts(graph: &Graph, facts: &Facts) -> Result<Vec<(ValueId, Fact)>> {
         facts.get(id).cloned().ok_or_else(|| Error::tensor(id.as_str(), "is an input of unknown shape"))
     };
     graph.required_inputs().map(|i| Ok((i.id.clone(), fact(&i.id)?))).collect()
-}
-
-/// The first float output with a row per row of the batch; behind a final softmax, what went into it.
-fn find_head(graph: &Graph, facts: &Facts, batch: usize) -> Result<Head> {
-    let fits = |id: &ValueId| {
-        facts
-            .get(id)
-            .is_some_and(|f| f.dtype.is_float() && f.rank() >= 1 && f.shape[0] == batch && !f.is_empty())
-    };
-    let output = graph.outputs.iter().map(|o| &o.id).find(|id| fits(id)).ok_or_else(|| {
-        let names: Vec<&str> = graph.outputs.iter().map(|o| o.id.as_str()).collect();
-        let shape = |id| facts.get(id).map_or("unknown".into(), |f| format!("{} {:?}", f.dtype, f.shape));
-        let shapes: Vec<String> = graph.outputs.iter().map(|o| shape(&o.id)).collect();
-        let what = format!(
-            "no output has real values, one row for each of the batch's {batch}: {}",
-            shapes.join(", ")
-        );
-        Error::tensor(names.join(", "), what)
-    })?;
-    let logits = logits_before(graph, facts, output).filter(|logits| fits(logits));
-    let softmax = logits.is_some();
-    let answer = logits.unwrap_or_else(|| output.clone());
-    let width = facts.get(&answer).map_or(0, |f| f.shape[1..].iter().product());
-    Ok(Head { output: output.clone(), answer, width, softmax })
 }

@@ -133,7 +133,8 @@ impl Session {
         let probe = target.step(&names, objective)?;
         let order = probe.weights.clone();
         if order.is_empty() {
-            return Err(Error::model(&target.file.path, "no trainable weight influences its first output"));
+            let what = "no trainable weight influences its first output";
+            return Err(Error::model(&target.file.path, what).hint(super::head::REAL_ANSWER));
         }
         let unreached = names.len() - order.len();
         if unreached > 0 {

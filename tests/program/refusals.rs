@@ -94,15 +94,52 @@ fn targets_that_cannot_be_trained() {
 
 #[test]
 fn outputs_without_rows_are_named_with_their_shapes() {
-    let doubled = model(4, |b, x| {
+    let chosen = model(4, |b, x| {
         let w = b.initializer("w", Tensor::f32(&[4, 2], &[0.1; 8]));
-        let both = b.op_with("Concat", &[x, x], &[("axis", 0i64.into())]);
-        b.matmul(&both, &w)
+        let y = b.matmul(x, &w);
+        let class = b.fresh("class");
+        b.push(Node::new("ArgMax", &[&y], &[&class]).with("axis", 1i64));
+        b.set_fact(&class, Fact::new(DType::I64, &[1, 1]));
+        class
     });
     refused(
-        &table_sandbox(&doubled),
+        &table_sandbox(&chosen),
         "onnx-merge good.onnx bad.onnx -o out.onnx --data d.npz --executor tract -q",
-        "error: bad.onnx: tensor 'y': no output has real values, one row for each of the batch's 1: float32 [2, 2]\n[exit 3]",
+        "error: bad.onnx: tensor 'y': no output has real values, one row for each of the batch's [..]: int64 [..]\n\
+         hint: end the model in the real numbers [..]\n[exit 3]",
+    );
+}
+
+#[test]
+fn models_that_answer_at_random() {
+    // Only ONNX Runtime runs random nodes.
+    let Ok(library) = std::env::var("ORT_DYLIB_PATH") else { return };
+    let noisy = model(4, |b, x| {
+        let w = b.initializer("w", Tensor::f32(&[4, 2], &[0.1; 8]));
+        let y = b.matmul(x, &w);
+        let noise = b.fresh("noise");
+        b.push(Node::new("RandomNormalLike", &[&y], &[&noise]));
+        b.set_fact(&noise, Fact::new(DType::F32, &[1, 2]));
+        b.add(&y, &noise)
+    });
+    refused(
+        &table_sandbox(&noisy),
+        &format!("onnx-merge tune bad.onnx -o out.onnx --data d.npz --executor ort --ort-lib '{library}' -q"),
+        "...\nerror: bad.onnx: node [..](RandomNormalLike): gives something else in each run[..]\nhint: [..]\n[exit 3]",
+    );
+}
+
+#[test]
+fn models_of_text() {
+    let spoken = model(4, |b, x| {
+        let w = b.initializer("w", Tensor::f32(&[4, 2], &[0.1; 8]));
+        b.input("words", Fact::new(DType::Str, &[1, 1]));
+        b.matmul(x, &w)
+    });
+    refused(
+        &table_sandbox(&spoken),
+        "onnx-merge good.onnx bad.onnx -o out.onnx --data d.npz --executor tract -q",
+        "error: [..]'words'[..]\nhint: only what works on numbers can be trained[..]\n[exit 3]",
     );
 }
 

@@ -10,7 +10,7 @@ use crate::autodiff::facts::example_inputs;
 use crate::error::Result;
 use crate::onnx::{Dim, Fact, Facts, Graph, Model, Tensor, ValueId, ValueInfo};
 use crate::runtime::{Compiled, Executor, Value};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 /// How a model came to its batch.
@@ -31,6 +31,8 @@ pub struct Lifted {
     pub lifting: Lifting,
     /// An input of the right shapes, for probing.
     pub example: HashMap<ValueId, Tensor>,
+    /// Outputs of several rows that were seen to hold the values of each row side by side along their first axis.
+    pub by_rows: HashSet<ValueId>,
 }
 
 /// Sizes tried for dimensions, other than the batch, that the file leaves open.
@@ -53,14 +55,15 @@ pub fn lift(model: &Model, batch: usize, executor: &dyn Executor) -> Result<Lift
     let rows = fixed_rows(&model.graph, &axes);
     let (single, example, facts) = runnable(model, &axes, rows, executor)?;
     let fallback = |why: String| {
-        Ok(Lifted { model: single.clone(), lifting: Lifting::SingleRows { why }, example: example.clone() })
+        let (model, example) = (single.clone(), example.clone());
+        Ok(Lifted { model, lifting: Lifting::SingleRows { why }, example, by_rows: HashSet::new() })
     };
     if axes.is_empty() {
         return fallback("no input has a dimension for the batch".into());
     }
     let from = rows.unwrap_or(1);
     if batch == from {
-        return Ok(Lifted { model: single, lifting: Lifting::Already, example });
+        return Ok(Lifted { model: single, lifting: Lifting::Already, example, by_rows: HashSet::new() });
     }
     let mut reference = match prover(&single, executor) {
         Ok(program) => program,
@@ -70,7 +73,7 @@ pub fn lift(model: &Model, batch: usize, executor: &dyn Executor) -> Result<Lift
     if rows.is_none() {
         let open = pin(model, &resized(&example_facts(&example), &axes, 1, batch));
         match prove(&open, true, &mut *reference, &single, &axes, from, batch, executor) {
-            Ok((model, example)) => return Ok(Lifted { model, lifting: Lifting::Already, example }),
+            Ok(lifted) => return Ok(lifted),
             Err(reason) => why = reason,
         }
     }
@@ -80,7 +83,7 @@ pub fn lift(model: &Model, batch: usize, executor: &dyn Executor) -> Result<Lift
         prove(&pinned, false, &mut *reference, &single, &axes, from, batch, executor)
     });
     match traced {
-        Ok((model, example)) => Ok(Lifted { model, lifting: Lifting::Proved, example }),
+        Ok(lifted) => Ok(lifted),
         Err(reason) if why.is_empty() || rows.is_some() => fallback(reason),
         Err(reason) if reason == why => fallback(reason),
         Err(reason) => fallback(format!("{why}; {reason}")),
@@ -212,21 +215,21 @@ fn prover(model: &Model, executor: &dyn Executor) -> Result<Box<dyn Compiled>> {
 }
 
 /// Runs `lifted` on random rows and `reference` on the same rows, `from` at a time. Returns the model, settled if
-/// `settled` asks for it, and the rows; or why they don't agree.
+/// its batch was `open`, and the rows; or why they don't agree.
 #[allow(clippy::too_many_arguments)]
 fn prove(
     lifted: &Model,
-    settling: bool,
+    open: bool,
     reference: &mut dyn Compiled,
     single: &Model,
     axes: &HashMap<ValueId, usize>,
     from: usize,
     to: usize,
     executor: &dyn Executor,
-) -> Result<(Model, HashMap<ValueId, Tensor>), String> {
+) -> Result<Lifted, String> {
     let text = |e: crate::Error| e.to_string();
     let mut example = example_inputs(&lifted.graph, to, 11).map_err(text)?;
-    let model = match settling {
+    let model = match open {
         true => settle(lifted, executor, &example).map_err(text)?.0,
         false => lifted.clone(),
     };
@@ -236,7 +239,7 @@ fn prove(
     let ids = |m: &Model| m.graph.outputs.iter().map(|o| o.id.clone()).collect::<Vec<_>>();
     let batch: HashMap<ValueId, Tensor> = ids(&model).into_iter().zip(hosted(batch)?).collect();
     let started = Instant::now();
-    let mut compared = 0;
+    let (mut compared, mut by_rows) = (0, HashSet::new());
     for (turn, start) in spread(to, from).into_iter().enumerate() {
         if turn >= FEWEST_CHECKED && started.elapsed() > PATIENCE {
             break;
@@ -255,8 +258,10 @@ fn prove(
         let parts = reference.run(&feeds.ok_or("an input is missing")?).map_err(text)?;
         for (id, part) in ids(single).iter().zip(hosted(parts)?) {
             let Some(whole) = batch.get(id) else { continue };
-            if agrees(id, whole, &part, from, to, &rows)? {
-                compared += 1;
+            let Some(axis) = agrees(id, whole, &part, from, to, &rows)? else { continue };
+            compared += 1;
+            if axis == 0 {
+                by_rows.insert(id.clone());
             }
         }
     }
@@ -265,7 +270,8 @@ fn prove(
     }
     // The example that goes out need not be random rows in particular; these are at hand.
     example.retain(|id, _| model.graph.inputs.iter().any(|i| i.id == *id));
-    Ok((model, example))
+    let lifting = if open { Lifting::Already } else { Lifting::Proved };
+    Ok(Lifted { model, lifting, example, by_rows })
 }
 
 fn hosted(values: Vec<Value>) -> Result<Vec<Tensor>, String> {
@@ -307,7 +313,7 @@ fn take(tensor: &Tensor, axis: usize, count: usize, rows: &[usize]) -> Tensor {
     Tensor::new(tensor.dtype(), &shape, out).unwrap_or_else(|_| tensor.clone())
 }
 
-/// Whether `whole` has `part` in its `rows`; false where the output has no rows to compare.
+/// The axis along which `whole` has `part` in its `rows`; `None` where the output has no rows to compare.
 fn agrees(
     id: &ValueId,
     whole: &Tensor,
@@ -315,17 +321,17 @@ fn agrees(
     from: usize,
     to: usize,
     rows: &[usize],
-) -> Result<bool, String> {
+) -> Result<Option<usize>, String> {
     let (a, b) = (whole.shape(), part.shape());
     let differs = |(x, y): (&usize, &usize)| x != y;
     let axis = a.iter().zip(b).position(differs).filter(|_| a.len() == b.len());
-    let Some(axis) = axis else { return Ok(false) };
+    let Some(axis) = axis else { return Ok(None) };
     let fits = b[axis] % from == 0 && a[axis] == b[axis] / from * to && a[axis + 1..] == b[axis + 1..];
     if !fits {
         return Err(format!("output '{id}' has shape {b:?} for {from} rows and {a:?} for {to}"));
     }
     if !whole.is_readable() {
-        return Ok(false);
+        return Ok(None);
     }
     let (got, expected) = (take(whole, axis, to, rows).to_f64(), part.to_f64());
     let largest = expected.iter().filter(|v| v.is_finite()).fold(0.0f64, |m, v| m.max(v.abs()));
@@ -338,6 +344,6 @@ fn agrees(
         Some((g, e)) => {
             Err(format!("output '{id}' of a batch differs from that of its rows ({g:.6} for {e:.6})"))
         }
-        None => Ok(true),
+        None => Ok(Some(axis)),
     }
 }

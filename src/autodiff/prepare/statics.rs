@@ -70,6 +70,14 @@ impl Statics {
     }
 }
 
+/// A node that gives something else in each run, bodies of nodes included.
+pub fn random_node(graph: &Graph) -> Option<&Node> {
+    graph.nodes.iter().find_map(|node| match is_random(node) {
+        true => Some(node),
+        false => node.subgraphs().find_map(random_node),
+    })
+}
+
 fn is_random(node: &Node) -> bool {
     node.op.starts_with("Random") || matches!(node.op.as_str(), "Bernoulli" | "Multinomial" | "Dropout")
 }

@@ -129,12 +129,16 @@ fn zeros(b: &mut Builder, like: &Tensor) -> ValueId {
     b.expand(&zero, like.shape())
 }
 
+fn nothing_real(outputs: &[ValueId]) -> Error {
+    Error::tensor(list(outputs), "no output of the model has real values")
+        .hint(crate::train::head::REAL_ANSWER)
+}
+
 fn loss_of(b: &mut Builder, working: &Working, plan: &Plan, outputs: &[ValueId]) -> Result<ValueId> {
     let real = |id: &ValueId| working.facts.get(id).is_some_and(|f| f.dtype.is_float() && !f.is_empty());
     if plan.loss == LossKind::Sum {
         let real: Vec<ValueId> = outputs.iter().filter(|id| real(id)).cloned().collect();
-        return loss::sum_of(b, &real)
-            .ok_or_else(|| Error::tensor(list(outputs), "no output of the model has real values"));
+        return loss::sum_of(b, &real).ok_or_else(|| nothing_real(outputs));
     }
     let output = match &plan.output {
         Some(named) => Some(named).filter(|id| outputs.contains(id) && real(id)),
@@ -143,7 +147,7 @@ fn loss_of(b: &mut Builder, working: &Working, plan: &Plan, outputs: &[ValueId])
     let output = output.ok_or_else(|| match &plan.output {
         Some(named) => Error::usage(format!("--of '{named}': the model has no such output of real values"))
             .hint(format!("it has {}", list(outputs))),
-        None => Error::tensor(list(outputs), "no output of the model has real values"),
+        None => nothing_real(outputs),
     })?;
     match plan.loss {
         LossKind::CrossEntropy => cross_entropy(b, working, plan, output),

@@ -14,6 +14,7 @@ mod sizes;
 mod tests;
 mod weights;
 
+use crate::autodiff::facts::unrunnable;
 use crate::autodiff::prepare::{self, OPEN_SIZES};
 use crate::error::{Error, Result};
 use crate::onnx::{Dim, Fact, Facts, Graph, Model, ModelFile, Tensor, ValueId};
@@ -94,7 +95,7 @@ pub fn build(file: &ModelFile, request: &Request, executor: &dyn Executor) -> Re
     });
     set_shapes(&mut model.graph, &request.shapes)?;
     let mut job = Job { file, model, request, executor, names, output, why: None };
-    job.run().map_err(|e| match with_version(e, file) {
+    job.run().map_err(|e| match with_version(unrunnable(e), file) {
         named if names_file(&named) => named,
         other => other.context(file.path.display().to_string()),
     })
@@ -189,7 +190,7 @@ impl Job<'_> {
         }
         Err(first_error
             .unwrap_or_else(|| Error::usage("the model has no inputs"))
-            .hint("say how large its inputs are: --shape NAME=1,3,224,224"))
+            .or_hint("say how large its inputs are: --shape NAME=1,3,224,224"))
     }
 
     /// One graph, for the sizes it was built with.
@@ -222,7 +223,8 @@ impl Job<'_> {
                 let what = format!(
                     "has values whose shape depends on the data, so that its gradient can't be laid out ({e})"
                 );
-                Err(Error::model(&self.file.path, what))
+                Err(Error::model(&self.file.path, what)
+                    .hint("--wrt names weights behind what makes such shapes, if there are any"))
             }
             None => Ok(()),
         }
