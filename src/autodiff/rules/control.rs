@@ -2,9 +2,10 @@
 //! the states it went through, backwards.
 //!
 //! A body's gradient is emitted like any other nodes (a copy of the body, then its backward pass), and then cut out of
-//! the graph again to become a body itself, see [`cut`]; constants stay outside. So bodies compute their forward part a
+//! the graph again to become a body itself, see [`super::scan`]; constants stay outside. So bodies compute their forward part a
 //! second time. Facts of values inside come from a probe (`autodiff::facts`).
 
+use super::scan::{Scan, Slices, cut};
 use super::{Context, Cotangents, Row, rule};
 use crate::autodiff::backward_through;
 use crate::autodiff::prepare::own_names;
@@ -74,20 +75,6 @@ fn rename(b: &mut Builder, id: &ValueId, names: &mut Names) -> ValueId {
     new
 }
 
-/// Takes the nodes emitted since there were `start` out of the graph, as far as `outputs` needs them: a body.
-fn cut(b: &mut Builder, start: usize, name: &str, inputs: &[ValueId], outputs: &[ValueId]) -> Graph {
-    let info = |b: &Builder, id: &ValueId| ValueInfo::new(id.clone(), b.fact(id));
-    let mut graph = Graph {
-        name: name.to_owned(),
-        inputs: inputs.iter().map(|id| info(b, id)).collect(),
-        outputs: outputs.iter().map(|id| info(b, id)).collect(),
-        nodes: b.graph_mut().nodes.split_off(start),
-        ..Graph::default()
-    };
-    graph.prune();
-    graph
-}
-
 /// Values around a node that its bodies read and whose cotangents are wanted.
 fn wanted_inside(c: &Context<'_>) -> Vec<ValueId> {
     let mut wanted: Vec<ValueId> = vec![];
@@ -150,21 +137,11 @@ fn settled(b: &mut Builder, value: &ValueId, cotangent: Option<&ValueId>) -> Val
     b.op("Identity", &[&cotangent])
 }
 
-/// Something that a `Loop` or a `Scan` feeds its body slice by slice, or collects from it.
-#[derive(Clone, Copy, PartialEq)]
-struct Slices {
-    axis: i64,
-    /// Whether the first iteration has the last slice.
-    backwards: bool,
-}
-
-impl Slices {
-    fn of(node: &Node, what: &str, i: usize) -> Self {
-        let number = |name: &str| {
-            node.ints(&format!("scan_{what}_{name}")).and_then(|v| v.get(i)).copied().unwrap_or(0)
-        };
-        Slices { axis: number("axes"), backwards: number("directions") != 0 }
-    }
+/// How the `i`th of the inputs or outputs that a `Scan` takes apart is sliced.
+fn slices_of(node: &Node, what: &str, i: usize) -> Slices {
+    let number =
+        |name: &str| node.ints(&format!("scan_{what}_{name}")).and_then(|v| v.get(i)).copied().unwrap_or(0);
+    Slices { axis: number("axes"), backwards: number("directions") != 0 }
 }
 
 /// How a `Loop` or `Scan` is wired.
@@ -197,7 +174,7 @@ impl<'a> Wiring<'a> {
         if body.inputs.len() != before + states + scanned || node.outputs.len() > states + collected {
             return Err(c.refuse("doesn't fit its body"));
         }
-        let slices = |what: &str, n: usize| (0..n).map(|i| Slices::of(node, what, i)).collect();
+        let slices = |what: &str, n: usize| (0..n).map(|i| slices_of(node, what, i)).collect();
         let (fed, collected) = (slices("input", scanned), slices("output", collected));
         Ok(Wiring { body, before, condition, states, fed, collected })
     }
@@ -234,7 +211,7 @@ fn looped(c: &mut Context<'_>) -> Cotangents {
         .filter(|&i| c.wants(wiring.before + wiring.states + i) && real(c, wiring.slice_in(i)))
         .collect();
     let history = remember(c, &wiring)?;
-    let mut scan = Backwards::default();
+    let mut scan = Scan::default();
     for &i in &states {
         let cotangent = match c.cotangents.get(i).cloned().flatten() {
             Some(cotangent) => cotangent,
@@ -251,18 +228,18 @@ fn looped(c: &mut Context<'_>) -> Cotangents {
     }
     let mut names = Names::new();
     for (id, stacked) in &history {
-        let slice = scan.feed(c.b, stacked, Slices { axis: 0, backwards: true })?;
+        let slice = scan.feed(c.b, stacked, Slices { axis: 0, backwards: true });
         names.insert(id.clone(), slice);
     }
     for (i, slices) in wiring.fed.iter().enumerate() {
         let whole = c.input(wiring.before + wiring.states + i)?;
-        let slice = scan.feed(c.b, &whole, Slices { backwards: !slices.backwards, ..*slices })?;
+        let slice = scan.feed(c.b, &whole, Slices { backwards: !slices.backwards, ..*slices });
         names.insert(wiring.slice_in(i).clone(), slice);
     }
     let mut collected = vec![];
     for (i, slices) in wiring.collected.iter().enumerate() {
         if let Some(whole) = c.cotangents.get(wiring.states + i).cloned().flatten() {
-            let slice = scan.feed(c.b, &whole, Slices { backwards: !slices.backwards, ..*slices })?;
+            let slice = scan.feed(c.b, &whole, Slices { backwards: !slices.backwards, ..*slices });
             collected.push((wiring.slice_out(i), slice));
         }
     }
@@ -275,7 +252,7 @@ fn looped(c: &mut Context<'_>) -> Cotangents {
     let emitted = copy(c.b, wiring.body, &mut names);
     let name = |id: &ValueId| names.get(id).unwrap_or(id).clone();
     let mut seeds: Vec<(ValueId, ValueId)> = vec![];
-    seeds.extend(states.iter().zip(&scan.inner).map(|(&i, g)| (name(wiring.state_out(i)), g.clone())));
+    seeds.extend(states.iter().zip(&scan.carried).map(|(&i, g)| (name(wiring.state_out(i)), g.clone())));
     seeds.extend(collected.into_iter().map(|(id, slice)| (name(id), slice)));
     let mut wrt: Vec<ValueId> = states.iter().map(|&i| name(wiring.state_in(i))).collect();
     wrt.extend(captured.iter().cloned());
@@ -286,8 +263,8 @@ fn looped(c: &mut Context<'_>) -> Cotangents {
     for (k, value) in wrt.iter().enumerate() {
         let summed = (states.len()..states.len() + captured.len()).contains(&k);
         let cotangent = match (summed, found.get(value)) {
-            (true, Some(part)) => Some(c.b.add(&scan.inner[k], part)),
-            (true, None) => Some(scan.inner[k].clone()),
+            (true, Some(part)) => Some(c.b.add(&scan.carried[k], part)),
+            (true, None) => Some(scan.carried[k].clone()),
             (false, found) => found.cloned(),
         };
         outputs.push(settled(c.b, value, cotangent.as_ref()));
@@ -298,7 +275,7 @@ fn looped(c: &mut Context<'_>) -> Cotangents {
         Slices { backwards: !slices.backwards, ..slices }
     });
     let results: Vec<Slices> = results.collect();
-    let made = scan.finish(c, body, &results)?;
+    let made = scan.finish(c.b, c.node, body, &results)?;
     // Back to the node's inputs.
     let mut cotangents = vec![None; c.node.inputs.len()];
     for (&i, made) in states.iter().zip(&made) {
@@ -361,80 +338,4 @@ fn iterations(c: &Context<'_>, wiring: &Wiring<'_>) -> usize {
     let mut collected = wiring.collected.iter().enumerate();
     let counted = collected.find_map(|(i, s)| size(c.node.output(wiring.states + i), s));
     fed.or(counted).unwrap_or(1)
-}
-
-/// A backward `Scan` in the making.
-#[derive(Default)]
-struct Backwards {
-    carried: Vec<ValueId>,
-    /// What the body knows the carried values and the slices as.
-    inner: Vec<ValueId>,
-    fed: Vec<(ValueId, Slices)>,
-    slices: Vec<ValueId>,
-}
-
-impl Backwards {
-    fn carry(&mut self, b: &mut Builder, initial: ValueId) {
-        let inner = b.fresh("carried");
-        let fact = b.fact(&initial).clone();
-        b.set_fact(&inner, fact);
-        self.carried.push(initial);
-        self.inner.push(inner);
-    }
-    /// Feeds `whole` in slices; what the body knows a slice as.
-    fn feed(&mut self, b: &mut Builder, whole: &ValueId, slices: Slices) -> Result<ValueId> {
-        let slice = b.fresh("slice");
-        let mut fact = b.fact(whole).clone();
-        if let Some(axis) = crate::onnx::infer::normalise_axis(slices.axis, fact.rank()) {
-            fact.shape.remove(axis);
-        }
-        b.set_fact(&slice, fact);
-        self.fed.push((whole.clone(), slices));
-        self.slices.push(slice.clone());
-        Ok(slice)
-    }
-    fn body_inputs(&self) -> Vec<ValueId> {
-        [&self.inner[..], &self.slices].concat()
-    }
-    /// Emits the node; `results` says how the outputs after the carried ones are collected.
-    fn finish(self, c: &mut Context<'_>, body: Graph, results: &[Slices]) -> Result<Vec<ValueId>> {
-        if self.fed.is_empty() {
-            return Err(c.refuse("has no gradient: nothing tells how often it runs"));
-        }
-        let axes = |list: &mut dyn Iterator<Item = Slices>| {
-            let list: Vec<Slices> = list.collect();
-            let axes = list.iter().map(|s| s.axis).collect::<Vec<i64>>();
-            (Attr::Ints(axes), Attr::Ints(list.iter().map(|s| i64::from(s.backwards)).collect()))
-        };
-        let (input_axes, input_directions) = axes(&mut self.fed.iter().map(|f| f.1));
-        let (output_axes, output_directions) = axes(&mut results.iter().copied());
-        let facts: Vec<Fact> = body.outputs.iter().filter_map(ValueInfo::fact).collect();
-        let mut attrs = vec![
-            ("body", Attr::Graph(Box::new(body))),
-            ("num_scan_inputs", Attr::Int(self.fed.len() as i64)),
-            ("scan_input_axes", input_axes),
-            ("scan_input_directions", input_directions),
-        ];
-        if !results.is_empty() {
-            attrs.extend([("scan_output_axes", output_axes), ("scan_output_directions", output_directions)]);
-        }
-        let inputs: Vec<Option<&ValueId>> =
-            self.carried.iter().chain(self.fed.iter().map(|f| &f.0)).map(Some).collect();
-        let length = {
-            let (whole, slices) = &self.fed[0];
-            let shape = c.b.shape(whole);
-            crate::onnx::infer::normalise_axis(slices.axis, shape.len()).map_or(1, |axis| shape[axis])
-        };
-        let count = self.carried.len() + results.len();
-        let made = c.b.op_full("", "Scan", &inputs, &attrs, count);
-        for (i, (value, mut fact)) in made.iter().zip(facts).enumerate() {
-            if let Some(slices) = i.checked_sub(self.carried.len()).map(|i| results[i]) {
-                let rank = fact.rank() + 1;
-                let axis = crate::onnx::infer::normalise_axis(slices.axis, rank).unwrap_or(0);
-                fact.shape.insert(axis, length);
-            }
-            c.b.set_fact(value, fact);
-        }
-        Ok(made)
-    }
 }

@@ -21,6 +21,7 @@ mod recurrent;
 mod reduce;
 mod resize;
 mod sampling;
+mod scan;
 mod separable;
 mod sequence;
 mod shape;
