@@ -5,7 +5,7 @@
 
 use super::rules;
 use crate::error::Result;
-use crate::onnx::{Attr, Builder, Facts, Graph, Node, ValueId};
+use crate::onnx::{Builder, Facts, Graph, Node, ValueId, alike};
 use std::collections::{HashMap, HashSet};
 
 /// Rewrites the nodes of `graph` whose parameters have become inputs and that not every executor runs so
@@ -73,9 +73,10 @@ pub fn share(graph: &mut Graph) {
                 *input = first.clone();
             }
         }
-        let inner = node.attrs.values().any(|a| matches!(a, Attr::Graph(_) | Attr::Graphs(_)));
+        // Subgraphs may read what was dropped, by its name.
+        node.subgraphs_mut().for_each(|inner| rename(inner, &|id| same.get(id).cloned()));
         let kept = node.outputs.iter().flatten().any(|o| outputs.contains(o));
-        if inner || RANDOM.contains(&node.op.as_str()) {
+        if is_random(&node) {
             nodes.push(node);
             continue;
         }
@@ -99,18 +100,15 @@ pub fn share(graph: &mut Graph) {
         }
     }
     graph.nodes = nodes;
-    // Subgraphs may read what was dropped, by its name.
-    let dropped = |id: &ValueId| same.get(id).cloned();
-    for node in &mut graph.nodes {
-        for inner in node.subgraphs_mut() {
-            rename(inner, &dropped);
-        }
-    }
+}
+
+fn is_random(node: &Node) -> bool {
+    RANDOM.contains(&node.op.as_str()) || node.subgraphs().any(|inner| inner.nodes.iter().any(is_random))
 }
 
 /// Whether `first`, of the same operator and inputs as `node`, computes all that it does.
 fn covers(first: &Node, node: &Node) -> bool {
-    first.attrs == node.attrs
+    alike(first, node).is_some_and(|taken| taken.iter().all(|(a, b)| a == b))
         && first.outputs.len() >= node.outputs.len()
         && first.outputs.iter().zip(&node.outputs).all(|(f, n)| f.is_some() || n.is_none())
 }

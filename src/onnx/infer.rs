@@ -44,9 +44,11 @@ pub fn infer(node: &Node, inputs: &[Option<Operand<'_>>]) -> Option<Vec<Fact>> {
         "Abs" | "Acos" | "Acosh" | "Asin" | "Asinh" | "Atan" | "Atanh" | "Ceil" | "Clip" | "Cos" | "Cosh"
         | "CumSum" | "Elu" | "Erf" | "Exp" | "Floor" | "Gelu" | "HardSigmoid" | "HardSwish" | "Identity"
         | "LeakyRelu" | "Log" | "LogSoftmax" | "Neg" | "Reciprocal" | "Relu" | "Round" | "Selu"
-        | "Sigmoid" | "Sign" | "Sin" | "Sinh" | "Softmax" | "Softplus" | "Softsign" | "Sqrt" | "Tan"
-        | "Tanh" | "Trilu" | "ThresholdedRelu" | "ScatterElements" | "ScatterND" | "LpNormalization"
-        | "LayerNormalization" | "Hardmax" | "BitwiseNot" | "ReverseSequence" => same(first?.dtype),
+        | "Shrink" | "Sigmoid" | "Sign" | "Sin" | "Sinh" | "Softmax" | "Softplus" | "Softsign" | "Sqrt"
+        | "Tan" | "Tanh" | "Trilu" | "ThresholdedRelu" | "ScatterElements" | "ScatterND"
+        | "LpNormalization" | "LayerNormalization" | "Hardmax" | "BitwiseNot" | "ReverseSequence" => {
+            same(first?.dtype)
+        }
         "Not" | "IsNaN" | "IsInf" => same(DType::Bool),
         "Cast" => same(DType::from_onnx(node.int("to")? as i32)),
         "CastLike" => same(operand(1)?.fact.dtype),

@@ -2,6 +2,7 @@
 //!
 //! Knows nothing of gradients, training or executors. Start with [`Graph`] and [`Builder`].
 
+mod alike;
 pub mod atomic;
 mod builder;
 mod convert;
@@ -17,6 +18,7 @@ mod tensor;
 mod wire;
 mod write;
 
+pub use alike::alike;
 pub use builder::{Builder, Forms, WORKING_OPSET};
 pub use dtype::DType;
 pub use graph::{

@@ -1,10 +1,12 @@
 //! Our graphs as tract's own protobuf types, without going through bytes: payloads are copied once.
 //!
 //! Also smooths what tract's importer trips over: initializers that are inputs too, nodes without a name or
-//! with the name of another, outputs that no node makes. Look at [`model`].
+//! with the name of another, outputs that no node makes, constants that a body reads from outside. Look at [`model`].
 
 use crate::error::{Error, Result};
-use crate::onnx::{Attr, Dim, Facts, Graph, Model, Node, Tensor, ValueInfo};
+use crate::onnx::{
+    Attr, Dim, Facts, Graph, Model, Node, Tensor, ValueId, ValueInfo, node_reads, outer_reads,
+};
 use std::collections::HashSet;
 use tract_onnx::pb;
 use tract_onnx::pb::attribute_proto::AttributeType;
@@ -12,7 +14,7 @@ use tract_onnx::pb::tensor_shape_proto::{Dimension, dimension};
 
 /// `model` for tract's importer. Inputs get exactly the facts given, so that every shape is known.
 pub fn model(model: &Model, facts: &Facts) -> Result<pb::ModelProto> {
-    let mut main = graph(&model.graph)?;
+    let mut main = graph(&model.graph, &[])?;
     main.input = model
         .graph
         .required_inputs()
@@ -23,7 +25,6 @@ pub fn model(model: &Model, facts: &Facts) -> Result<pb::ModelProto> {
             Ok(value_info(&ValueInfo::new(info.id.clone(), &fact)))
         })
         .collect::<Result<_>>()?;
-    give_outputs_a_node(&model.graph, &mut main);
     Ok(pb::ModelProto {
         ir_version: 8,
         opset_import: model
@@ -51,12 +52,15 @@ fn tensor(name: &str, tensor: &Tensor) -> Result<pb::TensorProto> {
 }
 
 /// Outputs that are inputs or initializers go through an `Identity`: the importer forgets the facts of
-/// values that are both.
-fn give_outputs_a_node(graph: &Graph, proto: &mut pb::GraphProto) {
+/// values that are both. So do outputs of bodies that are read inside: it reads there what it makes of the output.
+fn give_outputs_a_node(graph: &Graph, inside: bool, proto: &mut pb::GraphProto) {
     let made: HashSet<&str> =
         graph.nodes.iter().flat_map(|n| n.outputs.iter().flatten()).map(|id| id.as_str()).collect();
+    let read: HashSet<ValueId> =
+        if inside { graph.nodes.iter().flat_map(node_reads).collect() } else { HashSet::new() };
     let mut taken: HashSet<String> = made.iter().map(|&s| s.to_owned()).collect();
-    for output in proto.output.iter_mut().filter(|o| !made.contains(o.name.as_str())) {
+    let free = |name: &str| made.contains(name) && !read.contains(&ValueId::new(name));
+    for output in proto.output.iter_mut().filter(|o| !free(&o.name)) {
         let mut name = format!("{}/out", output.name);
         while !taken.insert(name.clone()) {
             name.push('_');
@@ -71,32 +75,46 @@ fn give_outputs_a_node(graph: &Graph, proto: &mut pb::GraphProto) {
     }
 }
 
-fn graph(graph: &Graph) -> Result<pb::GraphProto> {
+/// The elements of the largest constant that is copied into a body.
+const SMALL: usize = 1024;
+
+/// `graph`, inside of those `around` it, the innermost last.
+fn graph(graph: &Graph, around: &[&Graph]) -> Result<pb::GraphProto> {
     let mut taken: HashSet<String> = graph.initializers.keys().map(ToString::to_string).collect();
     taken.extend(graph.inputs.iter().map(|i| i.id.to_string()));
+    let inside = [around, &[graph]].concat();
     let mut nodes = Vec::with_capacity(graph.nodes.len());
     for node in &graph.nodes {
         let mut name = node.label();
         while !taken.insert(name.clone()) {
             name.push('\'');
         }
-        nodes.push(self::node(node, name)?);
+        nodes.push(self::node(node, name, &inside)?);
     }
-    Ok(pb::GraphProto {
+    let own = graph.initializers.iter().map(|(id, t)| tensor(id.as_str(), t));
+    let mut initializer = own.collect::<Result<Vec<_>>>()?;
+    // What a body reads from outside is a variable to tract, also where a shape hangs on it.
+    let outside = if around.is_empty() { vec![] } else { outer_reads(graph) };
+    let mut seen = HashSet::new();
+    for id in outside.into_iter().filter(|id| seen.insert(id.clone())) {
+        let constant = around.iter().rev().find_map(|graph| graph.initializers.get(&id));
+        if let Some(constant) = constant.filter(|t| t.len() <= SMALL) {
+            initializer.push(tensor(id.as_str(), constant)?);
+        }
+    }
+    let mut proto = pb::GraphProto {
         name: graph.name.clone(),
         node: nodes,
-        initializer: graph
-            .initializers
-            .iter()
-            .map(|(id, t)| tensor(id.as_str(), t))
-            .collect::<Result<_>>()?,
+        initializer,
         input: graph.required_inputs().map(value_info).collect(),
         output: graph.outputs.iter().map(|o| untyped(o.id.as_str())).collect(),
         ..Default::default()
-    })
+    };
+    give_outputs_a_node(graph, !around.is_empty(), &mut proto);
+    Ok(proto)
 }
 
-fn node(node: &Node, name: String) -> Result<pb::NodeProto> {
+fn node(node: &Node, name: String, around: &[&Graph]) -> Result<pb::NodeProto> {
     let names = |ids: &[Option<crate::onnx::ValueId>]| {
         ids.iter().map(|id| id.as_ref().map(ToString::to_string).unwrap_or_default()).collect()
     };
@@ -104,7 +122,7 @@ fn node(node: &Node, name: String) -> Result<pb::NodeProto> {
         .attrs
         .iter()
         .map(|(key, attr)| {
-            attribute(key, attr)
+            attribute(key, attr, around)
                 .map_err(|e| e.context(format!("node '{}' ({})", node.label(), node.qualified_op())))
         })
         .collect::<Result<_>>()?;
@@ -119,7 +137,7 @@ fn node(node: &Node, name: String) -> Result<pb::NodeProto> {
     })
 }
 
-fn attribute(name: &str, attr: &Attr) -> Result<pb::AttributeProto> {
+fn attribute(name: &str, attr: &Attr, around: &[&Graph]) -> Result<pb::AttributeProto> {
     let mut proto = pb::AttributeProto { name: name.to_owned(), ..Default::default() };
     let kind = match attr {
         Attr::Int(v) => {
@@ -151,11 +169,11 @@ fn attribute(name: &str, attr: &Attr) -> Result<pb::AttributeProto> {
             AttributeType::Tensor
         }
         Attr::Graph(v) => {
-            proto.g = Some(graph(v)?);
+            proto.g = Some(graph(v, around)?);
             AttributeType::Graph
         }
         Attr::Graphs(v) => {
-            proto.graphs = v.iter().map(graph).collect::<Result<_>>()?;
+            proto.graphs = v.iter().map(|v| graph(v, around)).collect::<Result<_>>()?;
             AttributeType::Graphs
         }
         Attr::Ref { .. } | Attr::Other(_) => {

@@ -6,7 +6,8 @@
 //! witness: the result is right where it gives that graph, node by node and constant by constant. Look at [`generalise`].
 
 use super::formula::{Formula, Seen, Sizes};
-use crate::onnx::{Attr, Builder, Dim, Facts, Graph, Node, Tensor, ValueId};
+use crate::autodiff::prepare::rename_reads;
+use crate::onnx::{Attr, Builder, Dim, Facts, Graph, Node, Tensor, ValueId, ValueInfo, alike};
 use std::collections::HashMap;
 
 /// A dimension that stays open: its name, and an input's axis that shows its size.
@@ -105,6 +106,28 @@ fn open_shapes(graph: &mut Graph, open: &[Open], base: &Sample, others: &[Sample
     }
 }
 
+/// Takes back what a graph inside a node, and those inside it, declare of dimensions that `others` have otherwise.
+fn declare_open(graph: &mut Graph, others: &[&Graph]) {
+    let open = |infos: &mut [ValueInfo], others: &dyn Fn(usize) -> Vec<Option<Vec<Dim>>>| {
+        for (i, info) in infos.iter_mut().enumerate() {
+            for (k, dim) in info.shape.iter_mut().flatten().enumerate() {
+                let differs = |shape: &Option<Vec<Dim>>| shape.as_ref().and_then(|s| s.get(k)) != Some(dim);
+                if others(i).iter().any(differs) {
+                    *dim = Dim::Unknown;
+                }
+            }
+        }
+    };
+    open(&mut graph.inputs, &|i| others.iter().map(|o| o.inputs[i].shape.clone()).collect());
+    open(&mut graph.outputs, &|i| others.iter().map(|o| o.outputs[i].shape.clone()).collect());
+    for (n, node) in graph.nodes.iter_mut().enumerate() {
+        for (i, inner) in node.subgraphs_mut().enumerate() {
+            let others: Vec<&Graph> = others.iter().filter_map(|o| o.nodes[n].subgraphs().nth(i)).collect();
+            declare_open(inner, &others);
+        }
+    }
+}
+
 /// A graph that should be the base's at other sizes, and what its values are called there.
 struct Twin<'a> {
     sample: &'a Sample,
@@ -120,9 +143,7 @@ impl<'a> Twin<'a> {
     fn node(&self, i: usize, node: &Node) -> Option<&'a Node> {
         let same = |t: &&Node| {
             let omitted = |ids: &[Option<ValueId>]| ids.iter().map(Option::is_none).collect::<Vec<_>>();
-            t.op == node.op
-                && t.domain == node.domain
-                && t.attrs == node.attrs
+            alike(node, t).is_some()
                 && omitted(&t.inputs) == omitted(&node.inputs)
                 && t.outputs.len() == node.outputs.len()
         };
@@ -177,6 +198,7 @@ impl<'a> Work<'a> {
                 .map_err(|why| format!("'{}' ({}) reads a constant that {why}", node.label(), node.op))?;
             general.inputs[k] = Some(value);
         }
+        self.captured(b, (node, &twins, seen), &mut general)?;
         for (twin, other) in self.twins.iter_mut().zip(twins) {
             twin.learn(other, node);
         }
@@ -184,6 +206,35 @@ impl<'a> Work<'a> {
             witness.learn(other, node);
         }
         Ok(general)
+    }
+
+    /// What the graphs inside a node take from outside and declare themselves, as [`Work::node`].
+    fn captured(
+        &mut self,
+        b: &mut Builder,
+        (node, twins, seen): (&'a Node, &[&'a Node], Option<&'a Node>),
+        general: &mut Node,
+    ) -> Result<(), String> {
+        if node.subgraphs().next().is_none() {
+            return Ok(());
+        }
+        let beside = |other: &'a Node| alike(node, other).unwrap_or_default();
+        let (others, seen) = (twins.iter().map(|t| beside(t)).collect::<Vec<_>>(), seen.map(beside));
+        for (k, (id, _)) in beside(node).into_iter().enumerate() {
+            let ids = others.iter().map(|pairs| pairs[k].1).collect();
+            let there = seen.as_ref().map(|pairs| pairs[k].1);
+            let value = self.value(b, (id, ids), there).map_err(|why| {
+                format!("'{}' ({}) reads inside it a constant that {why}", node.label(), node.op)
+            })?;
+            if value != *id {
+                rename_reads(std::slice::from_mut(general), id, &value);
+            }
+        }
+        for (i, inner) in general.subgraphs_mut().enumerate() {
+            let others: Vec<&Graph> = twins.iter().filter_map(|t| t.subgraphs().nth(i)).collect();
+            declare_open(inner, &others);
+        }
+        Ok(())
     }
 
     /// The value that stands for one of the base and its twins; `seen` is what the witness has there.
