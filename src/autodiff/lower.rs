@@ -7,6 +7,7 @@ use super::rules;
 use crate::error::Result;
 use crate::onnx::{Builder, Facts, Graph, Node, ValueId, alike};
 use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasher, RandomState};
 
 /// Rewrites the nodes of `graph` whose parameters have become inputs and that not every executor runs so
 /// (batch normalisation and recurrent layers), then shares equal nodes.
@@ -65,8 +66,9 @@ pub fn share(graph: &mut Graph) {
         }
     }
     let mut nodes: Vec<Node> = Vec::with_capacity(graph.nodes.len());
-    // Places in `nodes`.
-    let mut seen: HashMap<(String, Vec<Option<ValueId>>), Vec<usize>> = HashMap::new();
+    // Places in `nodes`, by a hash of what must be equal.
+    let mut seen: HashMap<u64, Vec<usize>> = HashMap::new();
+    let hasher = RandomState::new();
     for mut node in std::mem::take(&mut graph.nodes) {
         for input in node.inputs.iter_mut().flatten() {
             if let Some(first) = same.get(input) {
@@ -86,15 +88,15 @@ pub fn share(graph: &mut Graph) {
             same.insert(to.clone(), from.clone());
             continue;
         }
-        let alike = seen.entry((node.qualified_op(), node.inputs.clone())).or_default();
-        match alike.iter().map(|&i| &nodes[i]).find(|first| covers(first, &node)) {
+        let places = seen.entry(hasher.hash_one((&node.op, &node.domain, &node.inputs))).or_default();
+        match places.iter().map(|&i| &nodes[i]).find(|first| covers(first, &node)) {
             Some(first) if !kept => {
                 for (to, from) in node.outputs.iter().zip(&first.outputs) {
                     same.extend(to.clone().zip(from.clone()));
                 }
             }
             _ => {
-                alike.push(nodes.len());
+                places.push(nodes.len());
                 nodes.push(node);
             }
         }
@@ -106,9 +108,10 @@ fn is_random(node: &Node) -> bool {
     RANDOM.contains(&node.op.as_str()) || node.subgraphs().any(|inner| inner.nodes.iter().any(is_random))
 }
 
-/// Whether `first`, of the same operator and inputs as `node`, computes all that it does.
+/// Whether `first` computes all that `node` does.
 fn covers(first: &Node, node: &Node) -> bool {
-    alike(first, node).is_some_and(|taken| taken.iter().all(|(a, b)| a == b))
+    first.inputs == node.inputs
+        && alike(first, node).is_some_and(|taken| taken.iter().all(|(a, b)| a == b))
         && first.outputs.len() >= node.outputs.len()
         && first.outputs.iter().zip(&node.outputs).all(|(f, n)| f.is_some() || n.is_none())
 }

@@ -4,7 +4,7 @@
 
 use super::{DType, Tensor};
 use indexmap::IndexMap;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
@@ -336,41 +336,47 @@ impl Graph {
     }
     /// Drops nodes and initializers that no output needs. Inputs stay as declared.
     pub fn prune(&mut self) {
-        let mut needed: std::collections::HashSet<ValueId> =
-            self.outputs.iter().map(|o| o.id.clone()).collect();
+        let mut needed: HashSet<&ValueId> = self.outputs.iter().map(|o| &o.id).collect();
         let mut keep = vec![false; self.nodes.len()];
         for (i, node) in self.nodes.iter().enumerate().rev() {
             if node.outputs.iter().flatten().any(|o| needed.contains(o)) {
                 keep[i] = true;
-                needed.extend(node_reads(node));
+                needed.extend(reads(node));
             }
         }
-        let mut keep = keep.into_iter();
+        let kept: Vec<bool> = self.initializers.keys().map(|id| needed.contains(id)).collect();
+        let (mut keep, mut kept) = (keep.into_iter(), kept.into_iter());
         self.nodes.retain(|_| keep.next().unwrap_or(true));
-        self.initializers.retain(|id, _| needed.contains(id));
+        self.initializers.retain(|_, _| kept.next().unwrap_or(true));
     }
 }
 
 /// Every value a node reads: its inputs, and what its subgraphs take from outside.
 pub fn node_reads(node: &Node) -> Vec<ValueId> {
-    let mut reads: Vec<ValueId> = node.inputs.iter().flatten().cloned().collect();
-    for graph in node.subgraphs() {
-        reads.extend(outer_reads(graph));
-    }
-    reads
+    reads(node).cloned().collect()
 }
 
 /// Values a subgraph takes from the graphs around it.
 pub fn outer_reads(graph: &Graph) -> Vec<ValueId> {
-    let mut known: std::collections::HashSet<ValueId> = graph.initializers.keys().cloned().collect();
-    known.extend(graph.inputs.iter().map(|i| i.id.clone()));
-    let mut reads = vec![];
+    taken_from_outside(graph).into_iter().cloned().collect()
+}
+
+fn reads(node: &Node) -> impl Iterator<Item = &ValueId> {
+    node.inputs.iter().flatten().chain(node.subgraphs().flat_map(taken_from_outside))
+}
+
+fn taken_from_outside(graph: &Graph) -> Vec<&ValueId> {
+    let mut known: HashSet<&ValueId> = graph.initializers.keys().collect();
+    known.extend(graph.inputs.iter().map(|i| &i.id));
+    let mut taken = vec![];
     for node in &graph.nodes {
-        reads.extend(node_reads(node).into_iter().filter(|v| !known.contains(v)));
-        known.extend(node.outputs.iter().flatten().cloned());
+        // A list, as the type of an iterator over nodes in nodes would hold itself.
+        let inside: Vec<&ValueId> = node.subgraphs().flat_map(taken_from_outside).collect();
+        taken.extend(node.inputs.iter().flatten().chain(inside).filter(|v| !known.contains(v)));
+        known.extend(node.outputs.iter().flatten());
     }
-    reads.extend(graph.outputs.iter().map(|o| o.id.clone()).filter(|v| !known.contains(v)));
-    reads
+    taken.extend(graph.outputs.iter().map(|o| &o.id).filter(|v| !known.contains(v)));
+    taken
 }
 
 /// An ONNX function: an operator defined by a body of other operators.

@@ -1,9 +1,11 @@
-//! From a working graph to a loss and the gradients of weights, or to a whole training step.
+//! From a working graph to a loss and the gradients of weights ([`emit`]), and from there to a whole training step
+//! ([`finish`]).
 //!
-//! Knows fixed shapes only; [`super::generalise`] opens them again. Look at [`emit`].
+//! Differentiating knows fixed shapes only; [`super::generalise`] opens them again. What an optimiser does is the same at all
+//! sizes, so that it comes after that, once.
 
 use super::names::{GRADIENT, Names};
-use super::optimizer::{self, Optimizer, Slot};
+use super::optimizer::{self, Slot};
 use super::sizes::Working;
 use super::weights::Chosen;
 use super::{Form, LossKind};
@@ -27,14 +29,31 @@ pub struct Plan {
     pub train_bn: bool,
 }
 
-/// What came of it.
+/// What came of it. The outputs are the loss, then the gradients that the form asks for; for a step, those of what moves and
+/// then the next running statistics.
 pub struct Emitted {
     pub graph: Graph,
     pub facts: Facts,
-    /// What goes from step to step, with its first values.
-    pub state: Vec<Slot>,
+    pub moving: Moving,
     /// Weights that the loss doesn't depend on.
     pub idle: Vec<ValueId>,
+}
+
+/// What a step changes; the graph's last inputs.
+#[derive(Default)]
+pub struct Moving {
+    /// With their gradients.
+    weights: Vec<(Chosen, ValueId)>,
+    /// With what they are at the start.
+    statistics: Vec<(batch_norm::Statistic, Tensor)>,
+}
+
+impl Moving {
+    /// The inputs with what they are at the start.
+    pub fn initial(&self) -> impl Iterator<Item = (&ValueId, &Tensor)> {
+        let weights = self.weights.iter().map(|(weight, _)| (&weight.name, &weight.value));
+        weights.chain(self.statistics.iter().map(|(statistic, initial)| (&statistic.name, initial)))
+    }
 }
 
 /// Builds the gradient graph of a working graph.
@@ -77,7 +96,7 @@ pub fn emit(working: &Working, plan: &Plan) -> Result<Emitted> {
     b.output_as(&plan.names.loss, &loss);
     let idle: Vec<ValueId> =
         plan.weights.iter().map(|w| w.name.clone()).filter(|w| !gradients.contains_key(w)).collect();
-    let mut state = vec![];
+    let mut moving = Moving::default();
     match &plan.form {
         Form::Gradients => {
             for weight in &plan.weights {
@@ -88,40 +107,53 @@ pub fn emit(working: &Working, plan: &Plan) -> Result<Emitted> {
                 b.output_as(&format!("{}.{GRADIENT}", weight.name), &gradient);
             }
         }
-        Form::Step(optimizer) => {
+        Form::Step(_) => {
             let moved = |w: &&Chosen| Some(((*w).clone(), gradients.get(&w.name)?.clone()));
-            let moved: Vec<(Chosen, ValueId)> = here.iter().filter_map(moved).collect();
-            state = step(&mut b, optimizer, plan, &moved, &statistics, &constants);
+            moving.weights.extend(here.iter().filter_map(moved));
+            let weights: HashSet<&ValueId> = moving.weights.iter().map(|(w, _)| &w.name).collect();
+            let others = statistics.into_iter().filter(|s| !weights.contains(&s.name));
+            let found: Vec<_> = others.filter_map(|s| Some((constants.get(&s.name)?.clone(), s))).collect();
+            moving.statistics.extend(found.into_iter().map(|(initial, statistic)| (statistic, initial)));
+            declare(&mut b, &moving);
         }
     }
     let (mut graph, facts) = b.finish();
     // What was freed and doesn't move goes back to being a constant.
-    let moving: HashSet<&str> = state.iter().map(|s| s.name.as_str()).collect();
-    for id in freed.iter().filter(|id| !moving.contains(id.as_str())) {
+    let moved: HashSet<&ValueId> = moving.initial().map(|(name, _)| name).collect();
+    for id in freed.iter().filter(|id| !moved.contains(id)) {
         graph.initializers.insert(id.clone(), constants[id].clone());
     }
     graph.prune();
     let (graph, facts) = autodiff::lower::lower(graph, facts)?;
-    Ok(Emitted { graph, facts, state, idle })
+    Ok(Emitted { graph, facts, moving, idle })
 }
 
-/// The update: next weights, moments and running statistics.
-fn step(
-    b: &mut Builder,
-    optimizer: &Optimizer,
-    plan: &Plan,
-    moved: &[(Chosen, ValueId)],
-    statistics: &[batch_norm::Statistic],
-    constants: &indexmap::IndexMap<ValueId, Tensor>,
-) -> Vec<Slot> {
-    let mut state = optimizer::emit(b, optimizer, &plan.names, moved);
-    let weights: HashSet<&ValueId> = moved.iter().map(|(w, _)| &w.name).collect();
-    for statistic in statistics.iter().filter(|s| !weights.contains(&s.name)) {
-        let Some(initial) = constants.get(&statistic.name).cloned() else { continue };
-        b.graph_mut().inputs.push(ValueInfo::new(statistic.name.clone(), &Fact::of(&initial)));
-        optimizer::next_value(b, statistic.name.as_str(), &statistic.next, initial, &mut state);
+/// Declares what moves as inputs, and what [`finish`] needs for each as outputs.
+fn declare(b: &mut Builder, moving: &Moving) {
+    for (name, initial) in moving.initial() {
+        b.graph_mut().inputs.push(ValueInfo::new(name.clone(), &Fact::of(initial)));
     }
-    state
+    moving.weights.iter().for_each(|(_, gradient)| b.output(gradient));
+    moving.statistics.iter().for_each(|(statistic, _)| b.output(&statistic.next));
+}
+
+/// The whole of what was asked for, from a graph of [`emit`] or what is general about several: for a step with the update,
+/// next weights, moments and running statistics. Adds to the facts those of new values. Gives what goes from step to step,
+/// with its first values.
+pub fn finish(graph: Graph, facts: &mut Facts, moving: Moving, plan: &Plan) -> (Graph, Vec<Slot>) {
+    let Form::Step(optimizer) = &plan.form else { return (graph, vec![]) };
+    let mut b = Builder::on(graph, std::mem::take(facts));
+    let own = b.graph().inputs.len() - moving.initial().count();
+    b.graph_mut().inputs.truncate(own);
+    b.graph_mut().outputs.truncate(1);
+    let mut state = optimizer::emit(&mut b, optimizer, &plan.names, &moving.weights);
+    for (statistic, initial) in moving.statistics {
+        b.graph_mut().inputs.push(ValueInfo::new(statistic.name.clone(), &Fact::of(&initial)));
+        optimizer::next_value(&mut b, statistic.name.as_str(), &statistic.next, initial, &mut state);
+    }
+    let graph;
+    (graph, *facts) = b.finish();
+    (graph, state)
 }
 
 fn zeros(b: &mut Builder, like: &Tensor) -> ValueId {

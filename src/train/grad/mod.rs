@@ -2,7 +2,8 @@
 //! takes a whole training step, for any ONNX runtime.
 //!
 //! [`build`] is the way in. `sizes` makes the working graph for fixed sizes, `emit` differentiates it,
-//! `generalise` opens the sizes again, which a graph built for other sizes proves, by its nodes or by a run beside it. Executors are used to probe and to prove.
+//! `generalise` opens the sizes again, which a graph built for other sizes proves, by its nodes or by a run beside it; then
+//! comes what the `optimizer` does. Executors are used to probe and to prove.
 
 mod emit;
 mod formula;
@@ -19,10 +20,10 @@ use crate::autodiff::prepare::{self, OPEN_SIZES};
 use crate::error::{Error, Result};
 use crate::onnx::{Dim, Fact, Facts, Graph, Model, ModelFile, Tensor, ValueId};
 use crate::runtime::{Executor, Value};
-use emit::{Emitted, Plan, emit};
+use emit::{Emitted, Moving, Plan, emit};
 use generalise::{Open, Sample, generalise};
 use names::Names;
-use optimizer::Optimizer;
+use optimizer::{Optimizer, Slot};
 use sizes::{Symbol, Working, feeds, sized, symbols};
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -196,20 +197,21 @@ impl Job<'_> {
     /// One graph, for the sizes it was built with.
     fn fixed(&mut self, working: Working, fixed: Vec<(String, usize)>) -> Result<Built> {
         let plan = self.plan(&working)?;
-        let mut emitted = emit(&working, &plan)?;
-        let model = self.finished(std::mem::take(&mut emitted.graph), &working);
+        let Emitted { graph, mut facts, moving, idle } = emit(&working, &plan)?;
+        let (graph, state) = emit::finish(graph, &mut facts, moving, &plan);
+        let model = self.finished(graph, &working);
         if prepare::has_varying_shapes(&working.model.graph) {
-            self.try_out(&model, &emitted)?;
+            self.try_out(&model, &facts, &state)?;
         }
-        Ok(self.built(model, &plan, emitted, vec![], fixed))
+        Ok(self.built(model, &plan, state, idle, vec![], fixed))
     }
 
     /// Refuses a graph that runs on the inputs that its shapes were seen with, and not on others: shapes inside it
     /// depend on the data. One that the executor can't run at all is for another runtime to judge.
-    fn try_out(&self, model: &Model, emitted: &Emitted) -> Result<()> {
-        let Ok(mut program) = self.executor.compile(model, &emitted.facts) else { return Ok(()) };
+    fn try_out(&self, model: &Model, facts: &Facts, state: &[Slot]) -> Result<()> {
+        let Ok(mut program) = self.executor.compile(model, facts) else { return Ok(()) };
         let given: Vec<(ValueId, Tensor)> =
-            emitted.state.iter().map(|s| (ValueId::new(&s.name), s.initial.clone())).collect();
+            state.iter().map(|s| (ValueId::new(&s.name), s.initial.clone())).collect();
         let mut run = |seed: u64| -> Result<()> {
             let fed = feeds(&model.graph, &given, seed)?;
             let values: Vec<Value> = fed.into_iter().map(|(_, t)| Value::host(t)).collect();
@@ -246,7 +248,7 @@ impl Job<'_> {
                 }
             };
             let plan = self.plan(&base)?;
-            let mut first = emit(&base, &plan)?;
+            let Emitted { graph, mut facts, moving, idle } = emit(&base, &plan)?;
             let mut others = vec![];
             for i in 0..open.len() {
                 let sizes = sizes_of(open, &family, |k| usize::from(k == i));
@@ -262,20 +264,23 @@ impl Job<'_> {
                 .iter()
                 .map(|s| Open { name: s.name.clone(), input: s.places[0].0.clone(), axis: s.places[0].1 })
                 .collect();
-            let sample = Sample { sizes: base_sizes, graph: std::mem::take(&mut first.graph) };
+            let sample = Sample { sizes: base_sizes, graph };
             let proved = self.witness(open, &sizes_of(open, &family, |_| 2), &plan).and_then(|witness| {
                 let general = generalise(&dims, &sample, &others, &witness.sample)?;
-                let model = self.finished(general.graph, &base);
-                if !general.witnessed {
-                    self.prove(&model, &witness, &first)?;
+                if general.witnessed {
+                    return Ok(general.graph);
                 }
-                Ok(model)
+                let model = self.finished(general.graph, &base);
+                self.prove(&model, &witness, &moving)?;
+                Ok(model.graph)
             });
             match proved {
-                Ok(model) => {
+                Ok(graph) => {
+                    let (graph, state) = emit::finish(graph, &mut facts, moving, &plan);
+                    let model = self.finished(graph, &base);
                     let names = open.iter().map(|s| s.name.clone()).collect();
                     let fixed = fixed.iter().map(|(s, n)| (s.name.clone(), *n)).collect();
-                    return Ok(Some(self.built(model, &plan, first, names, fixed)));
+                    return Ok(Some(self.built(model, &plan, state, idle, names, fixed)));
                 }
                 Err(why) => {
                     self.why = Some(why);
@@ -302,11 +307,11 @@ impl Job<'_> {
     }
 
     /// Runs the open graph at the witness's sizes, beside the witness.
-    fn prove(&self, model: &Model, witness: &Witness, first: &Emitted) -> Result<(), String> {
+    fn prove(&self, model: &Model, witness: &Witness, moving: &Moving) -> Result<(), String> {
         let text = |e: Error| e.to_string();
         let graph = &witness.sample.graph;
         let given: Vec<(ValueId, Tensor)> =
-            first.state.iter().map(|s| (ValueId::new(&s.name), s.initial.clone())).collect();
+            moving.initial().map(|(name, initial)| (name.clone(), initial.clone())).collect();
         let fed: HashMap<ValueId, Tensor> = feeds(graph, &given, 11).map_err(text)?.into_iter().collect();
         let facts: Facts = fed.iter().map(|(id, t)| (id.clone(), Fact::of(t))).collect();
         let run = |model: &Model, facts: &Facts| -> Result<Vec<Tensor>> {
@@ -360,18 +365,19 @@ impl Job<'_> {
         &mut self,
         model: Model,
         plan: &Plan,
-        emitted: Emitted,
+        state: Vec<Slot>,
+        idle: Vec<ValueId>,
         open: Vec<String>,
         fixed: Vec<(String, usize)>,
     ) -> Built {
-        let idle: HashSet<ValueId> = emitted.idle.iter().cloned().collect();
-        let moved = |w: &ValueId| !idle.contains(w);
+        let still: HashSet<&ValueId> = idle.iter().collect();
+        let moved = |w: &ValueId| !still.contains(w);
         let why_fixed = if fixed.is_empty() { None } else { self.why.take() };
         Built {
             model,
-            state: emitted.state.into_iter().map(|s| (s.name, s.initial)).collect(),
+            state: state.into_iter().map(|s| (s.name, s.initial)).collect(),
             weights: plan.weights.iter().map(|w| w.name.clone()).filter(moved).collect(),
-            idle: emitted.idle,
+            idle,
             open,
             fixed,
             why_fixed,

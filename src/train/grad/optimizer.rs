@@ -53,44 +53,73 @@ pub fn emit(
         Rule::Adamw { beta1, beta2, .. } => Some(corrections(b, names, [beta1, beta2], &mut slots)),
         _ => None,
     };
+    let mut shared: Vec<(DType, Shared)> = vec![];
     for ((weight, _), gradient) in weights.iter().zip(gradients) {
         let name = &weight.name;
         let dtype = weight.value.dtype();
+        let known = shared.iter().position(|(known, _)| *known == dtype).unwrap_or_else(|| {
+            b.set_scope("update");
+            shared.push((dtype, Shared::emit(b, optimizer, &rate, corrections.as_ref(), dtype)));
+            shared.len() - 1
+        });
+        let Shared { rate, root_correction, kept } = &shared[known].1;
         b.set_scope(&format!("update/{name}"));
-        let rate = b.cast(&rate, dtype);
-        let change = match (optimizer.rule, &corrections) {
-            (Rule::Adamw { beta1, beta2, epsilon }, Some([first, second])) => {
+        let change = match (optimizer.rule, root_correction) {
+            (Rule::Adamw { beta1, beta2, epsilon }, Some(root_correction)) => {
                 let m = moving(b, &gradient, name, FIRST_MOMENT, beta1, 1.0 - beta1, &mut slots);
                 let square = b.mul(&gradient, &gradient);
                 let v = moving(b, &square, name, SECOND_MOMENT, beta2, 1.0 - beta2, &mut slots);
-                let (first, second) = (b.cast(first, dtype), b.cast(second, dtype));
                 let root = b.op("Sqrt", &[&v]);
-                let root_correction = b.op("Sqrt", &[&second]);
-                let root = b.div(&root, &root_correction);
+                let root = b.div(&root, root_correction);
                 let root = b.add_scalar(&root, epsilon);
                 let direction = b.div(&m, &root);
-                let rate = b.div(&rate, &first);
-                b.mul(&direction, &rate)
+                b.mul(&direction, rate)
             }
             (Rule::Momentum { momentum }, _) => {
                 let m = moving(b, &gradient, name, FIRST_MOMENT, momentum, 1.0, &mut slots);
-                b.mul(&m, &rate)
+                b.mul(&m, rate)
             }
-            _ => b.mul(&gradient, &rate),
+            _ => b.mul(&gradient, rate),
         };
-        let kept = match weight.decays && optimizer.weight_decay != 0.0 {
-            true => {
-                let loss = b.mul_scalar(&rate, optimizer.weight_decay);
-                let share = b.scalar_sub(1.0, &loss);
-                b.mul(name, &share)
-            }
-            false => name.clone(),
+        let kept = match kept {
+            Some(share) if weight.decays => b.mul(name, share),
+            _ => name.clone(),
         };
         let next = b.sub(&kept, &change);
         next_value(b, name.as_str(), &next, weight.value.clone(), &mut slots);
     }
     b.set_scope("");
     slots
+}
+
+/// What the updates of all weights of one element type have in common; scalars.
+struct Shared {
+    /// The learning rate; for Adam over the first moment's correction.
+    rate: ValueId,
+    /// The root of the second moment's correction; Adam's alone.
+    root_correction: Option<ValueId>,
+    /// What decay leaves of a weight, where there is any.
+    kept: Option<ValueId>,
+}
+
+impl Shared {
+    fn emit(
+        b: &mut Builder,
+        optimizer: &Optimizer,
+        rate: &ValueId,
+        corrections: Option<&[ValueId; 2]>,
+        dtype: DType,
+    ) -> Self {
+        let rate = b.cast(rate, dtype);
+        let kept = (optimizer.weight_decay != 0.0).then(|| {
+            let loss = b.mul_scalar(&rate, optimizer.weight_decay);
+            b.scalar_sub(1.0, &loss)
+        });
+        let Some([first, second]) = corrections else { return Self { rate, root_correction: None, kept } };
+        let (first, second) = (b.cast(first, dtype), b.cast(second, dtype));
+        let root_correction = Some(b.op("Sqrt", &[&second]));
+        Self { rate: b.div(&rate, &first), root_correction, kept }
+    }
 }
 
 /// Declares `next` as the next value of the input `name`.

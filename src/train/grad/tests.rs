@@ -176,3 +176,55 @@ fn a_step_with_batch_statistics_moves_the_running_ones() {
     assert!(close(&at("mean.next"), [0.38, 0.83, 1.48]), "{:?}", at("mean.next"));
     assert!(close(&at("var.next"), [1.15, 1.55, 2.45]), "{:?}", at("var.next"));
 }
+
+/// The derivative of this model is 1e-8 times its input, which is nothing in half precision.
+#[test]
+fn a_half_precision_model_with_gradients_below_what_half_precision_holds_is_trained() {
+    use crate::onnx::{Builder, DType, ValueInfo};
+    let half = |v: f64| Tensor::scalar(DType::F16, v);
+    assert_eq!(half(1e-8).to_f64(), [0.0], "the test would show nothing");
+    let mut b = Builder::new("faint");
+    let x = b.input("x", Fact::new(DType::F16, &[1, 2]));
+    let w = b.initializer("w", Tensor::from_f64(DType::F16, &[2, 2], &[0.5, -0.5, 0.25, 1.0]));
+    let mut y = b.matmul(&x, &w);
+    let faint = b.constant(half(1e-4));
+    for _ in 0..2 {
+        y = b.mul(&y, &faint);
+    }
+    b.output(&y);
+    let mut model = Model::new(b.finish().0, 18);
+    model.graph.outputs = vec![ValueInfo::new(y, &Fact::new(DType::F16, &[1, 2]))];
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("faint.onnx");
+    crate::onnx::save(&model, &path).unwrap();
+    let file = crate::onnx::read(&path).unwrap();
+    let executor: Arc<dyn Executor> = Arc::new(TractExecutor::new(1).unwrap());
+    let rule = Rule::Adamw { beta1: 0.9, beta2: 0.999, epsilon: 1e-12 };
+    let forms = [Form::Gradients, Form::Step(Optimizer { rule, weight_decay: 0.0, clip: 0.0 })];
+    for form in forms {
+        let request = Request { loss: LossKind::Sum, batch: None, wrt: vec!["w".into()], ..request(form) };
+        let built = build(&file, &request, &*executor).unwrap();
+        let state: HashMap<&str, &Tensor> = built.state.iter().map(|(n, t)| (n.as_str(), t)).collect();
+        let x = Tensor::from_f64(DType::F16, &[1, 2], &[1.0, -2.0]);
+        let rate = Tensor::scalar(DType::F32, 0.01);
+        let feeds = built.model.graph.required_inputs().map(|i| match i.id.as_str() {
+            "x" => Value::host(x.clone()),
+            "lr" => Value::host(rate.clone()),
+            name => Value::host(state[name].clone()),
+        });
+        let facts = built.model.graph.required_inputs().filter_map(|i| Some((i.id.clone(), i.fact()?)));
+        let feeds: Vec<Value> = feeds.collect();
+        let outputs = executor.compile(&built.model, &facts.collect()).unwrap().run(&feeds).unwrap();
+        let name = if matches!(form, Form::Gradients) { "w.grad" } else { "w.next" };
+        let at = built.model.graph.outputs.iter().position(|o| o.id.as_str() == name).unwrap();
+        let found = outputs[at].to_host().unwrap();
+        assert_eq!(found.dtype(), DType::F32);
+        // Adam's first step is the sign of the gradient times the rate, however small that is.
+        let expected = match name {
+            "w.grad" => [1e-8, 1e-8, -2e-8, -2e-8],
+            _ => [0.49, -0.51, 0.26, 1.01],
+        };
+        let close = |(f, e): (&f64, f64)| (f - e).abs() < 2e-3 * e.abs();
+        assert!(found.to_f64().iter().zip(expected).all(close), "{name}: {:?}", found.to_f64());
+    }
+}

@@ -31,11 +31,16 @@ struct Ran {
 
 /// Emits the layer; returns Y, Y_h and, for LSTM, Y_c.
 pub fn forward(b: &mut Builder, node: &Node) -> Outputs {
+    emit(b, node, FEW_STEPS)
+}
+
+/// [`forward`], written out where there are no more than `few` steps.
+fn emit(b: &mut Builder, node: &Node, few: usize) -> Outputs {
     let layer = Layer::of(b, node)?;
     let mut ran = vec![];
     for d in 0..layer.directions {
         let direction = Direction::of(b, &layer, d)?;
-        ran.push(match layer.steps <= FEW_STEPS {
+        ran.push(match layer.steps <= few {
             true => unrolled::run(b, &layer, direction)?,
             false => scanned::run(b, &layer, &direction)?.ran,
         });
@@ -70,3 +75,6 @@ fn where_running(b: &mut Builder, running: Option<&ValueId>, new: ValueId, old: 
         None => new,
     }
 }
+
+#[cfg(all(test, feature = "tract"))]
+mod tests;
