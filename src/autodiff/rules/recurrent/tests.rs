@@ -194,7 +194,7 @@ fn cotangents_fade_to_zero_and_not_below_normal_numbers() -> Result<()> {
     b.set_fact(&outputs[0], Fact::new(DType::F32, &[steps, 1, 1, 1]));
     b.set_fact(&outputs[1], Fact::new(DType::F32, &[1, 1, 1]));
     let seed = b.initializer("seed", Tensor::f32(&[1, 1, 1], &[1.0]));
-    let found = backward(&mut b, &[(outputs[1].clone(), seed)], &[x.clone()])?;
+    let found = backward(&mut b, &[(outputs[1].clone(), seed)], std::slice::from_ref(&x))?;
     b.output_as("grad", &found[&x]);
     let (mut graph, facts) = b.finish();
     graph.prune();
