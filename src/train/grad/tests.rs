@@ -177,6 +177,53 @@ fn a_step_with_batch_statistics_moves_the_running_ones() {
     assert!(close(&at("var.next"), [1.15, 1.55, 2.45]), "{:?}", at("var.next"));
 }
 
+/// A GRU over sequences of any length: its loops hold nothing that depends on the sizes.
+#[test]
+fn a_recurrent_layer_stays_open_in_time_and_batch() {
+    use crate::onnx::{Builder, DType, Node};
+    let dir = tempfile::tempdir().unwrap();
+    let gradients = |sizes_are_known: bool| {
+        let mut b = Builder::new("sequences");
+        let x = b.input("x", Fact::new(DType::F32, &[6, 4, 2]));
+        let mut weight = |name: &str, shape: &[usize]| {
+            let count = shape.iter().product::<usize>();
+            let values: Vec<f32> = (0..count).map(|i| ((i * 7 + 3) % 11) as f32 / 11.0 - 0.5).collect();
+            b.initializer(name, Tensor::f32(shape, &values))
+        };
+        let (w, r) = (weight("w", &[1, 9, 2]), weight("r", &[1, 9, 3]));
+        let last = ValueId::new("last");
+        let mut node = Node::new("GRU", &[&x, &w, &r], &[]).with("hidden_size", 3);
+        node.outputs = vec![None, Some(last.clone())];
+        b.push(node);
+        b.set_fact(&last, Fact::new(DType::F32, &[1, 4, 3]));
+        b.output(&last);
+        let mut model = Model::new(b.finish().0, 18);
+        model.graph.outputs[0].shape = None;
+        if !sizes_are_known {
+            model.graph.inputs[0].shape =
+                Some(vec![Dim::Named("time".into()), Dim::Named("rows".into()), Dim::Known(2)]);
+        }
+        let path = dir.path().join("sequences.onnx");
+        crate::onnx::save(&model, &path).unwrap();
+        let executor = TractExecutor::new(1).unwrap();
+        let request = Request { loss: LossKind::Sum, batch: None, ..request(Form::Gradients) };
+        let built = build(&crate::onnx::read(&path).unwrap(), &request, &executor).unwrap();
+        let x: Vec<f32> = (0..48).map(|i| ((i * 5) % 13) as f32 / 13.0).collect();
+        let facts = Facts::from([("x".into(), Fact::new(DType::F32, &[6, 4, 2]))]);
+        let mut program = executor.compile(&built.model, &facts).unwrap();
+        let outputs = program.run(&[Value::host(Tensor::f32(&[6, 4, 2], &x))]).unwrap();
+        let outputs = outputs.iter().map(|o| o.to_host().unwrap().to_f64()).collect::<Vec<_>>();
+        (built.open, outputs)
+    };
+    let (open, found) = gradients(false);
+    assert_eq!(open, ["time", "rows"]);
+    let (fixed, expected) = gradients(true);
+    assert!(fixed.is_empty() && expected.len() == 3);
+    for (found, expected) in found.iter().flatten().zip(expected.iter().flatten()) {
+        assert!((found - expected).abs() < 1e-5 * expected.abs().max(1.0), "{found} is not {expected}");
+    }
+}
+
 /// The derivative of this model is 1e-8 times its input, which is nothing in half precision.
 #[test]
 fn a_half_precision_model_with_gradients_below_what_half_precision_holds_is_trained() {
