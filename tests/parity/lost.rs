@@ -65,7 +65,7 @@ fn a_run_whose_gpu_is_lost_goes_on_from_its_checkpoint() -> Result<()> {
     let whole = train::merge(request(&folder.path().join("whole.onnx"), cpu.clone())?, &mut Silent)?;
 
     let split = Arc::new(SplitExecutor::new(gpu.clone(), cpu, None));
-    let mut saboteur = Saboteur { gpu, at: 8, validated: vec![], warnings: vec![] };
+    let mut saboteur = Saboteur { gpu, at: 14, validated: vec![], warnings: vec![] };
     let report = train::merge(request(&folder.path().join("out.onnx"), split)?, &mut saboteur)?;
 
     assert_eq!(saboteur.warnings.len(), 1, "{:?}", saboteur.warnings);

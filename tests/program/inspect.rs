@@ -8,8 +8,8 @@ fn inspect_shows_weights_interfaces_and_the_pairing() {
     sandbox.transcript(
         "$ onnx-merge inspect digits_small_cnn.onnx digits_cnn.onnx
          digits_small_cnn.onnx
-         input    image   float32   1×1×8×8
-         output  logits   float32      1×10
+         input [..] image [..] float32 [..] 1×1×8×8
+         output [..] logits [..] float32 [..] 1×10
          weight [..] role [..] shape [..] matrix [..] depth [..] rank 95 % [..] from [..] to [..] users
          conv1.weight     conv    12×1×3×3    12×1·3×3       0 [..] in0     h1       1
          ...

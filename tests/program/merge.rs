@@ -127,7 +127,7 @@ fn an_arm_that_diverges_takes_no_more_steps() {
 fn a_log_has_every_step() {
     let sandbox = Sandbox::digits();
     let arguments =
-        format!("tune digits_mlp.onnx -o out.onnx {DATA} --steps 96 --significance 1 --log run.jsonl");
+        format!("tune digits_mlp.onnx -o out.onnx {DATA} --steps 96 --lr 0.003 --significance 1 --log run.jsonl");
     report(&sandbox, &arguments, 0);
     let text = std::fs::read_to_string(sandbox.path("run.jsonl")).unwrap();
     let lines: Vec<serde_json::Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
