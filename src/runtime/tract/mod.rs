@@ -169,7 +169,8 @@ impl Lane {
             Ok((state, outputs))
         })
         .map_err(|what| Error::executor(NAME, shorten(&what)))?;
-        self.0 = Some(state);
+        // Loops begin where they stopped in the run before, as in streaming: those are begun anew.
+        self.0 = state.op_states.iter().all(Option::is_none).then_some(state);
         outputs.into_iter().map(|v| Ok(Value::new(TractValue(plain(v)?)))).collect()
     }
 }
@@ -471,5 +472,25 @@ mod tests {
         b.output(&y);
         let result = run(b, &[Tensor::f32(&[4], &[1.0, 2.0, 3.0, 4.0])]);
         assert_eq!(result.err().map(|e| e.exit_code()), Some(5));
+    }
+
+    #[test]
+    fn loops_forget_the_run_before() -> Result<()> {
+        let mut b = Builder::new("states");
+        let x = b.input("x", Fact::new(DType::F32, &[3, 1, 2]));
+        let mut weight = |name: &str, shape: &[usize]| {
+            let count: usize = shape.iter().product();
+            let values: Vec<f32> = (0..count).map(|i| (i * 7 % 5) as f32 / 5.0 - 0.4).collect();
+            b.initializer(name, Tensor::f32(shape, &values))
+        };
+        let (w, r) = (weight("w", &[1, 8, 2]), weight("r", &[1, 8, 2]));
+        let y = b.op_with("LSTM", &[&x, &w, &r], &[("hidden_size", 2i64.into())]);
+        b.output(&y);
+        let (graph, facts) = b.finish();
+        let mut program = TractExecutor::new(1)?.compile(&Model::new(graph, WORKING_OPSET), &facts)?;
+        let input = Value::host(Tensor::f32(&[3, 1, 2], &[1.0, 0.5, -1.0, 2.0, 0.0, 1.0]));
+        let mut run = || program.run(std::slice::from_ref(&input))?.remove(0).to_host();
+        assert_eq!(run()?, run()?);
+        Ok(())
     }
 }
