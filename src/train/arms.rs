@@ -189,7 +189,7 @@ pub fn steps_for(config: &TrainConfig, rows: usize) -> usize {
 /// Successive halving: the step at which each round ends, and how many arms go into it.
 ///
 /// The arms that stay go on from where they are, so the winner takes all `steps` once and nothing is trained
-/// twice. Eight arms cost as much as three full trainings.
+/// twice. Six arms cost as much as two and a half full trainings, and four with the trials of their learning rates.
 pub fn rounds(arms: usize, steps: usize) -> Vec<(usize, usize)> {
     let quarter = |n: usize| (steps * n / 4).max(1);
     match arms {

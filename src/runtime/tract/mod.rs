@@ -485,6 +485,7 @@ mod tests {
         };
         let (w, r) = (weight("w", &[1, 8, 2]), weight("r", &[1, 8, 2]));
         let y = b.op_with("LSTM", &[&x, &w, &r], &[("hidden_size", 2i64.into())]);
+        b.set_fact(&y, Fact::new(DType::F32, &[3, 1, 1, 2]));
         b.output(&y);
         let (graph, facts) = b.finish();
         let mut program = TractExecutor::new(1)?.compile(&Model::new(graph, WORKING_OPSET), &facts)?;
