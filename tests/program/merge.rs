@@ -122,12 +122,37 @@ fn an_arm_that_diverges_takes_no_more_steps() {
     sandbox.transcript("$ same out.onnx digits_mlp.onnx");
 }
 
+/// Three rates are tried for an eighth of the steps, and one goes on; a rate that was asked for is not questioned.
+#[test]
+fn validation_chooses_the_learning_rate() {
+    let sandbox = Sandbox::digits();
+    let run = format!("tune digits_mlp.onnx -o out.onnx {DATA} --significance 1 --steps 96 --log run.jsonl");
+    let chosen = report(&sandbox, &run, 0);
+    let text = std::fs::read_to_string(sandbox.path("run.jsonl")).unwrap();
+    let lines: Vec<serde_json::Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let steps = |arm: &str| {
+        let of = |l: &&serde_json::Value| l["event"] == "step" && l["arm"] == arm;
+        lines.iter().filter(of).filter_map(|l| l["step"].as_u64()).collect::<Vec<_>>()
+    };
+    for rate in ["0.001", "0.003", "0.01"] {
+        assert_eq!(steps(&format!("finetune, lr {rate}")), (1..=12).collect::<Vec<_>>(), "{rate}");
+    }
+    assert_eq!(steps("finetune"), (13..=96).collect::<Vec<_>>());
+    let rate = |report: &Report| report.arms[0].lr.clone();
+    assert!([0.001, 0.003, 0.01].contains(&rate(&chosen)[0]), "{:?}", rate(&chosen));
+    let asked = report(&sandbox, &format!("{run} --lr 0.002"), 0);
+    assert_eq!(rate(&asked), [0.002]);
+    let text = std::fs::read_to_string(sandbox.path("run.jsonl")).unwrap();
+    assert!(!text.contains("finetune, lr"));
+}
+
 /// A line of JSON for everything that happens, in order; every step among them.
 #[test]
 fn a_log_has_every_step() {
     let sandbox = Sandbox::digits();
-    let arguments =
-        format!("tune digits_mlp.onnx -o out.onnx {DATA} --steps 96 --lr 0.003 --significance 1 --log run.jsonl");
+    let arguments = format!(
+        "tune digits_mlp.onnx -o out.onnx {DATA} --steps 96 --lr 0.003 --significance 1 --log run.jsonl"
+    );
     report(&sandbox, &arguments, 0);
     let text = std::fs::read_to_string(sandbox.path("run.jsonl")).unwrap();
     let lines: Vec<serde_json::Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
