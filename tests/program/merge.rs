@@ -125,9 +125,10 @@ fn an_arm_that_diverges_takes_no_more_steps() {
 /// Three rates are tried for an eighth of the steps, and one goes on; a rate that was asked for is not questioned.
 #[test]
 fn validation_chooses_the_learning_rate() {
-    let sandbox = Sandbox::digits();
-    let run = format!("tune digits_mlp.onnx -o out.onnx {DATA} --significance 1 --steps 96 --log run.jsonl");
-    let chosen = report(&sandbox, &run, 0);
+    let sandbox = Sandbox::digits().fixtures(&["digits_train.npz"]);
+    let run = "tune digits_mlp.onnx -o out.onnx --data digits_train.npz --val digits_val.npz --executor tract --steps 96 \
+               --log run.jsonl";
+    let chosen = report(&sandbox, run, 0);
     let text = std::fs::read_to_string(sandbox.path("run.jsonl")).unwrap();
     let lines: Vec<serde_json::Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
     let steps = |arm: &str| {
