@@ -71,12 +71,13 @@ pub fn load(name: &str, folder: Option<&Path>) -> Result<Option<Task>> {
             4 => average(&raw, pooled, scale),
             _ => raw.clone(),
         };
-        let mut x = vec![(input.to_owned(), seen.clone())];
+        let mut x = vec![(input.to_owned(), seen)];
         match name {
             "edges" => x.insert(0, ("edges".into(), average(&edges(&raw), pooled, scale))),
             "bands" => x.insert(0, ("bands".into(), bands(&raw))),
             "clean" => {
-                let clean = std::mem::replace(&mut x[0].1, noisy(&seen));
+                let noisy = noisy(&x[0].1);
+                let clean = std::mem::replace(&mut x[0].1, noisy);
                 return Ok(Rows { x, y: clean });
             }
             _ => {}

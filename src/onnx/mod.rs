@@ -11,6 +11,7 @@ mod graph;
 pub mod infer;
 mod payload;
 mod read;
+mod recurrent;
 pub mod resize;
 mod scan;
 pub mod surgery;
@@ -26,6 +27,7 @@ pub use graph::{
 };
 pub use payload::{Encoding, Site};
 pub use read::{ModelFile, check_finite, read};
+pub use recurrent::RecurrentOp;
 pub use tensor::{SiteId, Tensor, element_count};
 pub use write::{save, save_any_size, to_bytes};
 

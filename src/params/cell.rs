@@ -2,7 +2,7 @@
 
 use super::pieces::{Pieces, Row};
 use super::{ParamGraph, WeightId};
-use crate::onnx::{Attr, Builder, DType, Fact, Facts, Graph, Node, ValueId};
+use crate::onnx::{Builder, DType, Fact, Facts, Graph, Node, RecurrentOp, ValueId};
 
 /// A recurrent layer. In every step each of its gates takes the sum of `W x + b_W` and `R h + b_R`, h the states before the
 /// step, and applies something nonlinear (ONNX operators LSTM, GRU, RNN). Rows of W and R are directions · gates · hidden.
@@ -14,7 +14,10 @@ pub struct Cell {
     pub recurrence: WeightId,
     /// b_W and b_R, one behind the other in each direction, where there are any: where each of their elements is stored.
     pub biases: Vec<Row>,
-    pub node: Node,
+    pub op: RecurrentOp,
+    /// x, W and R as the node takes them.
+    operands: [ValueId; 3],
+    node: Node,
     pub rows: usize,
     pub steps: usize,
     /// Elements of x.
@@ -43,13 +46,10 @@ impl Cell {
     }
 
     fn of(node: &Node, pieces: &Pieces<'_>, facts: &Facts, params: &ParamGraph, rows: usize) -> Option<Self> {
-        let gates = match node.op.as_str() {
-            "LSTM" => 4,
-            "GRU" => 3,
-            "RNN" => 1,
-            _ => return None,
-        };
-        let shape = |i: usize| facts.get(node.input(i)?).map(|fact| &fact.shape[..]);
+        let op = RecurrentOp::of(node)?;
+        let gates = op.gates();
+        let operands = [node.input(0)?.clone(), node.input(1)?.clone(), node.input(2)?.clone()];
+        let shape = |i: usize| facts.get(&operands[i]).map(|fact| &fact.shape[..]);
         let (&[a, b, features], &[directions, outputs, hidden]) = (shape(0)?, shape(2)?) else { return None };
         let (steps, batch) = if batch_first(node) { (b, a) } else { (a, b) };
         let plain = node.input(4).is_none() && node.input(7).is_none() && node.int_or("input_forget", 0) == 0;
@@ -57,7 +57,7 @@ impl Cell {
             return None;
         }
         let weight = |i: usize, width: usize| {
-            let id = params.find(pieces.root(node.input(i)?, width)?.as_str())?;
+            let id = params.find(pieces.root(&operands[i], width)?.as_str())?;
             (params.weight(id).nodes.len() == 1 && params.weight(id).view.is_some()).then_some(id)
         };
         let biases = node.input(3).map_or(Some(vec![]), |biases| pieces.rows(biases, 1))?;
@@ -65,6 +65,8 @@ impl Cell {
             inputs: weight(1, features)?,
             recurrence: weight(2, hidden)?,
             biases,
+            op,
+            operands,
             node: node.clone(),
             rows,
             steps,
@@ -79,24 +81,15 @@ impl Cell {
 
     /// Functions of the gates, of each direction.
     fn activations(&self) -> Vec<String> {
-        match self.node.attrs.get("activations") {
-            Some(Attr::Strs(names)) => names.iter().map(|name| name.to_ascii_lowercase()).collect(),
-            _ => {
-                let usual: &[&str] = match self.gates {
-                    4 => &["sigmoid", "tanh", "tanh"],
-                    3 => &["sigmoid", "tanh"],
-                    _ => &["tanh"],
-                };
-                usual.repeat(self.directions).into_iter().map(str::to_owned).collect()
-            }
-        }
+        let names = self.op.activations(&self.node, self.directions);
+        names.iter().map(|name| name.to_ascii_lowercase()).collect()
     }
 
     /// Whether the gates of both mean the same.
     pub fn is_like(&self, other: &Self) -> bool {
         let direction = |cell: &Self| cell.node.str("direction") == Some("reverse");
         let same = |name: &str| self.node.attrs.get(name) == other.node.attrs.get(name);
-        self.node.op == other.node.op
+        self.op == other.op
             && (self.directions, self.steps) == (other.directions, other.steps)
             && direction(self) == direction(other)
             && self.resets_before() == other.resets_before()
@@ -107,7 +100,7 @@ impl Cell {
 
     /// Whether it is a GRU that multiplies the states with the reset gate before R, not R's product.
     pub fn resets_before(&self) -> bool {
-        self.node.op == "GRU" && self.node.int_or("linear_before_reset", 0) == 0
+        self.op == RecurrentOp::Gru && self.node.int_or("linear_before_reset", 0) == 0
     }
 
     /// Rows of W and R together.
@@ -129,8 +122,7 @@ impl Cell {
 
     /// x, in every direction alike: directions × rows × steps × features.
     pub fn emit_inputs(&self, b: &mut Builder) -> ValueId {
-        let x = self.node.input(0).cloned().unwrap_or_else(|| b.fresh("x"));
-        let x = b.cast(&x, DType::F32);
+        let x = b.cast(&self.operands[0], DType::F32);
         let x = if batch_first(&self.node) { x } else { b.transpose(&x, &[1, 0, 2]) };
         let x = b.reshape(&x, &[1, self.rows, self.steps, self.features]);
         b.expand(&x, &[self.directions, self.rows, self.steps, self.features])
@@ -170,8 +162,7 @@ impl Cell {
     fn product(&self, b: &mut Builder, x: &ValueId, side: usize) -> ValueId {
         let Cell { directions, hidden, gates, .. } = *self;
         let width = b.shape(x)[3];
-        let weight = self.node.input(side).cloned().unwrap_or_else(|| b.fresh("weight"));
-        let weight = b.cast(&weight, DType::F32);
+        let weight = b.cast(&self.operands[side], DType::F32);
         let weight = b.transpose(&weight, &[0, 2, 1]);
         let flat = b.reshape(x, &[directions, self.rows * self.steps, width]);
         let mut product = b.matmul(&flat, &weight);
@@ -231,8 +222,7 @@ impl Cell {
         } else {
             [steps, directions, rows, hidden]
         };
-        let dtype = self.node.input(2).map_or(DType::F32, |r| b.dtype(r));
-        b.set_fact(&all, Fact::new(dtype, &shape));
+        b.set_fact(&all, Fact::new(b.dtype(&self.operands[2]), &shape));
         all
     }
 }

@@ -43,6 +43,10 @@ impl Part {
     fn labels(&self) -> Option<&Labels> {
         self.dataset.as_ref()?.labels.as_ref()
     }
+    /// Numbers in a row's vector.
+    fn width(&self) -> usize {
+        self.vectors.len() / self.dataset.as_ref().map_or(1, Dataset::rows).max(1)
+    }
 }
 
 /// Share of the training data that becomes validation data where none was given.
@@ -145,8 +149,7 @@ impl Examples {
     /// The training rows' labels, where they were read as vectors, row after row.
     pub fn vectors(&self) -> Vec<f32> {
         let part = &self.train;
-        let width = part.vectors.len() / part.dataset.as_ref().map_or(1, Dataset::rows).max(1);
-        Labels::pick(&part.vectors, width, &part.rows, part.rows.len())
+        Labels::pick(&part.vectors, part.width(), &part.rows, part.rows.len())
     }
 
     /// The inputs of some rows of a part (numbers within the part), for `target`'s batch.
@@ -164,8 +167,7 @@ impl Examples {
         let part = self.part(split);
         let rows: Vec<usize> = picked.iter().map(|&i| part.rows[i]).collect();
         if part.classes.is_empty() {
-            let width = part.vectors.len() / part.dataset.as_ref().map_or(1, Dataset::rows).max(1);
-            let wanted = Labels::pick(&part.vectors, width, &rows, rows.len());
+            let wanted = Labels::pick(&part.vectors, part.width(), &rows, rows.len());
             tally.add(answer, &Truth::Vectors(&wanted), rows.len());
         } else {
             let labels = Labels::pick(&part.classes, 1, &rows, rows.len());

@@ -200,6 +200,9 @@ impl Session {
     /// How large a loss is that explains nothing, where it isn't about one: squared errors have the unit of what they are
     /// about, an alignment is measured by the activations' own variance.
     fn unit_of_loss(&mut self) -> Result<f64> {
+        if self.sources.iter().all(|source| source.alignments.is_empty()) {
+            return Ok(1.0);
+        }
         let some: Vec<usize> = (0..self.examples.rows(Split::Train).min(guide::MEASURED)).collect();
         let spread = match self.objective {
             Objective::Vectors { width } => spread(&self.examples.vectors(), width),

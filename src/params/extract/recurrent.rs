@@ -2,20 +2,15 @@
 
 use super::Walk;
 use super::labels::{Atom, Labels};
-use crate::onnx::{Node, ValueId};
+use crate::onnx::{Node, RecurrentOp, ValueId};
 use crate::params::pieces::Pieces;
 use crate::params::{MatrixView, Role};
 use std::collections::BTreeMap;
 
 /// Follows channels through `node`, if it is one of these.
 pub fn visit(walk: &mut Walk, node: &Node) -> bool {
-    let gates = match node.op.as_str() {
-        "LSTM" => 4,
-        "GRU" => 3,
-        "RNN" => 1,
-        _ => return false,
-    };
-    if follow(walk, node, gates).is_none() {
+    let Some(op) = RecurrentOp::of(node) else { return false };
+    if follow(walk, node, op.gates()).is_none() {
         walk.note_unknown(node);
     }
     true

@@ -158,8 +158,8 @@ impl Fit<'_> {
         let Some(views) = views.filter(|_| self.may(&inputs.name) && self.may(&recurrence.name)) else {
             return Ok(vec![]);
         };
-        let initializers = &self.target.model.graph.initializers;
-        let old: Vec<f64> = cell.biases.iter().map(|(id, i)| initializers[id].to_f64()[*i]).collect();
+        let mut stored = self.stored_biases(cell);
+        let old: Vec<f64> = cell.biases.iter().map(|(id, i)| stored[id][*i]).collect();
         let moves = !old.is_empty() && cell.biases.iter().all(|(id, _)| self.may(id));
         let mut solved = recurrent::Weights::new(cell);
         for equation in recurrent::Equation::all(cell) {
@@ -181,23 +181,24 @@ impl Fit<'_> {
         let mut found =
             vec![tensor(inputs, views.0, solved.inputs), tensor(recurrence, views.1, solved.recurrence)];
         if moves {
-            found.extend(self.biases(cell, &solved.biases));
+            for ((id, i), value) in cell.biases.iter().zip(&solved.biases) {
+                stored.entry(id).and_modify(|values| values[*i] = *value);
+            }
+            found.extend(stored.into_iter().map(|(id, values)| {
+                let old = &self.target.model.graph.initializers[id];
+                (id.clone(), Tensor::from_f64(old.dtype(), old.shape(), &values))
+            }));
         }
         Ok(found)
     }
 
-    /// The initializers that a cell's biases are stored in, with these values.
-    fn biases(&self, cell: &Cell, values: &[f64]) -> Vec<(ValueId, Tensor)> {
-        let mut stored: HashMap<&ValueId, Vec<f64>> = HashMap::new();
-        for ((id, i), value) in cell.biases.iter().zip(values) {
-            let old = || self.target.model.graph.initializers[id].to_f64();
-            stored.entry(id).or_insert_with(old)[*i] = *value;
+    /// The initializers that a cell's biases are stored in.
+    fn stored_biases<'c>(&self, cell: &'c Cell) -> HashMap<&'c ValueId, Vec<f64>> {
+        let mut stored = HashMap::new();
+        for (id, _) in &cell.biases {
+            stored.entry(id).or_insert_with(|| self.target.model.graph.initializers[id].to_f64());
         }
-        let tensor = |(id, values): (&ValueId, Vec<f64>)| {
-            let old = &self.target.model.graph.initializers[id];
-            (id.clone(), Tensor::from_f64(old.dtype(), old.shape(), &values))
-        };
-        stored.into_iter().map(tensor).collect()
+        stored
     }
 
     /// The normal equations of a layer: `program` makes them for a batch.

@@ -6,7 +6,7 @@
 
 use super::normal;
 use crate::error::Result;
-use crate::onnx::{Builder, DType, Fact, Facts, Model, ValueId};
+use crate::onnx::{Builder, DType, Fact, Facts, Model, RecurrentOp, ValueId};
 use crate::params::{Cell, Matrix, MatrixView};
 use crate::train::align::{freed, settled};
 use crate::train::network::Network;
@@ -32,8 +32,8 @@ enum Part {
 impl Equation {
     pub fn all(cell: &Cell) -> Vec<Self> {
         let equation = |gates, part| Self { gates, part };
-        match cell.node.op.as_str() {
-            "GRU" => {
+        match cell.op {
+            RecurrentOp::Gru => {
                 let parts = [(0..2, Part::All), (2..3, Part::Inputs), (2..3, Part::States)];
                 parts.map(|(gates, part)| equation(gates, part)).into()
             }

@@ -1,9 +1,9 @@
 //! A step of a recurrent layer. But for the products with the recurrent weights, all of it is computed element by element, so
 //! that the same functions serve one step and, with an axis of time in front, all steps at once. Look at [`step`].
 
-use super::layer::{Activation, Cell, Direction, Layer, split};
+use super::layer::{Activation, Direction, Layer, split};
 use crate::error::{Error, Result};
-use crate::onnx::{Builder, ValueId};
+use crate::onnx::{Builder, RecurrentOp as Cell, ValueId};
 
 /// What a step makes.
 pub struct Step {

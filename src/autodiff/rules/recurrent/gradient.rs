@@ -7,14 +7,14 @@
 //! product each, over all steps.
 
 use super::cell::{gate, gru_after, gru_reset, gru_state, lstm_cell, lstm_shown};
-use super::layer::{Cell, Direction, Layer, part, split};
+use super::layer::{Direction, Layer, part, split};
 use super::scanned::{self, Scanned, time};
 use super::where_running;
 use crate::autodiff::backward_through;
 use crate::autodiff::rules::scan::{Scan, Slices, cut};
 use crate::autodiff::rules::{Context, Cotangents};
 use crate::error::Result;
-use crate::onnx::{Attr, Builder, DType, Node, ValueId};
+use crate::onnx::{Attr, Builder, DType, Node, RecurrentOp as Cell, ValueId};
 
 /// The cotangents of all inputs but the lengths.
 pub fn gradient(c: &mut Context<'_>, layer: &Layer<'_>) -> Cotangents {

@@ -1,34 +1,7 @@
 //! What a recurrent layer is given: its attributes, its weights and states by direction, the masks of its sequences.
 
 use crate::error::{Error, Result};
-use crate::onnx::{Attr, Builder, DType, Node, Tensor, ValueId};
-
-/// The kind of a recurrent layer.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Cell {
-    /// Gates in the order input, output, forget, cell (ONNX's `iofc`).
-    Lstm,
-    /// Gates in the order update, reset, hidden (`zrh`).
-    Gru,
-    Rnn,
-}
-
-impl Cell {
-    pub fn gates(self) -> usize {
-        match self {
-            Cell::Lstm => 4,
-            Cell::Gru => 3,
-            Cell::Rnn => 1,
-        }
-    }
-    fn default_activations(self) -> &'static [&'static str] {
-        match self {
-            Cell::Lstm => &["Sigmoid", "Tanh", "Tanh"],
-            Cell::Gru => &["Sigmoid", "Tanh"],
-            Cell::Rnn => &["Tanh"],
-        }
-    }
-}
+use crate::onnx::{Attr, Builder, DType, Node, RecurrentOp as Cell, Tensor, ValueId};
 
 /// An activation function with its parameters.
 #[derive(Clone)]
@@ -93,11 +66,7 @@ pub struct Layer<'a> {
 
 impl<'a> Layer<'a> {
     pub fn of(b: &mut Builder, node: &'a Node) -> Result<Self> {
-        let cell = match node.op.as_str() {
-            "LSTM" => Cell::Lstm,
-            "GRU" => Cell::Gru,
-            _ => Cell::Rnn,
-        };
+        let cell = Cell::of(node).unwrap_or(Cell::Rnn);
         let (x, w) = (required(node, 0)?, required(node, 1)?);
         let batch_first = node.int_or("layout", 0) != 0;
         let x = if batch_first { b.transpose(&x, &[1, 0, 2]) } else { x };
@@ -151,19 +120,15 @@ fn running(b: &mut Builder, lengths: &ValueId, layer: &Layer<'_>) -> Option<Valu
 
 /// The activations of each direction; parameters are handed out in order to those that take them.
 fn activations(node: &Node, cell: Cell, directions: usize) -> Vec<Vec<Activation>> {
-    let defaults = cell.default_activations();
-    let named = match node.attrs.get("activations") {
-        Some(Attr::Strs(names)) => names.clone(),
-        _ => vec![],
-    };
+    let names = cell.activations(node, directions);
+    let of_each = names.len() / directions.max(1);
     let floats = |name: &str| match node.attrs.get(name) {
         Some(Attr::Floats(values)) => values.iter().map(|&v| f64::from(v)).collect::<Vec<_>>(),
         _ => vec![],
     };
     let (mut alphas, mut betas) =
         (floats("activation_alpha").into_iter(), floats("activation_beta").into_iter());
-    let mut all = (0..directions * defaults.len()).map(|k| {
-        let name = named.get(k).cloned().unwrap_or_else(|| defaults[k % defaults.len()].to_owned());
+    let mut all = names.into_iter().map(|name| {
         let lower = name.to_ascii_lowercase();
         let takes = |names: &[&str]| names.contains(&lower.as_str());
         let alpha = takes(&["leakyrelu", "thresholdedrelu", "elu", "hardsigmoid", "affine", "scaledtanh"]);
@@ -174,7 +139,7 @@ fn activations(node: &Node, cell: Cell, directions: usize) -> Vec<Vec<Activation
             name,
         }
     });
-    (0..directions).map(|_| all.by_ref().take(defaults.len()).collect()).collect()
+    (0..directions).map(|_| all.by_ref().take(of_each).collect()).collect()
 }
 
 /// Row `d` of a value that has one a direction, without that axis.

@@ -12,8 +12,8 @@ mod unrolled;
 
 use super::compose::compose;
 use super::{Context, Cotangents, Outputs, Row, rule};
-use crate::onnx::{Builder, Node, ValueId};
-use layer::{Cell, Direction, Layer};
+use crate::onnx::{Builder, Node, RecurrentOp as Cell, ValueId};
+use layer::{Direction, Layer};
 
 pub const TABLE: &[Row] = &[rule("GRU", backward), rule("LSTM", backward), rule("RNN", backward)];
 
