@@ -188,12 +188,14 @@ pub fn steps_for(config: &TrainConfig, rows: usize) -> usize {
 
 /// Successive halving: the step at which each round ends, and how many arms go into it.
 ///
-/// The arms that stay go on from where they are, so the winner takes all `steps` once and nothing is trained
-/// twice. Six arms cost as much as two and a half full trainings, and four with the trials of their learning rates.
-pub fn rounds(arms: usize, steps: usize) -> Vec<(usize, usize)> {
+/// Arms whose learning rates were `tried` have been through a short training: those that it spoke for take all `steps`. Six arms cost as
+/// much as four and a quarter full trainings. Others are judged on the way, and those that stay go on from where they are: six arms
+/// cost as much as two and a half.
+pub fn rounds(arms: usize, steps: usize, tried: bool) -> Vec<(usize, usize)> {
     let quarter = |n: usize| (steps * n / 4).max(1);
     match arms {
         0 => vec![],
+        _ if tried => vec![(steps, arms.div_ceil(3).max(2).min(arms))],
         1 => vec![(steps, 1)],
         2 => vec![(quarter(2), 2), (steps, 1)],
         _ => vec![(quarter(1), arms), (quarter(2), arms.div_ceil(4)), (steps, 1)],
@@ -206,8 +208,11 @@ mod tests {
 
     #[test]
     fn rounds_end_with_all_steps_for_few_arms() {
-        assert_eq!(rounds(1, 400), vec![(400, 1)]);
-        let plan = rounds(8, 400);
+        for tried in [false, true] {
+            assert_eq!(rounds(1, 400, tried), vec![(400, 1)]);
+        }
+        assert_eq!(rounds(6, 400, true), vec![(400, 2)]);
+        let plan = rounds(8, 400, false);
         assert_eq!(plan.last().map(|r| r.0), Some(400));
         assert_eq!(plan.first(), Some(&(100, 8)));
         assert!(plan.windows(2).all(|w| w[0].0 < w[1].0 && w[0].1 > w[1].1));

@@ -2,7 +2,7 @@
 
 use super::arms::{Arm, rounds};
 use super::checkpoint::{ArmState, Checkpoint, RunState};
-use super::fit::Fit;
+use super::fit::{Fit, Mark};
 use super::metric::{better, slack};
 use super::session::{Session, Split};
 use super::{Event, Observer};
@@ -28,8 +28,6 @@ pub struct Contender {
     pub validations: Vec<(usize, f64)>,
     /// Whether its loss left what numbers can hold: it takes no more steps.
     pub diverged: bool,
-    /// Whether it stands for its learning rate only, which others may replace it for.
-    trial: bool,
     file: String,
 }
 
@@ -47,13 +45,6 @@ impl Contender {
     /// Whether it has taken all `steps`, or can take no more.
     pub fn is_done(&self, steps: usize) -> bool {
         self.diverged || self.fit.step == steps
-    }
-    /// For people, who may see it at several learning rates.
-    fn label(&self) -> String {
-        match self.trial {
-            true => format!("{}, lr {}", self.arm.label(), self.fit.lr),
-            false => self.arm.label(),
-        }
     }
     pub fn curve(&self) -> report::Curve {
         report::Curve {
@@ -104,7 +95,7 @@ impl Contest<'_> {
         steps: usize,
         observer: &mut dyn Observer,
     ) -> Result<Vec<Contender>> {
-        let plan = rounds(arms.len(), steps);
+        let plan = rounds(arms.len(), steps, self.tries(steps));
         let mut field = vec![];
         let (mut out, mut divergence) = (vec![], None);
         for arm in arms {
@@ -116,6 +107,7 @@ impl Contest<'_> {
                 contender => field.push(contender?),
             }
         }
+        self.rank(&mut field);
         for (until, stay) in plan {
             out.splice(0..0, field.drain(stay.min(field.len())..));
             for contender in &mut field {
@@ -124,13 +116,7 @@ impl Contest<'_> {
                     trained => trained?,
                 }
             }
-            let metric = self.session.metric.clone();
-            let score = |c: &Contender| match c.metric() {
-                value if value.is_nan() => f64::NEG_INFINITY,
-                value => metric.gain(0.0, value),
-            };
-            // Small validation sets tie: then the arm that uses more of the source comes first.
-            field.sort_by(|a, b| score(b).total_cmp(&score(a)).then(b.arm.gate.total_cmp(&a.arm.gate)));
+            self.rank(&mut field);
             if self.stopped {
                 break;
             }
@@ -140,6 +126,21 @@ impl Contest<'_> {
             Some(error) if field.iter().all(|c| c.best.is_none()) => Err(error),
             _ => Ok(field),
         }
+    }
+
+    /// Puts the best first. Small validation sets tie: then the arm that uses more of the source does.
+    fn rank(&self, field: &mut [Contender]) {
+        let metric = &self.session.metric;
+        let score = |c: &Contender| match c.metric() {
+            value if value.is_nan() => f64::NEG_INFINITY,
+            value => metric.gain(0.0, value),
+        };
+        field.sort_by(|a, b| score(b).total_cmp(&score(a)).then(b.arm.gate.total_cmp(&a.arm.gate)));
+    }
+
+    /// Whether learning rates are tried for arms of so many steps.
+    fn tries(&self, steps: usize) -> bool {
+        self.session.config.lr.is_none() && steps / TRIAL >= SHORTEST_TRIAL
     }
 
     /// A contender where a checkpoint has it, or else at the end of a trial of its learning rate: of those that are tried, the highest
@@ -166,62 +167,92 @@ impl Contest<'_> {
                 saved.best.zip(weights).map(|((metric, step), weights)| Best { metric, step, weights });
             return Ok(contender);
         }
-        let trial = steps / TRIAL;
         let rates = self.session.config.optimizer.rates();
         match self.session.config.lr {
             Some(rate) => self.begin(arm, seed, (steps, rate)),
-            None if trial < SHORTEST_TRIAL => self.begin(arm, seed, (steps, rates[1])),
-            None => self.tried(&arm, seed, (steps, trial), &rates, observer),
+            None if self.tries(steps) => self.tried(arm, seed, (steps, steps / TRIAL), &rates, observer),
+            None => self.begin(arm, seed, (steps, rates[1])),
         }
     }
 
-    /// The contender at the best of some learning rates, after a trial.
+    /// The contender at the best of some learning rates. Each is tried in a short training of its own, from the same start and through a
+    /// whole schedule: judged in the middle of a long one, before its steps have become small, a high rate looks worse than it is.
     fn tried(
         &mut self,
-        arm: &Arm,
+        arm: Arm,
         seed: u64,
         (steps, trial): (usize, usize),
         rates: &[f64],
         observer: &mut dyn Observer,
     ) -> Result<Contender> {
-        let (mut best, mut highest, mut divergence): (Option<Contender>, _, _) = (None, f64::NAN, None);
+        let mut contender = self.begin(arm, seed, (trial, rates[0]))?;
+        let start = contender.fit.mark();
+        let (mut tried, mut divergence) = (vec![], None);
         for &rate in rates {
-            if self.stopped && best.is_some() {
+            if self.stopped && !tried.is_empty() {
                 break;
             }
-            let mut contender = self.begin(arm.clone(), seed, (steps, rate))?;
-            contender.trial = true;
-            match self.train(&mut contender, trial, observer) {
-                Err(error) if error.is_divergence() => divergence = Some(error),
-                trained => trained?,
-            }
-            if contender.diverged {
-                break;
-            }
-            let (metric, value) = (&self.session.metric, contender.metric());
-            if better(metric, value, highest) {
-                highest = value;
-            }
-            // A high rate is judged before its steps have become small: it need not lead.
-            let allowed = slack(metric, highest, self.session.examples().rows(Split::Val));
-            if best.is_none() || metric.gain(highest, value) >= -allowed {
-                best = Some(contender);
+            contender = self.again(contender, &start, (trial, rate))?;
+            match self.trial(&mut contender, observer) {
+                // A higher rate would not do better.
+                Err(error) if error.is_divergence() => {
+                    divergence = Some(error);
+                    break;
+                }
+                best => tried.push((rate, best?)),
             }
         }
-        match (best, divergence) {
-            (Some(mut contender), _) => {
-                contender.trial = false;
+        match (self.pick(tried), divergence) {
+            (Some((rate, best)), _) => {
+                let mut contender = self.again(contender, &start, (steps, rate))?;
+                contender.best = Some(best);
                 Ok(contender)
             }
             (None, Some(error)) => Err(error),
-            (None, None) => self.begin(arm.clone(), seed, (steps, rates[0])),
+            (None, None) => self.again(contender, &start, (steps, rates[0])),
         }
+    }
+
+    /// Takes all steps of a short training; what it came to.
+    fn trial(&mut self, contender: &mut Contender, observer: &mut dyn Observer) -> Result<Best> {
+        let Contender { arm, fit, .. } = contender;
+        let (label, seed, steps) = (format!("{}, lr {}", arm.label(), fit.lr), fit.seed, fit.steps);
+        observer.event(&Event::ArmStart { arm: &label, seed, steps });
+        let trained = self.session.advance(arm, fit, steps, self.deadline, observer);
+        if let Err(error) = &trained {
+            observer.event(&Event::Warning(&format!("{label}: {error}")));
+        }
+        self.stopped |= !trained?;
+        let (weights, step) = (fit.weights(), fit.step);
+        let metric = self.session.evaluate(&weights, Split::Val)?;
+        observer.event(&Event::Validation { step, metric, best: metric });
+        observer.event(&Event::ArmEnd { arm: &label, seed, metric });
+        Ok(Best { metric, step, weights })
+    }
+
+    /// Of some trials, the one of the highest rate that validated about as well as any: within a standard error. Few steps favour low
+    /// rates, as do starts near the end of training, which a high rate leaves before it comes back.
+    fn pick(&self, tried: Vec<(f64, Best)>) -> Option<(f64, Best)> {
+        let metric = &self.session.metric;
+        let values = tried.iter().map(|(_, best)| best.metric);
+        let highest = values.fold(f64::NAN, |a, b| if better(metric, b, a) { b } else { a });
+        let allowed = 2.0 * slack(metric, highest, self.session.examples().rows(Split::Val));
+        tried.into_iter().rev().find(|(_, best)| metric.gain(highest, best.metric) >= -allowed)
+    }
+
+    /// The same arm at its start again, with another schedule.
+    fn again(&mut self, mut contender: Contender, start: &Mark, schedule: (usize, f64)) -> Result<Contender> {
+        if contender.fit.moving.is_some() {
+            return self.begin(contender.arm, contender.fit.seed, schedule);
+        }
+        contender.fit.rewind(start, schedule);
+        Ok(contender)
     }
 
     fn begin(&mut self, arm: Arm, seed: u64, schedule: (usize, f64)) -> Result<Contender> {
         let fit = self.session.start(&arm, seed, schedule)?;
         let file = format!("{}-{seed}.onnx", arm.label().replace([',', '+', ' ', '.'], "-"));
-        Ok(Contender { arm, fit, best: None, validations: vec![], diverged: false, trial: false, file })
+        Ok(Contender { arm, fit, best: None, validations: vec![], diverged: false, file })
     }
 
     /// Trains one arm up to step `until`. Where it diverges, what was best before that counts.
@@ -238,7 +269,7 @@ impl Contest<'_> {
             return Ok(());
         }
         let steps = contender.fit.steps;
-        let (label, seed) = (contender.label(), contender.fit.seed);
+        let (label, seed) = (contender.arm.label(), contender.fit.seed);
         observer.event(&Event::ArmStart { arm: &label, seed, steps: until });
         let every = (steps / VALIDATIONS).max(1);
         if contender.arm.fitted && contender.validations.is_empty() {
@@ -264,12 +295,12 @@ impl Contest<'_> {
             if patience > 0 && contender.idle() >= patience {
                 break;
             }
-            if saved.1.elapsed() > CHECKPOINT_EVERY && !contender.trial {
+            if saved.1.elapsed() > CHECKPOINT_EVERY {
                 self.save(contender)?;
                 saved = (contender.fit.step, Instant::now());
             }
         }
-        if contender.fit.step > saved.0 && !contender.diverged && !contender.trial {
+        if contender.fit.step > saved.0 && !contender.diverged {
             self.save(contender)?;
         }
         observer.event(&Event::ArmEnd { arm: &label, seed, metric: contender.metric() });

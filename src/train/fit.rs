@@ -14,7 +14,7 @@ use super::{Event, Observer, StepTaken, TrainConfig};
 use crate::error::{Error, Result};
 use crate::lpka::{Lens, Seen, UpdateProgram};
 use crate::onnx::{DType, Fact, Tensor, ValueId};
-use crate::runtime::{Compiled, Executor, Feed, Fetch, Runner, StepProgram, Value};
+use crate::runtime::{Compiled, Executor, Feed, Fetch, Runner, Snapshot, StepProgram, Value};
 use rand::RngExt;
 use std::sync::Arc;
 use std::time::Instant;
@@ -64,7 +64,15 @@ pub struct Fit {
     weights: usize,
     /// Mean loss since the last report, and the curve of all reports: (step, loss).
     pub curve: Vec<(usize, f64)>,
-    pub seconds: f64,
+}
+
+/// Where a fit stood at some moment, to come back to. Costs no copy.
+pub struct Mark {
+    step: usize,
+    state: Snapshot,
+    merged: Vec<Value>,
+    clean: Vec<Value>,
+    running: Vec<Running>,
 }
 
 /// Positions of the update program's feeds and fetches.
@@ -147,7 +155,6 @@ impl Fit {
             lens,
             weights: own,
             curve: vec![],
-            seconds: 0.0,
         })
     }
 
@@ -212,7 +219,6 @@ impl Fit {
             self.apply(gradients, rate)?;
             self.step += 1;
             let seconds = begun.elapsed().as_secs_f64();
-            self.seconds += seconds;
             observer.step(&StepTaken { step: self.step, loss: value, learning_rate: rate, seconds });
             if let Some((mean, speed)) = report.add(value, self.step == until) {
                 self.curve.push((self.step, mean));
@@ -262,6 +268,21 @@ impl Fit {
         self.merged = self.plan.merged.iter().map(|fetch| outputs.get(*fetch).clone()).collect();
         self.clean = self.plan.clean.iter().map(|fetch| outputs.get(*fetch).clone()).collect();
         Ok(())
+    }
+
+    /// Where it stands now. A source that moves isn't part of it.
+    pub fn mark(&self) -> Mark {
+        let (merged, clean, running) = (self.merged.clone(), self.clean.clone(), self.running.clone());
+        Mark { step: self.step, state: self.update.snapshot(), merged, clean, running }
+    }
+
+    /// Goes back to a mark, from where it is to take so many steps in all with a highest learning rate.
+    pub fn rewind(&mut self, mark: &Mark, (steps, lr): (usize, f64)) {
+        self.update.restore(&mark.state);
+        (self.merged, self.clean) = (mark.merged.clone(), mark.clean.clone());
+        self.running = mark.running.clone();
+        (self.step, self.steps, self.lr) = (mark.step, steps, lr);
+        self.curve.clear();
     }
 
     /// What the adapter attends to by now.
