@@ -6,6 +6,7 @@
 use super::parameters::Parameters;
 use crate::onnx::{Builder, DType, Fact, Tensor, ValueId};
 use crate::runtime::State;
+use crate::train::clip::clipped;
 use crate::train::{Optimizer, TrainConfig};
 use std::ops::Range;
 
@@ -212,28 +213,4 @@ fn moving(
     b.output(&next);
     state.push(State { input: old, output: next.clone(), initial: Tensor::zeros(fact.dtype, &fact.shape) });
     next
-}
-
-/// The gradients, scaled down together where their norm exceeds `limit` (0: never).
-fn clipped(b: &mut Builder, gradients: Vec<ValueId>, limit: f64) -> Vec<ValueId> {
-    if limit <= 0.0 {
-        return gradients;
-    }
-    let mut total: Option<ValueId> = None;
-    for gradient in &gradients {
-        let square = b.mul(gradient, gradient);
-        let sum = b.sum_all(&square);
-        total = Some(match total {
-            Some(total) => b.add(&total, &sum),
-            None => sum,
-        });
-    }
-    let Some(total) = total else { return gradients };
-    let norm = b.op("Sqrt", &[&total]);
-    let norm = b.add_scalar(&norm, 1e-6);
-    let limit = b.scalar_like(&norm, limit);
-    let ratio = b.div(&limit, &norm);
-    let one = b.scalar_like(&norm, 1.0);
-    let scale = b.op("Min", &[&ratio, &one]);
-    gradients.iter().map(|g| b.mul(g, &scale)).collect()
 }

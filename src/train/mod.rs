@@ -9,6 +9,7 @@ mod arms;
 mod batch_norm;
 mod batches;
 mod checkpoint;
+pub mod clip;
 mod config;
 mod contest;
 mod data_free;

@@ -6,6 +6,7 @@
 use super::names::{FIRST_MOMENT, NEXT, Names, SECOND_MOMENT};
 use super::weights::Chosen;
 use crate::onnx::{Builder, DType, Fact, Tensor, ValueId, ValueInfo};
+use crate::train::clip::clipped;
 
 /// How weights move.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -163,33 +164,4 @@ fn moving(
     let next = b.add(&kept, &taken);
     next_value(b, &name, &next, Tensor::zeros(fact.dtype, &fact.shape), slots);
     next
-}
-
-/// The gradients, scaled down together where their norm exceeds `limit` (0: never).
-fn clipped(b: &mut Builder, gradients: Vec<ValueId>, limit: f64) -> Vec<ValueId> {
-    if limit <= 0.0 {
-        return gradients;
-    }
-    let mut total: Option<ValueId> = None;
-    for gradient in &gradients {
-        let square = b.mul(gradient, gradient);
-        let sum = b.sum_all(&square);
-        let sum = b.cast(&sum, DType::F32);
-        total = Some(match total {
-            Some(total) => b.add(&total, &sum),
-            None => sum,
-        });
-    }
-    let Some(total) = total else { return gradients };
-    let norm = b.op("Sqrt", &[&total]);
-    let norm = b.add_scalar(&norm, 1e-6);
-    let limit = b.scalar_like(&norm, limit);
-    let ratio = b.div(&limit, &norm);
-    let one = b.scalar_like(&norm, 1.0);
-    let scale = b.op("Min", &[&ratio, &one]);
-    let scaled = |g: &ValueId, b: &mut Builder| {
-        let scale = b.cast(&scale, b.dtype(g));
-        b.mul(g, &scale)
-    };
-    gradients.iter().map(|g| scaled(g, b)).collect()
 }
