@@ -6,6 +6,8 @@
 mod adapter;
 mod executors;
 #[cfg(all(feature = "wgpu", feature = "tract"))]
+mod far;
+#[cfg(all(feature = "wgpu", feature = "tract"))]
 mod limits;
 #[cfg(all(feature = "wgpu", feature = "tract"))]
 mod lost;
