@@ -85,9 +85,16 @@ pub enum Optimizer {
 impl Optimizer {
     /// Learning rates that are tried where none is asked for, from low to high.
     pub fn rates(self) -> [f64; 3] {
+        [1.0, 3.0, 10.0].map(|times| times * self.unit())
+    }
+    /// Those that are tried where these leave an arm worse than it began, from high to low.
+    pub fn low_rates(self) -> [f64; 2] {
+        [0.1, 0.01].map(|times| times * self.unit())
+    }
+    fn unit(self) -> f64 {
         match self {
-            Optimizer::Adamw => [1e-3, 3e-3, 1e-2],
-            Optimizer::Sgd => [1e-2, 3e-2, 1e-1],
+            Optimizer::Adamw => 1e-3,
+            Optimizer::Sgd => 1e-2,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::arms::{Arm, rounds};
 use super::checkpoint::{ArmState, Checkpoint, RunState};
-use super::fit::{Fit, Mark};
+use super::fit::Fit;
 use super::metric::{better, slack};
 use super::session::{Session, Split};
 use super::{Event, Observer};
@@ -14,9 +14,6 @@ use std::time::{Duration, Instant};
 
 /// Validations an arm gets over its whole training.
 const VALIDATIONS: usize = 12;
-/// A learning rate is judged by this part of an arm's steps, where that is enough to see anything.
-const TRIAL: usize = 8;
-const SHORTEST_TRIAL: usize = 10;
 /// How often an arm in training is checkpointed, besides at the end of each round.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(30);
 
@@ -138,11 +135,6 @@ impl Contest<'_> {
         field.sort_by(|a, b| score(b).total_cmp(&score(a)).then(b.arm.gate.total_cmp(&a.arm.gate)));
     }
 
-    /// Whether learning rates are tried for arms of so many steps.
-    fn tries(&self, steps: usize) -> bool {
-        self.session.config.lr.is_none() && steps / TRIAL >= SHORTEST_TRIAL
-    }
-
     /// A contender where a checkpoint has it, or else at the end of a trial of its learning rate: of those that are tried, the highest
     /// that validates about as well as any after a few steps.
     ///
@@ -167,89 +159,13 @@ impl Contest<'_> {
                 saved.best.zip(weights).map(|((metric, step), weights)| Best { metric, step, weights });
             return Ok(contender);
         }
-        let rates = self.session.config.optimizer.rates();
         match self.session.config.lr {
             Some(rate) => self.begin(arm, seed, (steps, rate)),
-            None if self.tries(steps) => self.tried(arm, seed, (steps, steps / TRIAL), &rates, observer),
-            None => self.begin(arm, seed, (steps, rates[1])),
+            None => self.at_its_best_rate(arm, seed, steps, observer),
         }
     }
 
-    /// The contender at the best of some learning rates. Each is tried in a short training of its own, from the same start and through a
-    /// whole schedule: judged in the middle of a long one, before its steps have become small, a high rate looks worse than it is.
-    fn tried(
-        &mut self,
-        arm: Arm,
-        seed: u64,
-        (steps, trial): (usize, usize),
-        rates: &[f64],
-        observer: &mut dyn Observer,
-    ) -> Result<Contender> {
-        let mut contender = self.begin(arm, seed, (trial, rates[0]))?;
-        let start = contender.fit.mark();
-        let (mut tried, mut divergence) = (vec![], None);
-        for &rate in rates {
-            if self.stopped && !tried.is_empty() {
-                break;
-            }
-            contender = self.again(contender, &start, (trial, rate))?;
-            match self.trial(&mut contender, observer) {
-                // A higher rate would not do better.
-                Err(error) if error.is_divergence() => {
-                    divergence = Some(error);
-                    break;
-                }
-                best => tried.push((rate, best?)),
-            }
-        }
-        match (self.pick(tried), divergence) {
-            (Some((rate, best)), _) => {
-                let mut contender = self.again(contender, &start, (steps, rate))?;
-                contender.best = Some(best);
-                Ok(contender)
-            }
-            (None, Some(error)) => Err(error),
-            (None, None) => self.again(contender, &start, (steps, rates[0])),
-        }
-    }
-
-    /// Takes all steps of a short training; what it came to.
-    fn trial(&mut self, contender: &mut Contender, observer: &mut dyn Observer) -> Result<Best> {
-        let Contender { arm, fit, .. } = contender;
-        let (label, seed, steps) = (format!("{}, lr {}", arm.label(), fit.lr), fit.seed, fit.steps);
-        observer.event(&Event::ArmStart { arm: &label, seed, steps });
-        let trained = self.session.advance(arm, fit, steps, self.deadline, observer);
-        if let Err(error) = &trained {
-            observer.event(&Event::Warning(&format!("{label}: {error}")));
-        }
-        self.stopped |= !trained?;
-        let (weights, step) = (fit.weights(), fit.step);
-        let metric = self.session.evaluate(&weights, Split::Val)?;
-        observer.event(&Event::Validation { step, metric, best: metric });
-        observer.event(&Event::ArmEnd { arm: &label, seed, metric });
-        Ok(Best { metric, step, weights })
-    }
-
-    /// Of some trials, the one of the highest rate that validated about as well as any: within a standard error. Few steps favour low
-    /// rates, as do starts near the end of training, which a high rate leaves before it comes back.
-    fn pick(&self, tried: Vec<(f64, Best)>) -> Option<(f64, Best)> {
-        let metric = &self.session.metric;
-        let values = tried.iter().map(|(_, best)| best.metric);
-        let highest = values.fold(f64::NAN, |a, b| if better(metric, b, a) { b } else { a });
-        let allowed = 2.0 * slack(metric, highest, self.session.examples().rows(Split::Val));
-        tried.into_iter().rev().find(|(_, best)| metric.gain(highest, best.metric) >= -allowed)
-    }
-
-    /// The same arm at its start again, with another schedule.
-    fn again(&mut self, mut contender: Contender, start: &Mark, schedule: (usize, f64)) -> Result<Contender> {
-        if contender.fit.moving.is_some() {
-            return self.begin(contender.arm, contender.fit.seed, schedule);
-        }
-        contender.fit.rewind(start, schedule);
-        Ok(contender)
-    }
-
-    fn begin(&mut self, arm: Arm, seed: u64, schedule: (usize, f64)) -> Result<Contender> {
+    pub(super) fn begin(&mut self, arm: Arm, seed: u64, schedule: (usize, f64)) -> Result<Contender> {
         let fit = self.session.start(&arm, seed, schedule)?;
         let file = format!("{}-{seed}.onnx", arm.label().replace([',', '+', ' ', '.'], "-"));
         Ok(Contender { arm, fit, best: None, validations: vec![], diverged: false, file })

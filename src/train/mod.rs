@@ -33,6 +33,7 @@ pub mod runs;
 mod schedule;
 mod session;
 mod source;
+mod trials;
 
 pub use config::{
     AdapterConfig, ExecutorChoice, Method, Optimizer, Preset, Schedule, Start, Task, TrainConfig,

@@ -1,0 +1,134 @@
+//! How an arm's learning rate is chosen where none is asked for: by short trainings, each from the same start and through a whole
+//! schedule. Judged in the middle of a long one, before its steps have become small, a high rate looks worse than it is
+//! (docs/transfer.md).
+
+use super::arms::Arm;
+use super::contest::{Best, Contender, Contest};
+use super::fit::Mark;
+use super::metric::{better, slack};
+use super::session::Split;
+use super::{Event, Observer};
+use crate::error::{Error, Result};
+use crate::report::Metric;
+
+/// A short training takes this part of an arm's steps, where that is enough to see anything.
+const PART: usize = 8;
+const SHORTEST: usize = 10;
+
+/// What was tried of an arm, from the lowest learning rate to the highest.
+#[derive(Default)]
+struct Tried {
+    bests: Vec<(f64, Best)>,
+    divergence: Option<Error>,
+}
+
+impl Contest<'_> {
+    /// Whether learning rates are tried for arms of so many steps.
+    pub(super) fn tries(&self, steps: usize) -> bool {
+        self.session.config.lr.is_none() && steps / PART >= SHORTEST
+    }
+
+    /// A contender at its start, to be trained at the rate that short trainings speak for; too short ones say nothing.
+    ///
+    /// # Errors
+    /// [`Error::Diverged`] where every rate does.
+    pub(super) fn at_its_best_rate(
+        &mut self,
+        arm: Arm,
+        seed: u64,
+        steps: usize,
+        observer: &mut dyn Observer,
+    ) -> Result<Contender> {
+        let optimizer = self.session.config.optimizer;
+        let rates = optimizer.rates();
+        if !self.tries(steps) {
+            return self.begin(arm, seed, (steps, rates[1]));
+        }
+        let short = steps / PART;
+        let mut contender = self.begin(arm, seed, (short, rates[0]))?;
+        let (start, first) = (contender.fit.mark(), contender.fit.weights());
+        let mut tried = Tried::default();
+        for rate in rates {
+            if self.stopped || tried.divergence.is_some() {
+                break;
+            }
+            self.again(&mut contender, &start, (short, rate))?;
+            self.attempt(&mut contender, &mut tried, observer)?;
+        }
+        let began = self.session.evaluate(&first, Split::Val)?;
+        for rate in optimizer.low_rates() {
+            if self.stopped || self.holds(&tried, began) {
+                break;
+            }
+            self.again(&mut contender, &start, (short, rate))?;
+            self.attempt(&mut contender, &mut tried, observer)?;
+        }
+        let rows = self.session.examples().rows(Split::Val);
+        match (pick(tried.bests, &self.session.metric, rows), tried.divergence) {
+            (Some((rate, best)), _) => {
+                self.again(&mut contender, &start, (steps, rate))?;
+                contender.best = Some(best);
+                Ok(contender)
+            }
+            (None, Some(error)) => Err(error),
+            (None, None) => self.begin(contender.arm, seed, (steps, rates[0])),
+        }
+    }
+
+    /// The same arm at its start again, with another schedule.
+    fn again(&mut self, contender: &mut Contender, start: &Mark, schedule: (usize, f64)) -> Result<()> {
+        match contender.fit.moving.is_some() {
+            true => *contender = self.begin(contender.arm.clone(), contender.fit.seed, schedule)?,
+            false => contender.fit.rewind(start, schedule),
+        }
+        Ok(())
+    }
+
+    /// Takes all steps of a short training and validates it.
+    fn attempt(
+        &mut self,
+        contender: &mut Contender,
+        tried: &mut Tried,
+        observer: &mut dyn Observer,
+    ) -> Result<()> {
+        let Contender { arm, fit, .. } = contender;
+        let (label, seed, steps) = (format!("{}, lr {}", arm.label(), fit.lr), fit.seed, fit.steps);
+        observer.event(&Event::ArmStart { arm: &label, seed, steps });
+        match self.session.advance(arm, fit, steps, self.deadline, observer) {
+            Err(error) if error.is_divergence() => {
+                observer.event(&Event::Warning(&format!("{label}: {error}")));
+                tried.divergence = Some(error);
+                return Ok(());
+            }
+            arrived => self.stopped |= !arrived?,
+        }
+        let (weights, step) = (fit.weights(), fit.step);
+        let metric = self.session.evaluate(&weights, Split::Val)?;
+        observer.event(&Event::Validation { step, metric, best: metric });
+        observer.event(&Event::ArmEnd { arm: &label, seed, metric });
+        let place = tried.bests.iter().position(|(rate, _)| *rate > fit.lr).unwrap_or(tried.bests.len());
+        tried.bests.insert(place, (fit.lr, Best { metric, step, weights }));
+        Ok(())
+    }
+
+    /// Whether a rate was found that doesn't leave the arm clearly worse than it began, as rates do that are too high for a network
+    /// that is good already, or that reads pixels from 0 to 255 with small weights.
+    fn holds(&self, tried: &Tried, began: f64) -> bool {
+        let metric = &self.session.metric;
+        let allowed = standard_error(metric, began, self.session.examples().rows(Split::Val));
+        began.is_nan() || tried.bests.iter().any(|(_, best)| metric.gain(began, best.metric) >= -allowed)
+    }
+}
+
+/// Of some trials, the one of the highest rate that validated about as well as any: within a standard error. Few steps favour low
+/// rates, as do starts near the end of training, which a high rate leaves before it comes back.
+fn pick(bests: Vec<(f64, Best)>, metric: &Metric, rows: usize) -> Option<(f64, Best)> {
+    let values = bests.iter().map(|(_, best)| best.metric);
+    let highest = values.fold(f64::NAN, |a, b| if better(metric, b, a) { b } else { a });
+    let allowed = standard_error(metric, highest, rows);
+    bests.into_iter().rev().find(|(_, best)| metric.gain(highest, best.metric) >= -allowed)
+}
+
+fn standard_error(metric: &Metric, value: f64, rows: usize) -> f64 {
+    2.0 * slack(metric, value, rows)
+}
