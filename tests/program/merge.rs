@@ -1,6 +1,7 @@
 //! The main job on the fixtures, through the real program.
 
 use crate::transcript::Sandbox;
+use onnx_merge::onnx::{self, Tensor, ValueId};
 use onnx_merge::report::Report;
 use onnx_protobuf::{Message, ModelProto};
 use std::process::Output;
@@ -146,6 +147,21 @@ fn validation_chooses_the_learning_rate() {
     assert_eq!(asked.output.unwrap().sha256, chosen.output.unwrap().sha256);
     let text = std::fs::read_to_string(sandbox.path("run.jsonl")).unwrap();
     assert!(!text.contains("finetune, lr"));
+}
+
+/// Inputs 255 times as large and weights 255 times as small: the usual rates move such weights too far.
+#[test]
+fn a_network_that_reads_raw_pixels_is_trained_at_a_lower_rate() {
+    let sandbox = Sandbox::digits();
+    let mut model = onnx::read(sandbox.path("digits_mlp.onnx")).unwrap().model;
+    let weight = &mut model.graph.initializers[&ValueId::new("fc1.weight")];
+    let small: Vec<f32> = weight.to_f32().iter().map(|w| w / 255.0).collect();
+    *weight = Tensor::f32(weight.shape(), &small);
+    onnx::save(&model, sandbox.path("raw.onnx")).unwrap();
+    let run = format!("tune raw.onnx -o out.onnx {DATA} --scale 255 --steps 160 --significance 1");
+    let report = report(&sandbox, &run, 0);
+    assert!([1e-4, 1e-5].contains(&report.arms[0].lr[0]), "{:?}", report.arms);
+    assert!(report.shipped.val > report.untouched.val);
 }
 
 /// A line of JSON for everything that happens, in order; every step among them.
