@@ -4,9 +4,10 @@ use super::args::{ExecutorArgs, OptionArgs, choice, required};
 use crate::data::{Bound, Dataset, Labels};
 use crate::error::{Error, Result, ResultExt};
 use crate::onnx::{Fact, Facts, Model, Tensor, ValueId, ValueInfo};
-use crate::runtime::{Compiled, Executor, Value, pick};
+use crate::runtime::{Compiled, Executor, Value, pick, run_jobs};
 use crate::train::{Task, TrainConfig};
 use serde::Serialize;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -104,8 +105,7 @@ fn describe(figures: &Figures) -> String {
 struct Runner {
     program: Box<dyn Compiled>,
     batch: usize,
-    /// Batches that are worth running at once.
-    lanes: usize,
+    lanes: NonZeroUsize,
     output: usize,
     name: ValueId,
 }
@@ -139,30 +139,21 @@ impl Runner {
         let facts: Facts =
             bound.facts(batch).into_iter().collect::<Vec<(ValueId, Fact)>>().into_iter().collect();
         let program = executor.compile(model, &facts)?;
-        Ok(Self {
-            program,
-            batch,
-            lanes: executor.lanes().max(1),
-            output: index,
-            name: outputs[index].id.clone(),
-        })
+        Ok(Self { program, batch, lanes: executor.lanes(), output: index, name: outputs[index].id.clone() })
     }
 
     fn answers(mut self, bound: &Bound) -> Result<Answers> {
         let rows: Vec<usize> = (0..bound.rows()).collect();
         let (mut values, mut width) = (vec![], 0);
-        for some in rows.chunks(self.batch * self.lanes) {
-            let mut runs: Vec<Vec<Value>> = vec![];
-            for chunk in some.chunks(self.batch) {
-                runs.push(bound.batch(chunk, self.batch)?.into_iter().map(Value::host).collect());
-            }
-            for (chunk, outputs) in some.chunks(self.batch).zip(self.program.run_each(&runs)?) {
-                let answer = outputs.get(self.output).map(Value::to_host).transpose()?;
-                let answer = answer.ok_or_else(|| Error::tensor(self.name.as_str(), "was not computed"))?;
-                width = per_row(&answer, self.batch, &self.name)?;
-                values.extend_from_slice(&answer.to_f32()[..chunk.len() * width]);
-            }
-        }
+        let feeds =
+            |chunk: &&[usize]| Ok(bound.batch(chunk, self.batch)?.into_iter().map(Value::host).collect());
+        run_jobs(&mut *self.program, self.lanes, rows.chunks(self.batch), feeds, |chunk, outputs| {
+            let answer = outputs.get(self.output).map(Value::to_host).transpose()?;
+            let answer = answer.ok_or_else(|| Error::tensor(self.name.as_str(), "was not computed"))?;
+            width = per_row(&answer, self.batch, &self.name)?;
+            values.extend_from_slice(&answer.to_f32()[..chunk.len() * width]);
+            Ok(())
+        })?;
         Ok(Answers { output: self.name, values, width })
     }
 }

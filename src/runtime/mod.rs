@@ -40,6 +40,7 @@ pub use work::{gpu_where_it_pays, multiply_adds};
 use crate::error::Result;
 use crate::onnx::{Fact, Facts, Forms, Model, Tensor};
 use std::any::Any;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 /// Keeps ONNX Runtime from collecting data about its use and sending it. To be called on the first line of `main`:
@@ -73,9 +74,9 @@ pub trait Executor: Send + Sync {
     }
     /// Moves a tensor to the device.
     fn upload(&self, tensor: &Tensor) -> Result<Value>;
-    /// How many runs [`Compiled::run_each`] works on at once.
-    fn lanes(&self) -> usize {
-        1
+    /// How many runs [`Compiled::run_each`] works on at once; see [`run_jobs`].
+    fn lanes(&self) -> NonZeroUsize {
+        NonZeroUsize::MIN
     }
     /// Bytes of a run's forward values beyond which more rows a run make no row faster; `None` where they do at any size.
     fn enough(&self) -> Option<usize> {
@@ -105,6 +106,31 @@ pub trait Compiled: Send {
     /// the order of `runs`.
     fn run_each(&mut self, runs: &[Vec<Value>]) -> Result<Vec<Vec<Value>>> {
         runs.iter().map(|inputs| self.run(inputs)).collect()
+    }
+}
+
+/// Runs a program once for each of `jobs`, as many of them at a time as the executor has `lanes`: no more inputs and outputs
+/// are held than are worked on at once. `feeds` gives the inputs of a job, `take` gets its outputs, in the order of `jobs`.
+///
+/// # Errors
+/// The first of `feeds`, of a run or of `take`.
+pub fn run_jobs<J>(
+    program: &mut dyn Compiled,
+    lanes: NonZeroUsize,
+    jobs: impl IntoIterator<Item = J>,
+    mut feeds: impl FnMut(&J) -> Result<Vec<Value>>,
+    mut take: impl FnMut(J, Vec<Value>) -> Result<()>,
+) -> Result<()> {
+    let mut jobs = jobs.into_iter();
+    loop {
+        let some: Vec<J> = jobs.by_ref().take(lanes.get()).collect();
+        if some.is_empty() {
+            return Ok(());
+        }
+        let runs = some.iter().map(&mut feeds).collect::<Result<Vec<_>>>()?;
+        for (job, outputs) in some.into_iter().zip(program.run_each(&runs)?) {
+            take(job, outputs)?;
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::onnx::{Facts, Forms, Model, Tensor};
 use serde_json::{Value as Json, json};
 use std::fmt;
+use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -183,7 +184,7 @@ impl Executor for Profiled {
     fn holds(&self, value: &Value) -> bool {
         self.inner.holds(value)
     }
-    fn lanes(&self) -> usize {
+    fn lanes(&self) -> NonZeroUsize {
         self.inner.lanes()
     }
     fn enough(&self) -> Option<usize> {
@@ -251,7 +252,7 @@ impl Compiled for Watched {
         })
     }
     fn run_each(&mut self, runs: &[Vec<Value>]) -> Result<Vec<Vec<Value>>> {
-        if self.executor.lanes() < 2 || runs.len() < 2 {
+        if self.executor.lanes() == NonZeroUsize::MIN || runs.len() < 2 {
             return runs.iter().map(|inputs| self.run(inputs)).collect();
         }
         let Watched { inner, executor, profile, part } = self;

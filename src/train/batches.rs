@@ -10,7 +10,7 @@ use super::schedule::{Sampler, generator, stream};
 use super::session::Split;
 use crate::data::{Bound, Dataset, Fill, Labels, Shift, split};
 use crate::error::{Error, Result};
-use crate::onnx::{Tensor, ValueInfo};
+use crate::onnx::{Fact, Tensor, ValueId, ValueInfo};
 use crate::report::Rows;
 use crate::runtime::Value;
 
@@ -290,12 +290,7 @@ impl<'a> Batches<'a> {
         let help: Vec<Tensor> = mean_of(&answers).into_iter().chain(activations).collect();
         let mut runs = vec![];
         for (i, chunk) in rows.chunks(size).enumerate() {
-            let batch = bound.batch_as(chunk, size, &self.target.inputs)?;
-            let batch = match shift {
-                Some(shift) => bound.shifted(batch, &[shift], Fill::Roll)?,
-                None => batch,
-            };
-            let mut feeds: Vec<Value> = batch.into_iter().map(Value::host).collect();
+            let mut feeds = shown(bound, chunk, size, &self.target.inputs, shift)?;
             let labels = self.examples.label_tensor(objective, chunk, size);
             feeds.extend(labels.map(Value::host));
             feeds.extend(help.iter().map(|tensor| Value::host(tensor.rows(i * size..(i + 1) * size))));
@@ -303,6 +298,22 @@ impl<'a> Batches<'a> {
         }
         Ok(runs)
     }
+}
+
+/// What a model of `batch` rows and these inputs is fed for some rows, whose images `shift` moves.
+pub fn shown(
+    bound: &Bound,
+    rows: &[usize],
+    batch: usize,
+    inputs: &[(ValueId, Fact)],
+    shift: Option<Shift>,
+) -> Result<Vec<Value>> {
+    let tensors = bound.batch_as(rows, batch, inputs)?;
+    let tensors = match shift {
+        Some(shift) => bound.shifted(tensors, &[shift], Fill::Roll)?,
+        None => tensors,
+    };
+    Ok(tensors.into_iter().map(Value::host).collect())
 }
 
 /// What the sources say to some rows: the answers of those that teach, and all scaled activations.

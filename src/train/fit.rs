@@ -16,6 +16,7 @@ use crate::lpka::{Lens, Seen, UpdateProgram};
 use crate::onnx::{DType, Fact, Tensor, ValueId};
 use crate::runtime::{Compiled, Executor, Feed, Fetch, Runner, Snapshot, StepProgram, Value};
 use rand::RngExt;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -23,7 +24,7 @@ use std::time::Instant;
 pub struct LossProgram {
     pub program: Box<dyn Compiled>,
     /// Runs of it that are worth giving at once.
-    lanes: usize,
+    lanes: NonZeroUsize,
     /// For programs of which a step runs several, whose gradients are to be summed up.
     pub accumulate: Option<Accumulator>,
     /// Places of the weights and maps it takes and gives gradients for, among all.
@@ -362,7 +363,7 @@ impl LossProgram {
         let weights = step.weights.iter().filter_map(|w| all.iter().position(|o| o == w));
         let linked = weights.chain(all.len()..all.len() + step.maps.len()).collect();
         let program = executor.compile(&step.model, &step.facts)?;
-        let (lanes, statistics) = (executor.lanes().max(1), step.statistics.len());
+        let (lanes, statistics) = (executor.lanes(), step.statistics.len());
         Ok(Self { program, lanes, accumulate, linked, statistics })
     }
 
@@ -380,7 +381,7 @@ impl LossProgram {
             feed.extend(self.linked.iter().map(|&i| merged[i].clone()));
         }
         // Gradients are as large as the weights: no more of them at a time than are computed at once.
-        for feeds in feeds.chunks(self.lanes) {
+        for feeds in feeds.chunks(self.lanes.get()) {
             for mut outputs in self.program.run_each(feeds)? {
                 statistics = outputs.split_off(outputs.len() - self.statistics.min(outputs.len()));
                 let mut outputs = outputs.into_iter();

@@ -2,14 +2,15 @@
 //! target's are held against.
 
 use super::align::{Show, deviation, observed};
-use super::batches::Data;
+use super::batches::{Data, shown};
 use super::network::Network;
 use super::session::Split;
-use crate::data::{Bound, Dataset, Fill, Shift};
+use crate::data::{Bound, Dataset, Shift};
 use crate::error::{Error, Result};
 use crate::onnx::{Fact, Tensor, ValueId, ValueInfo};
-use crate::runtime::{Compiled, Executor, Value};
+use crate::runtime::{Compiled, Executor, Value, run_jobs};
 use std::collections::HashMap;
+use std::num::NonZeroUsize;
 
 /// A model that reads the run's data.
 pub struct Guide {
@@ -20,8 +21,7 @@ pub struct Guide {
     program: Box<dyn Compiled>,
     inputs: Vec<(ValueId, Fact)>,
     batch: usize,
-    /// Runs that are worth giving at once.
-    lanes: usize,
+    lanes: NonZeroUsize,
     /// The program's weights, and their values as they came.
     weights: Vec<ValueId>,
     own: Vec<Value>,
@@ -54,7 +54,7 @@ impl Guide {
             program: executor.compile(&model, &facts)?,
             inputs: network.inputs.clone(),
             batch: network.batch,
-            lanes: executor.lanes().max(1),
+            lanes: executor.lanes(),
             own: weights.iter().filter_map(value).collect(),
             weights,
         })
@@ -86,28 +86,21 @@ impl Guide {
         let weights = weights.unwrap_or(&self.own);
         let mut parts: Vec<(Vec<f32>, Vec<usize>)> = vec![];
         let size = self.batch.max(1);
-        for some in rows.chunks(size * self.lanes) {
-            let mut runs = vec![];
-            for chunk in some.chunks(size) {
-                let batch = bound.batch_as(chunk, size, &self.inputs)?;
-                let batch = match shift {
-                    Some(shift) => bound.shifted(batch, &[shift], Fill::Roll)?,
-                    None => batch,
-                };
-                let mut feeds: Vec<Value> = batch.into_iter().map(Value::host).collect();
-                feeds.extend_from_slice(weights);
-                runs.push(feeds);
+        let feeds = |chunk: &&[usize]| {
+            let mut feeds = shown(bound, chunk, size, &self.inputs, shift)?;
+            feeds.extend_from_slice(weights);
+            Ok(feeds)
+        };
+        run_jobs(&mut *self.program, self.lanes, rows.chunks(size), feeds, |chunk, outputs| {
+            parts.resize_with(outputs.len(), Default::default);
+            for ((values, shape), output) in parts.iter_mut().zip(&outputs) {
+                let tensor = output.to_host()?;
+                let width = tensor.len() / size;
+                values.extend(tensor.to_f32().iter().take(chunk.len() * width));
+                *shape = tensor.shape().get(1..).unwrap_or(&[]).to_vec();
             }
-            for (chunk, outputs) in some.chunks(size).zip(self.program.run_each(&runs)?) {
-                parts.resize_with(outputs.len(), Default::default);
-                for ((values, shape), output) in parts.iter_mut().zip(&outputs) {
-                    let tensor = output.to_host()?;
-                    let width = tensor.len() / size;
-                    values.extend(tensor.to_f32().iter().take(chunk.len() * width));
-                    *shape = tensor.shape().get(1..).unwrap_or(&[]).to_vec();
-                }
-            }
-        }
+            Ok(())
+        })?;
         let tensors = parts.iter().map(|(values, shape)| {
             let width = values.len() / rows.len().max(1);
             let fits = shape.iter().product::<usize>() == width;

@@ -25,7 +25,7 @@ pub fn open_target(
     data: Option<&Dataset>,
     executor: &dyn Executor,
 ) -> Result<Network> {
-    let lanes = executor.lanes().max(1);
+    let lanes = executor.lanes().get();
     let side_by_side = rows_of_a_run(batch, lanes, batch);
     let Some(enough) = executor.enough() else {
         return Network::open(path, side_by_side, data, executor);

@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::lpka::{self, Origin, Side, UpdateProgram};
 use crate::onnx::{Tensor, ValueId};
 use crate::report::Metric;
-use crate::runtime::{Compiled, Executor, Value};
+use crate::runtime::{Compiled, Executor, Value, run_jobs};
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -207,7 +207,7 @@ impl Session {
         let spread = match self.objective {
             Objective::Vectors { width } => spread(&self.examples.vectors(), width),
             Objective::Teacher { logits: false, width, .. } => {
-                spread(&self.taught(Split::Train, &some)?.to_f32(), width)
+                spread(&taught(&mut self.sources, &self.examples, Split::Train, &some)?.to_f32(), width)
             }
             _ => 1.0,
         };
@@ -463,39 +463,24 @@ impl Session {
         let rows: Vec<usize> = (0..self.examples.rows(split)).collect();
         let size = self.target.batch.max(1);
         let mut tally = Tally::new();
-        for some in rows.chunks(size * self.model_executor.lanes().max(1)) {
-            let mut runs = vec![];
-            for picked in some.chunks(size) {
-                let inputs = self.examples.inputs(split, picked, &self.target)?;
-                let mut feeds: Vec<Value> = inputs.into_iter().map(Value::host).collect();
-                feeds.extend_from_slice(weights);
-                runs.push(feeds);
-            }
-            for (picked, answers) in some.chunks(size).zip(self.forward.run_each(&runs)?) {
-                let Some(answer) = answers.first() else { continue };
-                let answer = answer.to_host()?;
-                match self.objective.wants_labels() {
-                    true => self.examples.tally(split, picked, &answer, &mut tally),
-                    false => {
-                        let wanted = self.taught(split, picked)?;
-                        tally.add(&answer, &Truth::Vectors(&wanted.to_f32()), picked.len());
-                    }
+        let Self { forward, model_executor, sources, examples, target, objective, .. } = self;
+        let feeds = |picked: &&[usize]| {
+            let inputs = examples.inputs(split, picked, target)?;
+            Ok(inputs.into_iter().map(Value::host).chain(weights.iter().cloned()).collect())
+        };
+        run_jobs(&mut **forward, model_executor.lanes(), rows.chunks(size), feeds, |picked, answers| {
+            let Some(answer) = answers.first() else { return Ok(()) };
+            let answer = answer.to_host()?;
+            match objective.wants_labels() {
+                true => examples.tally(split, picked, &answer, &mut tally),
+                false => {
+                    let wanted = taught(sources, examples, split, picked)?;
+                    tally.add(&answer, &Truth::Vectors(&wanted.to_f32()), picked.len());
                 }
             }
-        }
+            Ok(())
+        })?;
         Ok(tally)
-    }
-
-    /// What the teaching sources answer to some rows of a part, on average.
-    fn taught(&mut self, split: Split, picked: &[usize]) -> Result<Tensor> {
-        let rows = self.examples.places(split, picked);
-        let mut answers = vec![];
-        for source in self.sources.iter_mut().filter(|s| s.teaches) {
-            if let Some(guide) = &mut source.guide {
-                answers.push(guide.answers(split, &rows, None)?);
-            }
-        }
-        mean_of(&answers).ok_or_else(|| Error::usage("there is no source to answer for the target"))
     }
 
     /// The metric of the sources' own answers on validation, where they can teach classes.
@@ -504,7 +489,7 @@ impl Session {
             return Ok(None);
         }
         let rows: Vec<usize> = (0..self.examples.rows(Split::Val)).collect();
-        let answers = self.taught(Split::Val, &rows)?;
+        let answers = taught(&mut self.sources, &self.examples, Split::Val, &rows)?;
         let mut tally = Tally::new();
         self.examples.tally(Split::Val, &rows, &answers, &mut tally);
         Ok(Some(tally.value()))
@@ -524,4 +509,16 @@ impl Session {
         let find = |id: &ValueId| named.iter().find(|(w, _)| w == id).map(|(_, t)| Value::host(t.clone()));
         self.moved.iter().map(find).collect()
     }
+}
+
+/// What the teaching sources answer to some rows of a part, on average.
+fn taught(sources: &mut [Source], examples: &Examples, split: Split, picked: &[usize]) -> Result<Tensor> {
+    let rows = examples.places(split, picked);
+    let mut answers = vec![];
+    for source in sources.iter_mut().filter(|s| s.teaches) {
+        if let Some(guide) = &mut source.guide {
+            answers.push(guide.answers(split, &rows, None)?);
+        }
+    }
+    mean_of(&answers).ok_or_else(|| Error::usage("there is no source to answer for the target"))
 }

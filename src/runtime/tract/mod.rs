@@ -12,6 +12,7 @@ use super::{Compiled, DeviceValue, Executor, Value};
 use crate::error::{Error, Result};
 use crate::onnx::{DType, Fact, Facts, Graph, Model, Tensor};
 use std::collections::BTreeSet;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use tract_linalg::multithread::{Executor as Threads, multithread_tract_scope};
 use tract_onnx::prelude as tract;
@@ -40,7 +41,7 @@ const CONTRIB: [&str; 11] = [
 
 /// Runs graphs with tract on the CPU.
 pub struct TractExecutor {
-    threads: usize,
+    threads: NonZeroUsize,
     pool: Threads,
     importer: tract_onnx::Onnx,
 }
@@ -49,10 +50,10 @@ impl TractExecutor {
     /// `threads` at least one: a program run once shares out its matrix products and large elementwise operators, one run
     /// several times at once has a thread for each.
     pub fn new(threads: usize) -> Result<Self> {
-        let threads = threads.max(1);
-        let pool = match threads {
+        let threads = NonZeroUsize::new(threads).unwrap_or(NonZeroUsize::MIN);
+        let pool = match threads.get() {
             1 => Threads::SingleThread,
-            _ => guarded(|| Threads::multithread_with_name(threads, WORKER_NAME)).map_err(failed)?,
+            threads => guarded(|| Threads::multithread_with_name(threads, WORKER_NAME)).map_err(failed)?,
         };
         Ok(Self { threads, pool, importer: tract_onnx::onnx().with_ignore_value_info(true) })
     }
@@ -85,7 +86,7 @@ impl Executor for TractExecutor {
         NAME
     }
     fn device(&self) -> String {
-        let plural = if self.threads == 1 { "" } else { "s" };
+        let plural = if self.threads == NonZeroUsize::MIN { "" } else { "s" };
         format!("CPU, {} thread{plural} (tract {VERSION}, embedded)", self.threads)
     }
     fn misses(&self, model: &Model) -> Vec<String> {
@@ -102,7 +103,7 @@ impl Executor for TractExecutor {
         let outputs = model.graph.outputs.len();
         Ok(Box::new(Program { plan, pool: self.pool.clone(), lanes: vec![Lane::default()], outputs }))
     }
-    fn lanes(&self) -> usize {
+    fn lanes(&self) -> NonZeroUsize {
         self.threads
     }
     fn enough(&self) -> Option<usize> {

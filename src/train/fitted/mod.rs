@@ -25,7 +25,7 @@ use super::network::Network;
 use crate::error::Result;
 use crate::onnx::{Facts, Model, Tensor, ValueId};
 use crate::params::{Cell, Layer, Matrix, MatrixView, Weight};
-use crate::runtime::{Executor, Value};
+use crate::runtime::{Executor, Value, run_jobs};
 use rows::Rows;
 use std::collections::HashMap;
 
@@ -214,19 +214,17 @@ impl Fit<'_> {
         let mut sums = normal::Sums::new(view);
         let enough = ENOUGH * view.cols() / positions.max(1);
         let batches = self.rows.batches(self.target.batch, enough.max(FEWEST_ROWS));
-        for some in batches.chunks(self.executor.lanes().max(1)) {
-            let mut runs = vec![];
-            for batch in some {
-                let (mut feeds, more) = self.rows.feeds(self.target, *batch, wanted)?;
-                feeds.extend(now.iter().cloned().chain(more));
-                runs.push(feeds);
+        let feeds = |batch: &_| {
+            let (mut feeds, more) = self.rows.feeds(self.target, *batch, wanted)?;
+            feeds.extend(now.iter().cloned().chain(more));
+            Ok(feeds)
+        };
+        run_jobs(&mut *program, self.executor.lanes(), batches, feeds, |_, outputs| {
+            if let [gram, cross] = &outputs[..] {
+                sums.add(&gram.to_host()?, &cross.to_host()?);
             }
-            for outputs in program.run_each(&runs)? {
-                if let [gram, cross] = &outputs[..] {
-                    sums.add(&gram.to_host()?, &cross.to_host()?);
-                }
-            }
-        }
+            Ok(())
+        })?;
         Ok(sums)
     }
 }
