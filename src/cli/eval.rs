@@ -1,7 +1,8 @@
 //! `onnx-merge eval`: how good a model is on data, as it is.
 
 use super::args::{ExecutorArgs, OptionArgs, choice, required};
-use crate::data::{Bound, Dataset, Labels};
+use super::idle::unread;
+use crate::data::{Bound, Dataset, Labels, Uses};
 use crate::error::{Error, Result, ResultExt};
 use crate::onnx::{Fact, Facts, Model, Tensor, ValueId, ValueInfo};
 use crate::runtime::{Compiled, Executor, Value, pick, run_jobs};
@@ -61,6 +62,13 @@ pub fn run(args: Args) -> Result<u8> {
     let file = crate::onnx::read(&args.model)?;
     let model = &file.model;
     let dataset = crate::data::open(&data, &options)?;
+    let uses = Uses::of(&[&data]);
+    if options.size.is_some() && !uses.size {
+        return Err(unread("size", Uses::NO_SIZE));
+    }
+    if options.label.is_some() && !uses.label {
+        return Err(unread("label", Uses::NO_LABEL));
+    }
     let declared: Vec<ValueInfo> = model.graph.required_inputs().cloned().collect();
     let bound = dataset.bind(&declared)?;
     bound.notes.iter().for_each(|note| super::terminal::message(format!("note: {note}")));

@@ -2,6 +2,7 @@
 
 use super::args::{DataArgs, ExecutorArgs, choice, duration, executor_options, positive, set, set_some};
 use super::config::Config;
+use super::idle;
 use super::log::{Audience, Log};
 use super::signals::Interrupt;
 use super::tensorboard::Board;
@@ -11,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::report::{KEPT, Outcome, Report, Worth};
 use crate::runtime::{self, Profile};
 use crate::train::{
-    DataSets, ExecutorChoice, MergeRequest, Method, Optimizer, Preset, Schedule, Start, Task,
+    DataSets, Event, ExecutorChoice, MergeRequest, Method, Observer, Optimizer, Preset, Schedule, Start, Task,
 };
 use std::path::{Path, PathBuf};
 
@@ -248,7 +249,8 @@ struct Manner {
 }
 
 pub fn run(args: Args) -> Result<u8> {
-    let mut config = read_config(&args.common)?;
+    let before = read_config(&args.common)?;
+    let mut config = before.clone();
     // With a configuration the models may be left out; a single one given is a mistake.
     if args.source.is_some() != args.target.is_some() {
         return Err(Error::usage("TGT is missing: two models are needed, the source and the target")
@@ -261,17 +263,18 @@ pub fn run(args: Args) -> Result<u8> {
     if config.source.is_none() && args.common.results.config.is_none() {
         return Err(usage_of_merge());
     }
-    execute(config, args.common.results.manner())
+    execute(config, &before, args.common.results.manner())
 }
 
 pub fn tune(args: TuneArgs) -> Result<u8> {
-    let mut config = read_config(&args.common)?;
+    let before = read_config(&args.common)?;
+    let mut config = before.clone();
     (config.source, config.more_sources) = (None, vec![]);
     args.common.apply(&mut config);
     set(&mut config.target, args.target);
     config.train.method = Method::Finetune;
     set_some(&mut config.train.low_rank, args.low_rank.map(|r| r as usize));
-    execute(config, args.common.results.manner())
+    execute(config, &before, args.common.results.manner())
 }
 
 fn usage_of_merge() -> Error {
@@ -432,13 +435,16 @@ fn check(config: &Config) -> Result<()> {
     Ok(())
 }
 
-fn execute(config: Config, manner: Manner) -> Result<u8> {
+/// Runs `config`, which was `before` until options were put over it.
+fn execute(config: Config, before: &Config, manner: Manner) -> Result<u8> {
     check(&config)?;
+    let idle = idle::check(&config, before)?;
     refuse_outputs(&config, &manner)?;
     let interrupt = Interrupt::install();
     let log = manner.log.as_deref().map(|path| Log::open(path, manner.resume)).transpose()?;
     let board = manner.tensorboard.as_deref().map(Board::open).transpose()?;
     let mut audience = Audience { watcher: Watcher::new(interrupt, manner.quiet), log, board };
+    idle.iter().for_each(|note| audience.event(&Event::Note(note)));
     let report = train(&config, &manner, &mut audience)?;
     if let Some(path) = &config.report {
         crate::onnx::atomic::write(path, report.html().as_bytes())?;
@@ -596,7 +602,7 @@ fn verdict(report: &Report, paint: Paint) -> String {
     let on = format!("model on {}", describe(&report.executors.model));
     match report.outcome {
         Outcome::Gain => {
-            let done = paint.green(&format!("{path} is better than its target."));
+            let done = paint.green(&format!("{path} {}.", report.praise()));
             format!("{done} {} of its tensors changed; {seconds:.1} s, {on}.", report.changed.len())
         }
         Outcome::Unverified => {

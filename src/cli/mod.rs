@@ -11,6 +11,7 @@ mod diff;
 mod doctor;
 mod eval;
 mod grad;
+mod idle;
 mod inspect;
 mod log;
 mod merge;

@@ -134,6 +134,32 @@ impl Format {
 const FORMATS: &str = "data can be FILE.npz (x, y), X.npy,Y.npy, FILE.csv, a folder with one folder of images \
                        a class, or a folder of ONNX test_data_set_* folders";
 
+/// Which options some data have a use for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Uses {
+    /// [`DataOptions::size`].
+    pub size: bool,
+    /// [`DataOptions::label`].
+    pub label: bool,
+}
+
+impl Uses {
+    /// Why there is none for a size.
+    pub const NO_SIZE: &str = "only the images of a folder are resized, and there is none";
+    /// Why there is none for a label's name.
+    pub const NO_LABEL: &str = "labels have a name in .npz and .csv files only, and there is none";
+
+    /// Of all data at `paths`; what can't be opened has any use, until it is opened.
+    pub fn of(paths: &[&Path]) -> Self {
+        let formats: Vec<Option<Format>> = paths.iter().map(|path| Format::of(path).ok()).collect();
+        let any = |uses: fn(&Format) -> bool| formats.iter().any(|f| f.as_ref().is_none_or(uses));
+        Self {
+            size: any(|format| matches!(format, Format::Images)),
+            label: any(|format| matches!(format, Format::Npz | Format::Csv)),
+        }
+    }
+}
+
 /// The folders in a folder, sorted by name (numbers by value).
 fn subfolders(path: &Path) -> Result<Vec<PathBuf>> {
     let entries = std::fs::read_dir(path).map_err(|e| Error::io(path, e))?;

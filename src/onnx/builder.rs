@@ -3,8 +3,8 @@
 //! All emitted nodes are in the form of opset 18 and later (axes of reductions as inputs, and so on).
 
 use super::infer::{Operand, infer, normalise_axis};
-use super::{Attr, DType, Fact, Facts, Graph, Node, Tensor, ValueId, ValueInfo};
-use std::collections::{HashMap, HashSet};
+use super::{Attr, DType, Fact, Facts, Graph, Names, Node, Tensor, ValueId, ValueInfo};
+use std::collections::HashMap;
 
 /// The operator set that graphs made by this program are written in, unless a model needs a newer one.
 pub const WORKING_OPSET: i64 = 18;
@@ -19,9 +19,8 @@ pub struct Builder {
     graph: Graph,
     facts: Facts,
     scope: String,
-    taken: HashSet<ValueId>,
+    names: Names,
     constants: HashMap<(DType, Vec<usize>, Vec<u8>), ValueId>,
-    counter: HashMap<String, usize>,
 }
 
 /// What is fast where a graph will run. Results are the same but for rounding.
@@ -40,21 +39,11 @@ impl Builder {
     }
     /// Goes on with `graph`, whose values have the given facts.
     pub fn on(graph: Graph, mut facts: Facts) -> Self {
-        let mut taken: HashSet<ValueId> = graph.inputs.iter().map(|i| i.id.clone()).collect();
-        taken.extend(graph.initializers.keys().cloned());
-        taken.extend(graph.nodes.iter().flat_map(|n| n.outputs.iter().flatten().cloned()));
+        let names = Names::of(&graph);
         for (id, tensor) in &graph.initializers {
             facts.entry(id.clone()).or_insert_with(|| Fact::of(tensor));
         }
-        Self {
-            forms: Forms::default(),
-            graph,
-            facts,
-            scope: String::new(),
-            taken,
-            constants: HashMap::new(),
-            counter: HashMap::new(),
-        }
+        Self { forms: Forms::default(), graph, facts, scope: String::new(), names, constants: HashMap::new() }
     }
     pub fn finish(self) -> (Graph, Facts) {
         (self.graph, self.facts)
@@ -104,7 +93,7 @@ impl Builder {
     pub fn input(&mut self, name: &str, fact: Fact) -> ValueId {
         let id = ValueId::new(name);
         self.graph.inputs.push(ValueInfo::new(id.clone(), &fact));
-        self.taken.insert(id.clone());
+        self.names.reserve([id.clone()]);
         self.facts.insert(id.clone(), fact);
         id
     }
@@ -119,24 +108,19 @@ impl Builder {
         let fact = self.fact(value).clone();
         self.graph.nodes.push(Node::new("Identity", &[value], &[&id]));
         self.graph.outputs.push(ValueInfo::new(id.clone(), &fact));
-        self.taken.insert(id.clone());
+        self.names.reserve([id.clone()]);
         self.facts.insert(id.clone(), fact);
         id
     }
     /// Keeps names from being given to anything else.
     pub fn reserve(&mut self, names: impl IntoIterator<Item = ValueId>) {
-        self.taken.extend(names);
+        self.names.reserve(names);
     }
     /// A name nobody has yet, made from `hint`.
     pub fn fresh(&mut self, hint: &str) -> ValueId {
-        let base = if self.scope.is_empty() { hint.to_owned() } else { format!("{}/{hint}", self.scope) };
-        loop {
-            let n = self.counter.entry(base.clone()).or_insert(0);
-            let id = ValueId::new(if *n == 0 { base.clone() } else { format!("{base}_{n}") });
-            *n += 1;
-            if self.taken.insert(id.clone()) {
-                return id;
-            }
+        match self.scope.as_str() {
+            "" => self.names.fresh(hint),
+            scope => self.names.fresh(&format!("{scope}/{hint}")),
         }
     }
 
@@ -194,7 +178,7 @@ impl Builder {
                 }
             }
         }
-        self.taken.extend(node.outputs.iter().flatten().cloned());
+        self.names.reserve(node.outputs.iter().flatten().cloned());
         self.graph.nodes.push(node);
     }
     /// Emits a node as it was, facts of whose outputs are known from before; infers them where they aren't.

@@ -9,6 +9,7 @@ mod convert;
 mod dtype;
 mod graph;
 pub mod infer;
+mod names;
 mod payload;
 mod read;
 mod recurrent;
@@ -25,6 +26,7 @@ pub use dtype::DType;
 pub use graph::{
     Attr, Dim, Fact, Facts, Function, Graph, Model, Node, ValueId, ValueInfo, node_reads, outer_reads,
 };
+pub use names::Names;
 pub use payload::{Encoding, Site};
 pub use read::{ModelFile, check_finite, read};
 pub use recurrent::RecurrentOp;

@@ -87,7 +87,7 @@ pub fn name(path: &std::path::Path) -> String {
 fn header(body: &mut String, report: &Report) {
     let source = report.source.as_deref().map(|s| format!("{} → ", escape(&name(s)))).unwrap_or_default();
     let (class, verdict) = match report.outcome {
-        Outcome::Gain => ("good", "The output is better than the target."),
+        Outcome::Gain => ("good", &*format!("The output {}.", report.praise())),
         Outcome::Unverified => (
             "warn",
             "Unverified: without data, the output was taught by the source on made-up inputs. Whether it is better is \
@@ -113,8 +113,8 @@ fn at_a_glance(body: &mut String, report: &Report) {
     if let Some((gain, scores, part)) = measured.into_iter().find_map(|(g, s, part)| Some((g?, s?, part))) {
         let metric = &report.metric;
         let [from, to] = [scores.0, scores.1].map(|score| metric.show(score).replace(' ', "&nbsp;"));
-        let mean = metric.show_difference(gain.mean);
-        cards.push(("By how much", format!("<b>{mean}</b> on {} {part} rows: {from} → {to}", gain.n)));
+        let gained = metric.show_gain(&gain, part);
+        cards.push(("By how much", format!("<b>{gained}</b>: {from} → {to}")));
         cards.push(("How sure", escape(&gain.certainty())));
     }
     if report.source.is_some() && !cards.is_empty() {

@@ -3,9 +3,11 @@
 //! Knows nothing of how the numbers came about. Field names and meanings of the JSON form are a promise to
 //! other programs: whoever changes one raises [`SCHEMA`].
 
+mod figures;
 mod html;
 mod plot;
 
+pub use figures::{Better, Gains, Metric, Scores, Worth, mean_and_stderr};
 pub use html::{document, escape, name};
 
 use serde::{Deserialize, Serialize};
@@ -27,6 +29,9 @@ pub struct Report {
     pub preset: Option<String>,
     pub executors: Executors,
     pub metric: Metric,
+    /// What answers were compared with.
+    #[serde(default)]
+    pub truth: Truth,
     /// The target as it came.
     pub untouched: Scores,
     /// The target as it was written; equal to `untouched` where nothing was gained.
@@ -73,6 +78,14 @@ impl Report {
     /// The report as one HTML page that needs nothing else.
     pub fn html(&self) -> String {
         html::page(self)
+    }
+
+    /// What a gain says of the output, whose name goes before it.
+    pub fn praise(&self) -> &'static str {
+        match self.truth {
+            Truth::Labels => "is better than its target",
+            Truth::Source => "answers more like the source than its target does",
+        }
     }
 
     /// What the source's knowledge was worth, in one sentence; `None` without control arms.
@@ -136,6 +149,17 @@ pub enum Outcome {
     Interrupted,
 }
 
+/// What answers are compared with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum Truth {
+    #[default]
+    Labels,
+    /// The answers of the source.
+    Source,
+}
+
 /// What [`Outcome::NoGain`] means, in one sentence.
 pub const KEPT: &str = "Nothing clearly beat the untouched target on validation: its weights were kept.";
 
@@ -167,90 +191,6 @@ pub struct ExecutorUsed {
     /// `"ort"`, `"tract"` or `"wgpu"`.
     pub name: String,
     pub device: String,
-}
-
-/// What is compared.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct Metric {
-    /// `"accuracy"` (a share, 0 to 1) or `"mse"`.
-    pub name: String,
-    pub better: Better,
-}
-
-/// Which direction of a metric is the good one.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(rename_all = "lowercase")]
-pub enum Better {
-    Higher,
-    Lower,
-}
-
-impl Metric {
-    pub fn accuracy() -> Self {
-        Self { name: "accuracy".into(), better: Better::Higher }
-    }
-    pub fn mse() -> Self {
-        Self { name: "mse".into(), better: Better::Lower }
-    }
-    /// How much better `after` is than `before`; negative when it is worse.
-    pub fn gain(&self, before: f64, after: f64) -> f64 {
-        match self.better {
-            Better::Higher => after - before,
-            Better::Lower => before - after,
-        }
-    }
-    /// A value for people: accuracies in percent.
-    pub fn show(&self, value: f64) -> String {
-        match self.name.as_str() {
-            "accuracy" => format!("{:.2} %", value * 100.0),
-            _ => format!("{value:.5}"),
-        }
-    }
-    /// `mean ± standard error` for people.
-    pub fn show_spread(&self, values: &[f64]) -> String {
-        match (mean_and_stderr(values), self.name.as_str()) {
-            (None, _) => "–".into(),
-            (Some((mean, None)), _) => self.show(mean),
-            (Some((mean, Some(error))), "accuracy") => {
-                format!("{:.2} ± {:.2} %", mean * 100.0, error * 100.0)
-            }
-            (Some((mean, Some(error))), _) => format!("{mean:.5} ± {error:.5}"),
-        }
-    }
-    /// A gain with its standard error, where it has one, for people.
-    pub fn show_worth(&self, worth: &Worth) -> String {
-        let mean = self.show_difference(worth.mean);
-        let Some(stderr) = worth.stderr else { return mean };
-        let spread = self.show_difference(stderr).trim_start_matches('+').to_owned();
-        format!("{} ± {spread}", mean.replace(" points", ""))
-    }
-    /// A gain or a spread for people: points for accuracies.
-    pub fn show_difference(&self, difference: f64) -> String {
-        match self.name.as_str() {
-            "accuracy" => format!("{:+.2} points", difference * 100.0),
-            _ => format!("{difference:+.5}"),
-        }
-    }
-}
-
-/// A metric on each part of the data; `None` where it was not measured.
-#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct Scores {
-    pub train: Option<f64>,
-    pub val: Option<f64>,
-    pub test: Option<f64>,
-}
-
-/// A gain on each part of the data that wasn't trained on, positive when it is better, in the metric's unit; `n` counts rows.
-/// The spread is that of the rows: how sure the gain of *this* file is, not of another run.
-#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct Gains {
-    pub val: Option<Worth>,
-    pub test: Option<Worth>,
 }
 
 /// Row counts of the data's parts.
@@ -288,51 +228,6 @@ pub enum ArmSource {
     /// The source's architecture, freshly initialised.
     Untrained,
     None,
-}
-
-/// A mean of paired differences, positive when it is a gain: over seeds (the real source's arm minus the better of its empty
-/// twins, say) or over rows.
-#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct Worth {
-    pub mean: f64,
-    /// Standard error of the mean; `None` (null) with a single difference.
-    pub stderr: Option<f64>,
-    pub n: usize,
-}
-
-impl Worth {
-    /// From the differences; `None` for none.
-    pub fn of(differences: &[f64]) -> Option<Self> {
-        let (mean, stderr) = mean_and_stderr(differences)?;
-        Some(Self { mean, stderr, n: differences.len() })
-    }
-    /// How far a mean over rows is from luck, in one sentence.
-    pub fn certainty(&self) -> String {
-        let Some(stderr) = self.stderr else { return "It was measured on one row: not at all.".into() };
-        if stderr <= 0.0 {
-            return format!("All {} rows say the same.", self.n);
-        }
-        let times = self.mean / stderr;
-        let means = match times.abs() {
-            3.0.. => "other rows of this kind would show it too",
-            2.0.. => "other rows of this kind would most likely show it too",
-            _ => "other rows might not show it",
-        };
-        format!("{times:.1} times its standard error over {} rows: {means}.", self.n)
-    }
-}
-
-/// The mean, and the standard error of the mean where there are at least two values.
-pub fn mean_and_stderr(values: &[f64]) -> Option<(f64, Option<f64>)> {
-    let n = values.len() as f64;
-    if values.is_empty() {
-        return None;
-    }
-    let mean = values.iter().sum::<f64>() / n;
-    let squares: f64 = values.iter().map(|v| (v - mean).powi(2)).sum();
-    let stderr = (values.len() > 1).then(|| (squares / (n - 1.0) / n).sqrt());
-    Some((mean, stderr))
 }
 
 /// An initializer whose bytes differ from the target's.
@@ -417,6 +312,7 @@ mod tests {
             preset: Some("structured".into()),
             executors: Executors::default(),
             metric: Metric::accuracy(),
+            truth: Truth::Labels,
             untouched: Scores { train: Some(0.9), val: Some(0.8), test: None },
             shipped: Scores { train: Some(0.95), val: Some(0.9), test: None },
             gains: Gains { val: Worth::of(&[0.0, 0.2]), test: None },

@@ -122,6 +122,10 @@ impl Examples {
     pub fn has_classes(&self) -> bool {
         matches!(self.train.labels(), Some(Labels::Classes(_)))
     }
+    /// Whether some input of the target is an image.
+    pub fn has_images(&self) -> bool {
+        self.train.bound.as_ref().is_some_and(Bound::has_images)
+    }
     pub fn has_labels(&self) -> bool {
         self.train.labels().is_some()
     }
@@ -231,7 +235,7 @@ impl<'a> Batches<'a> {
         config: &TrainConfig,
         seed: u64,
     ) -> Self {
-        let images = examples.train.bound.as_ref().is_some_and(Bound::has_images);
+        let images = examples.has_images();
         let shift = match config.shift {
             Some(shift) => shift,
             None if images => default_shift(examples),

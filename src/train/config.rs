@@ -244,3 +244,36 @@ impl Default for TrainConfig {
         }
     }
 }
+
+impl TrainConfig {
+    /// Whether some arm has an adapter; the control arms have one whatever the method.
+    pub fn adapts(&self) -> bool {
+        self.ablate || matches!(self.method, Method::Auto | Method::Lpka | Method::LpkaKd)
+    }
+
+    /// Whether some arm has maps between the models' interfaces.
+    pub fn has_maps(&self) -> bool {
+        self.adapts() || matches!(self.method, Method::Features | Method::FeaturesKd)
+    }
+
+    /// Whether some arm learns from the source's answers beside labels.
+    pub fn distils(&self) -> bool {
+        let taught = matches!(self.method, Method::Auto | Method::LpkaKd | Method::Kd | Method::FeaturesKd);
+        self.ablate || taught
+    }
+
+    /// Whether some arm may start from layers fitted to the source's.
+    pub fn fits(&self) -> bool {
+        let asked = match self.start {
+            Start::Auto => self.adapter.gate.is_none(),
+            start => start == Start::Fitted,
+        };
+        asked && self.has_maps() && self.adapter.preset == Preset::Structured
+    }
+
+    /// Whether some arm may learn from rows without labels: by distillation, by alignment or by a fit.
+    pub fn wants_unlabelled(&self) -> bool {
+        let aligns = self.has_maps() && self.adapter.preset == Preset::Structured && self.align > 0.0;
+        self.distils() || self.task == Task::MatchOutputs || aligns || self.fits()
+    }
+}

@@ -1,7 +1,7 @@
 //! The data of a run, before any model looks at them.
 
+use super::TrainConfig;
 use super::batches::{Data, divide};
-use super::{Event, Observer, TrainConfig};
 use crate::data::{DataOptions, Dataset};
 use crate::error::{Error, Result};
 
@@ -47,13 +47,13 @@ impl DataSets {
         }
     }
 
-    /// Makes more rows for whatever wants no labels, where there are none and few others.
+    /// Makes more rows for whatever wants no labels, where there are none and few others; returns what was done.
     ///
     /// # Errors
     /// So many rows were asked for, but of such data none can be made, or there are rows without labels already.
-    pub(super) fn multiply(&mut self, config: &TrainConfig, observer: &mut dyn Observer) -> Result<()> {
+    pub(super) fn multiply(&mut self, config: &TrainConfig) -> Result<Option<String>> {
         let count = match (config.cutmix, &self.unlabelled) {
-            (Some(0), _) | (None, Some(_)) => return Ok(()),
+            (Some(0), _) | (None, Some(_)) => return Ok(None),
             (Some(_), Some(_)) => {
                 return Err(Error::usage("--cutmix makes rows without labels, and --unlabelled gives some")
                     .hint("leave out one of the two"));
@@ -63,7 +63,7 @@ impl DataSets {
         let (rows, _) = divide(&self.train, self.val.as_ref(), config.seed)?;
         let rows = rows.unwrap_or_else(|| (0..self.train.rows()).collect());
         if count.is_none() && rows.len() >= ENOUGH {
-            return Ok(());
+            return Ok(None);
         }
         let row: usize = self.train.inputs.iter().map(|c| c.values.bytes().len()).sum();
         let most = MOST / (row / self.train.rows().max(1)).max(1);
@@ -71,16 +71,12 @@ impl DataSets {
         match (&self.unlabelled, count) {
             (None, Some(_)) => Err(Error::data(&self.train.path, "no rows can be made of these by --cutmix")
                 .hint("it needs two training rows at least, of images (channels first) or of words")),
-            (Some(made), _) => {
-                let note = format!(
-                    "{} rows without labels were made of the {} for training (--cutmix)",
-                    made.rows(),
-                    rows.len()
-                );
-                observer.event(&Event::Note(&note));
-                Ok(())
-            }
-            (None, None) => Ok(()),
+            (Some(made), _) => Ok(Some(format!(
+                "{} rows without labels were made of the {} for training (--cutmix)",
+                made.rows(),
+                rows.len()
+            ))),
+            (None, None) => Ok(None),
         }
     }
 }

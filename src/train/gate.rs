@@ -54,10 +54,9 @@ pub fn pass(session: &mut Session, best: Option<Vec<Value>>, before: &Measured) 
     let luck = chance(before.val.rows(), val.rows(), &metric);
     if luck > config.significance {
         return Ok(kept(Some(format!(
-            "the best of what was tried gains {} on {} validation rows, which luck alone does with a chance of {luck:.2}: too \
+            "the best of what was tried gains {}, which luck alone does with a chance of {luck:.2}: too \
              little to be shipped (more validation rows would tell; --significance 1 ships any gain)",
-            metric.show_worth(&gain),
-            gain.n
+            metric.show_gain(&gain, "validation")
         ))));
     }
     let after = measure_rest(session, &weights, val)?;

@@ -11,6 +11,7 @@ use super::network::Network;
 use super::output;
 use super::runs;
 use super::session::{Parts, Session, Split};
+use super::worth;
 use super::{Event, Method, Observer, Start, TrainConfig};
 use crate::error::{Error, Result};
 use crate::onnx;
@@ -59,8 +60,8 @@ impl MergeRequest {
 /// # Errors
 /// Anything wrong with the input; then nothing is written and an existing output is left alone.
 pub fn merge(mut request: MergeRequest, observer: &mut dyn Observer) -> Result<Report> {
-    multiply(&mut request, observer)?;
-    let lost = match run(&mut request, observer) {
+    let made = multiply(&mut request)?;
+    let lost = match run(&mut request, made.as_deref(), observer) {
         Err(error) if error.is_device_lost() => error,
         done => return done,
     };
@@ -69,27 +70,41 @@ pub fn merge(mut request: MergeRequest, observer: &mut dyn Observer) -> Result<R
         .event(&Event::Warning(&format!("{lost}: going on from the last checkpoint, on {}", cpu.device())));
     (request.model_executor, request.adapter_executor) = (cpu.clone(), cpu);
     (request.movable, request.resume) = (false, true);
-    run(&mut request, observer)
+    run(&mut request, made.as_deref(), observer)
 }
 
-/// More rows without labels, where some source could use them. Both kinds of model see the same ones.
-fn multiply(request: &mut MergeRequest, observer: &mut dyn Observer) -> Result<()> {
-    // A model has nothing to tell itself about rows that nobody else has answers to.
-    let itself = request.sources.iter().all(|source| onnx::surgery::same_file(source, &request.target));
-    if request.invented || (itself && request.config.cutmix.is_none()) {
-        return Ok(());
+/// More rows without labels, where some source could use them; returns what was done. Both kinds of model see the same ones.
+fn multiply(request: &mut MergeRequest) -> Result<Option<String>> {
+    let asked = request.config.cutmix.is_some_and(|count| count > 0);
+    let theirs = &request.source_data.as_ref().unwrap_or(&request.data).train;
+    let reads = |source: &PathBuf| -> Result<bool> {
+        let declared: Vec<_> = onnx::read(source)?.model.graph.required_inputs().cloned().collect();
+        // A model has nothing to tell itself about rows that nobody else has answers to.
+        let other = asked || !onnx::surgery::same_file(source, &request.target);
+        Ok(other && theirs.bind(&declared).is_ok())
+    };
+    if request.invented || !request.config.wants_unlabelled() {
+        return Ok(None);
     }
-    request.data.multiply(&request.config, observer)?;
+    if !request.sources.iter().map(reads).collect::<Result<Vec<_>>>()?.contains(&true) {
+        return match asked {
+            true => Err(Error::usage("--cutmix makes rows for a source to answer, and none reads this data")
+                .hint("leave it out")),
+            false => Ok(None),
+        };
+    }
+    let made = request.data.multiply(&request.config)?;
     if let Some(theirs) = request.source_data.as_mut().filter(|theirs| theirs.unlabelled.is_none()) {
         theirs.unlabelled = request.data.unlabelled.clone();
         if let Some(made) = &mut theirs.unlabelled {
             made.options = theirs.train.options.clone();
         }
     }
-    Ok(())
+    Ok(made)
 }
 
-fn run(request: &mut MergeRequest, observer: &mut dyn Observer) -> Result<Report> {
+/// `made` says how rows without labels came about.
+fn run(request: &mut MergeRequest, made: Option<&str>, observer: &mut dyn Observer) -> Result<Report> {
     let begun = Instant::now();
     let inputs: Vec<&Path> = request.models().map(PathBuf::as_path).collect();
     onnx::surgery::refuse_overwriting(&request.output, &inputs)?;
@@ -134,6 +149,7 @@ fn run(request: &mut MergeRequest, observer: &mut dyn Observer) -> Result<Report
     if candidates.is_empty() {
         return Err(nothing_to_try(&config, &session));
     }
+    note_unused(&session, &candidates, made).into_iter().for_each(|note| observer.event(&Event::Note(note)));
     let plan = begun.elapsed() - read;
 
     observer.event(&Event::Phase("training"));
@@ -142,6 +158,9 @@ fn run(request: &mut MergeRequest, observer: &mut dyn Observer) -> Result<Report
         true => checkpoint.load(&fingerprint)?,
         false => RunState { fingerprint, arms: vec![] },
     };
+    if request.resume && state.arms.is_empty() {
+        observer.event(&Event::Note("there is no checkpoint to go on from: starting anew"));
+    }
     let deadline = config.time.map(|s| Instant::now() + Duration::from_secs_f64(s.max(0.0)));
     let mut contest = Contest { session: &mut session, checkpoint, state, deadline, stopped: false };
     let results = run_arms(&mut contest, candidates, steps, observer)?;
@@ -166,8 +185,8 @@ fn run(request: &mut MergeRequest, observer: &mut dyn Observer) -> Result<Report
     if !interrupted {
         checkpoint.remove();
     }
-    let worth = source_worth(&arms, &session.metric);
-    let rivals = rivals(&arms, &session.metric);
+    let (source_worth, rivals) =
+        (worth::of_source(&arms, &session.metric), worth::rivals(&arms, &session.metric));
     let changed = output::describe(&session, &changed);
     // Only now do executors know what of their programs ran elsewhere.
     let executors = executors_used(request);
@@ -184,11 +203,15 @@ fn run(request: &mut MergeRequest, observer: &mut dyn Observer) -> Result<Report
             .then(|| format!("{:?}", config.adapter.preset).to_lowercase()),
         executors,
         metric: session.metric.clone(),
+        truth: match session.supervised() {
+            true => report::Truth::Labels,
+            false => report::Truth::Source,
+        },
         untouched: untouched.scores,
         shipped,
         gains,
         arms,
-        source_worth: worth,
+        source_worth,
         rivals,
         changed,
         seconds: report::Seconds {
@@ -275,6 +298,24 @@ fn nothing_to_try(config: &TrainConfig, session: &Session) -> Error {
     };
     Error::usage(format!("this method can't be used here: {why}"))
         .hint("`--method auto` uses whatever applies")
+}
+
+/// Notes on data that nothing learns from; `made` says how rows without labels came about.
+fn note_unused<'a>(session: &Session, candidates: &[Arm], made: Option<&'a str>) -> Vec<&'a str> {
+    let (config, means, mut notes) = (&session.config, session.means, vec![]);
+    if config.shift.is_some_and(|pixels| pixels > 0) && !session.examples().has_images() {
+        notes.push("--shift does nothing: no input is an image");
+    }
+    let learns = |arm: &Arm| arm.teacher || arm.fitted || (arm.aligns() && means.features);
+    let controls = config.ablate && (means.teacher || means.tutor || means.features);
+    let used = controls || !session.supervised() || candidates.iter().any(learns);
+    if session.examples().rows(Split::Unlabelled) > 0 {
+        notes.extend(match used {
+            true => made,
+            false => Some("rows without labels are not used: the source has nothing to say to them"),
+        });
+    }
+    notes
 }
 
 /// What came out of all arms.
@@ -422,45 +463,6 @@ impl Table {
         }
         rows
     }
-}
-
-/// The scores of an arm by which it is judged: on test data where there is some.
-fn judged(arm: &report::Arm) -> &[f64] {
-    if arm.test.is_empty() { &arm.val } else { &arm.test }
-}
-
-/// The arm with the real source whose controls were run.
-fn controlled(arms: &[report::Arm]) -> Option<&report::Arm> {
-    let twin = |arm: &report::Arm| format!("{}, shuffled source", arm.name);
-    arms.iter().find(|a| a.source == report::ArmSource::Real && arms.iter().any(|t| t.name == twin(a)))
-}
-
-/// What the source's knowledge was worth: for each seed, the gain over the better of the two controls.
-fn source_worth(arms: &[report::Arm], metric: &report::Metric) -> Option<report::Worth> {
-    let real = controlled(arms)?;
-    let control = |what: &str| {
-        let name = format!("{}, {what} source", real.name);
-        arms.iter().find(|a| a.name == name).map(judged)
-    };
-    let (shuffled, untrained) = (control("shuffled")?, control("untrained")?);
-    let differences: Vec<f64> = judged(real)
-        .iter()
-        .zip(shuffled.iter().zip(untrained))
-        .map(|(r, (s, u))| metric.gain(*s, *r).min(metric.gain(*u, *r)))
-        .collect();
-    report::Worth::of(&differences)
-}
-
-/// What the same arm gained over distillation and over fine-tuning, seed by seed.
-fn rivals(arms: &[report::Arm], metric: &report::Metric) -> Vec<report::Rival> {
-    let Some(real) = controlled(arms) else { return vec![] };
-    let over = |name: &str| {
-        let rival = arms.iter().find(|a| a.name == name).map(judged)?;
-        let differences: Vec<f64> =
-            judged(real).iter().zip(rival).map(|(r, other)| metric.gain(*other, *r)).collect();
-        Some(report::Rival { arm: name.to_owned(), gain: report::Worth::of(&differences)? })
-    };
-    ["kd", "finetune"].into_iter().filter_map(over).collect()
 }
 
 fn executors_used(request: &MergeRequest) -> report::Executors {

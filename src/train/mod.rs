@@ -34,6 +34,7 @@ mod schedule;
 mod session;
 mod source;
 mod trials;
+mod worth;
 
 pub use config::{
     AdapterConfig, ExecutorChoice, Method, Optimizer, Preset, Schedule, Start, Task, TrainConfig,

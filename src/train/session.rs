@@ -96,11 +96,7 @@ impl Session {
         } = parts;
         let weights = target.trainable(&config.freeze)?;
         let names: Vec<ValueId> = weights.iter().map(|(id, _)| id.clone()).collect();
-        let fits = match config.start {
-            Start::Auto => config.adapter.gate.is_none(),
-            start => start == Start::Fitted,
-        };
-        let layers = if fits && !sources.is_empty() { fitted::Unit::all(&target) } else { vec![] };
+        let layers = if config.fits() && !sources.is_empty() { fitted::Unit::all(&target) } else { vec![] };
         let mut opened = vec![];
         for network in sources {
             let to = (&target, &layers[..]);

@@ -4,28 +4,9 @@
 //! that facts need no scopes and bodies can be taken apart, and the initializers of subgraphs move to the top-level
 //! graph ([`hoist`]), where weights are looked for. Sites stay with their tensors.
 
-use crate::onnx::{Graph, Node, ValueId};
+use crate::onnx::{Graph, Names, Node, ValueId};
 use indexmap::IndexMap;
 use std::collections::{HashMap, HashSet};
-
-/// Every name that occurs in `graph` and in the graphs inside it.
-pub fn collect_names(graph: &Graph, names: &mut HashSet<ValueId>) {
-    names.extend(graph.inputs.iter().chain(&graph.outputs).map(|i| i.id.clone()));
-    names.extend(graph.initializers.keys().cloned());
-    for node in &graph.nodes {
-        names.extend(node.inputs.iter().chain(&node.outputs).flatten().cloned());
-        node.subgraphs().for_each(|g| collect_names(g, names));
-    }
-}
-
-/// A name that isn't `taken` yet, and is from now on; made from `hint`.
-pub fn fresh(taken: &mut HashSet<ValueId>, hint: &str) -> ValueId {
-    let mut id = ValueId::new(hint);
-    while !taken.insert(id.clone()) {
-        id = ValueId::new(format!("{id}'"));
-    }
-    id
-}
 
 /// Names that a graph gives to values itself.
 pub fn own_names(graph: &Graph) -> impl Iterator<Item = &ValueId> {
@@ -88,13 +69,12 @@ pub fn make_unique(graph: &mut Graph) {
     if graph.nodes.iter().all(|n| n.subgraphs().next().is_none()) {
         return;
     }
-    let mut taken = HashSet::new();
-    collect_names(graph, &mut taken);
+    let mut taken = Names::of(graph);
     let mut claimed = own_names(graph).cloned().collect();
     inside(&mut graph.nodes, &mut claimed, &mut taken);
 }
 
-fn inside(nodes: &mut [Node], claimed: &mut HashSet<ValueId>, taken: &mut HashSet<ValueId>) {
+fn inside(nodes: &mut [Node], claimed: &mut HashSet<ValueId>, taken: &mut Names) {
     for node in nodes {
         let label = node.label();
         for graph in node.subgraphs_mut() {
@@ -103,10 +83,7 @@ fn inside(nodes: &mut [Node], claimed: &mut HashSet<ValueId>, taken: &mut HashSe
                 if claimed.insert(id.clone()) {
                     continue;
                 }
-                let mut name = ValueId::new(format!("{label}/{id}"));
-                while !taken.insert(name.clone()) {
-                    name = ValueId::new(format!("{name}'"));
-                }
+                let name = taken.fresh(&format!("{label}/{id}"));
                 claimed.insert(name.clone());
                 names.insert(id.clone(), name);
             }

@@ -2,20 +2,18 @@
 //!
 //! Exporters write `chunk`, `unbind` and `split` with them. What can't be followed stays as it is. Look at [`unpack`].
 
-use super::names::{self, collect_names};
 use crate::onnx::infer::normalise_axis;
-use crate::onnx::{Facts, Graph, Node, Tensor, ValueId};
-use std::collections::{HashMap, HashSet};
+use crate::onnx::{Facts, Graph, Names, Node, Tensor, ValueId};
+use std::collections::HashMap;
 
 /// Replaces what reads a known sequence by what reads its elements. The sequences themselves stay, for [`Graph::prune`].
 pub fn unpack(graph: &mut Graph, facts: &Facts) {
     if !graph.nodes.iter().any(|n| n.domain.is_empty() && n.op.contains("Sequence")) {
         return;
     }
-    let mut taken = HashSet::new();
-    collect_names(graph, &mut taken);
+    let names = Names::of(graph);
     let nodes = std::mem::take(&mut graph.nodes);
-    let mut work = Work { graph, facts, taken, known: HashMap::new() };
+    let mut work = Work { graph, facts, names, known: HashMap::new() };
     for node in nodes {
         if work.replace(&node).is_none() {
             work.graph.nodes.push(node);
@@ -26,7 +24,7 @@ pub fn unpack(graph: &mut Graph, facts: &Facts) {
 struct Work<'a> {
     graph: &'a mut Graph,
     facts: &'a Facts,
-    taken: HashSet<ValueId>,
+    names: Names,
     /// The elements of each sequence.
     known: HashMap<ValueId, Vec<ValueId>>,
 }
@@ -158,6 +156,6 @@ impl Work<'_> {
         id
     }
     fn fresh(&mut self, hint: &str) -> ValueId {
-        names::fresh(&mut self.taken, hint)
+        self.names.fresh(hint)
     }
 }

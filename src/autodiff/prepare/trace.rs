@@ -5,9 +5,8 @@
 //! `to / from` times as long, with the batch as its outermost factor. Whether that is right is not proved here but
 //! by running both graphs. Look at [`trace`].
 
-use super::names;
 use crate::onnx::infer::normalise_axis;
-use crate::onnx::{Attr, Facts, Graph, Node, Tensor, ValueId, node_reads};
+use crate::onnx::{Attr, Facts, Graph, Names, Node, Tensor, ValueId, node_reads};
 use std::collections::{HashMap, HashSet};
 
 /// How a value relates to the batch.
@@ -31,12 +30,10 @@ pub fn trace(
     from: usize,
     to: usize,
 ) -> Result<Graph, String> {
-    let mut taken = HashSet::new();
-    super::names::collect_names(graph, &mut taken);
     let carries = axes.iter().map(|(id, &axis)| (id.clone(), Carries::Rows(axis))).collect();
     let mut out = graph.clone();
     out.nodes.clear();
-    let mut tracer = Tracer { facts, carries, out, taken, from, to };
+    let mut tracer = Tracer { facts, carries, out, names: Names::of(graph), from, to };
     for node in &graph.nodes {
         tracer.node(node);
     }
@@ -59,7 +56,7 @@ struct Tracer<'a> {
     facts: &'a Facts,
     carries: HashMap<ValueId, Carries>,
     out: Graph,
-    taken: HashSet<ValueId>,
+    names: Names,
     from: usize,
     to: usize,
 }
@@ -148,7 +145,7 @@ impl Tracer<'_> {
         self.out.nodes.push(node.clone());
     }
     fn fresh(&mut self, hint: &str) -> ValueId {
-        names::fresh(&mut self.taken, hint)
+        self.names.fresh(hint)
     }
     fn constant(&mut self, node: &Node, what: &str, values: &[i64]) -> ValueId {
         let id = self.fresh(&format!("{}/{what}", node.label()));

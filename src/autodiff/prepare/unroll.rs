@@ -1,9 +1,9 @@
 //! Short loops written out: a `Loop` or `Scan` whose number of iterations is the same in every run becomes that many
 //! copies of its body, so that executors without loops run it, and gradients go through plain nodes.
 
-use super::names::{self, collect_names, own_names, rename, rename_own};
-use crate::onnx::{Attr, Facts, Graph, Node, Tensor, ValueId};
-use std::collections::{HashMap, HashSet};
+use super::names::{own_names, rename, rename_own};
+use crate::onnx::{Attr, Facts, Graph, Names, Node, Tensor, ValueId};
+use std::collections::HashMap;
 
 /// Loops that would become more nodes than this stay loops.
 const MOST_NODES: usize = 4096;
@@ -13,14 +13,13 @@ pub fn unroll(graph: &mut Graph, facts: &Facts) {
     if !graph.nodes.iter().any(|n| n.is("Loop") || n.is("Scan")) {
         return;
     }
-    let mut taken = HashSet::new();
-    collect_names(graph, &mut taken);
+    let mut names = Names::of(graph);
     for node in std::mem::take(&mut graph.nodes) {
         let Some((body, count)) = countable(graph, facts, &node) else {
             graph.nodes.push(node);
             continue;
         };
-        let mut unrolling = Unrolling { graph: &mut *graph, taken: &mut taken, node: &node, body, count };
+        let mut unrolling = Unrolling { graph: &mut *graph, names: &mut names, node: &node, body, count };
         match node.is("Loop") {
             true => unrolling.unroll_loop(),
             false => unrolling.unroll_scan(),
@@ -73,7 +72,7 @@ fn origin(body: &Graph, id: &ValueId) -> ValueId {
 
 struct Unrolling<'a> {
     graph: &'a mut Graph,
-    taken: &'a mut HashSet<ValueId>,
+    names: &'a mut Names,
     node: &'a Node,
     body: &'a Graph,
     count: usize,
@@ -197,7 +196,7 @@ impl Unrolling<'_> {
     }
 
     fn fresh(&mut self, hint: &str) -> ValueId {
-        names::fresh(self.taken, &format!("{}/{hint}", self.node.label()))
+        self.names.fresh(&format!("{}/{hint}", self.node.label()))
     }
     fn constant(&mut self, what: &str, tensor: Tensor) -> ValueId {
         let id = self.fresh(what);

@@ -4,12 +4,12 @@
 //! Look at [`upgrade`]; what is done to an operator stands in [`super::forms`].
 
 use super::check::{check, check_size};
-use super::names::{collect_names, hoist, make_unique, rename_reads};
+use super::names::{hoist, make_unique, rename_reads};
 use super::{forms, functions};
 use crate::error::{Error, Result};
 use crate::onnx::infer::{Operand, infer};
 use crate::onnx::{
-    Attr, DType, Dim, Fact, Function, Graph, Model, Node, Tensor, ValueId, ValueInfo, WORKING_OPSET,
+    Attr, DType, Dim, Fact, Function, Graph, Model, Names, Node, Tensor, ValueId, ValueInfo, WORKING_OPSET,
 };
 use std::collections::{HashMap, HashSet};
 
@@ -52,8 +52,7 @@ fn is_standard(domain: &str) -> bool {
 /// The state of an upgrade: what has been emitted, and what is known of its values.
 pub(super) struct Upgrade<'a> {
     functions: HashMap<(&'a str, &'a str), &'a Function>,
-    taken: HashSet<ValueId>,
-    counter: usize,
+    names: Names,
     emitted: usize,
     depth: usize,
     /// Element types and ranks; sizes are guesses where the file leaves them open.
@@ -68,12 +67,9 @@ pub(super) struct Upgrade<'a> {
 impl<'a> Upgrade<'a> {
     fn new(model: &'a Model, named: &Graph) -> Self {
         let key = |f: &'a Function| ((f.domain.as_str(), f.name.as_str()), f);
-        let mut taken = HashSet::new();
-        collect_names(named, &mut taken);
         Self {
             functions: model.functions.iter().map(key).collect(),
-            taken,
-            counter: 0,
+            names: Names::of(named),
             emitted: 0,
             depth: 0,
             facts: HashMap::new(),
@@ -165,12 +161,7 @@ impl<'a> Upgrade<'a> {
 
     /// A name nobody has.
     pub fn fresh(&mut self, hint: &str) -> ValueId {
-        let mut id = ValueId::new(hint);
-        while !self.taken.insert(id.clone()) {
-            self.counter += 1;
-            id = ValueId::new(format!("{hint}~{}", self.counter));
-        }
-        id
+        self.names.fresh(hint)
     }
     pub fn push(&mut self, node: Node) {
         self.learn(&node);

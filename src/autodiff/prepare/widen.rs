@@ -4,8 +4,7 @@
 //! float32 model that the half-precision one approximates. Weights keep their places in the file, where they are
 //! rounded to their own type when they are written back. Look at [`widen`].
 
-use crate::onnx::{Attr, DType, Graph, Model, Node, Tensor, ValueId};
-use std::collections::HashSet;
+use crate::onnx::{Attr, DType, Graph, Model, Names, Node, Tensor, ValueId};
 
 /// The model with float32 in place of float16 and bfloat16. Inputs keep their declared types; outputs become
 /// float32. A model without half-precision values is returned as it is.
@@ -14,8 +13,7 @@ pub fn widen(model: &Model) -> Model {
     if !is_half_graph(&model.graph) {
         return model;
     }
-    let mut taken = HashSet::new();
-    super::names::collect_names(&model.graph, &mut taken);
+    let mut names = Names::of(&model.graph);
     let inputs: Vec<ValueId> = model
         .graph
         .required_inputs()
@@ -24,10 +22,7 @@ pub fn widen(model: &Model) -> Model {
         .collect();
     widen_graph(&mut model.graph);
     for id in inputs.iter().rev() {
-        let mut wide = ValueId::new(format!("{id}/float32"));
-        while !taken.insert(wide.clone()) {
-            wide = ValueId::new(format!("{wide}'"));
-        }
+        let wide = names.fresh(&format!("{id}/float32"));
         super::names::rename_reads(&mut model.graph.nodes, id, &wide);
         let cast = Node::new("Cast", &[id], &[&wide]).with("to", i64::from(DType::F32.to_onnx()));
         model.graph.nodes.insert(0, cast);
