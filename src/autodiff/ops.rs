@@ -54,9 +54,6 @@ const CHECKS: [(&str, &str); 5] = [
     ("corners", "Trilu"),
 ];
 
-/// Gradients that need more of an executor than the operator itself: what has been seen to run them.
-const BACKWARD: [(&str, &str); 3] = [("If", "ort"), ("Loop", "ort"), ("Scan", "ort")];
-
 /// The tests that judge an operator's gradient: `corpus` for ONNX's own cases and central differences, `torch` for
 /// PyTorch's autograd, `kernels` for central differences through ONNX Runtime's kernel, and three for special kinds.
 pub fn checks(name: &str) -> Vec<&'static str> {
@@ -186,9 +183,6 @@ pub fn ops(executors: &[&dyn Executor]) -> Vec<Operator> {
             let mut backward = executors.clone();
             if matches!(kind, Handling::Stop | Handling::None) {
                 backward.clear();
-            }
-            if let Some((_, only)) = BACKWARD.iter().find(|row| domain.is_empty() && row.0 == op) {
-                backward.retain(|executor| executor == only);
             }
             let checks = checks(&name);
             Operator {

@@ -1,8 +1,9 @@
 //! The embedded executor: tract, pure Rust, linked in, CPU only.
 //!
-//! Knows how to hand graphs and tensors over to tract and back; [`proto`] translates graphs, [`spread`] and [`mended`] write out
-//! what tract would get wrong. tract panics on some graphs where it should refuse, so every call of it is guarded. Look at [`TractExecutor`].
+//! Knows how to hand graphs and tensors over to tract and back; [`proto`] translates graphs, [`spread`], [`branch`] and [`mended`]
+//! write out what tract would get wrong. tract panics on some graphs where it should refuse, so every call of it is guarded. Look at [`TractExecutor`].
 
+mod branch;
 mod mended;
 mod proto;
 mod spread;
@@ -95,7 +96,7 @@ impl Executor for TractExecutor {
         misses.into_iter().collect()
     }
     fn compile(&self, model: &Model, facts: &Facts) -> Result<Box<dyn Compiled>> {
-        let proto = proto::model(&mended::mended(spread::written_out(model, facts)), facts)?;
+        let proto = proto::model(&branch::mended(mended::mended(spread::written_out(model, facts))), facts)?;
         let typed = self.optimised(&proto).map_err(|what| blame(&model.graph, what))?;
         drop(proto);
         let plan = attempt(|| tract::TypedRunnableModel::new_with_options(typed, &RunOptions::default()))
