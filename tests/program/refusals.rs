@@ -401,3 +401,46 @@ fn an_output_place_that_is_full() {
     assert!(message.contains("File too large"), "{message}");
     assert_eq!(std::fs::read(sandbox.path("out.onnx")).unwrap(), b"old");
 }
+
+#[test]
+fn options_that_do_nothing() {
+    let sandbox = Sandbox::digits();
+    for (options, why) in [
+        ("--method kd --start fitted", "--start does nothing here: no arm of this method has an adapter"),
+        (
+            "--method finetune --cutmix 50",
+            "--cutmix does nothing here: nothing learns from rows without labels [..]",
+        ),
+        (
+            "--method features --gate 0.5",
+            "--gate does nothing here: no arm of this method carries weights[..]",
+        ),
+        ("--start fitted --gate 0.5", "--gate does nothing here: what is fitted has its gate open"),
+        ("--cycle 5", "--cycle does nothing here: [..]"),
+        ("--size 8", "--size does nothing here: only the images of a folder are resized[..]"),
+    ] {
+        refused(
+            &sandbox,
+            &format!("onnx-merge digits_cnn.onnx digits_mlp.onnx {QUICK} {options}"),
+            &format!("error: {why}\nhint: leave it out[..]\n[exit 2]"),
+        );
+    }
+    // Control arms have an adapter.
+    sandbox.transcript(&format!(
+        "$ onnx-merge digits_cnn.onnx digits_mlp.onnx {QUICK} --method kd --ablate --rank 8\n...\n"
+    ));
+}
+
+#[test]
+fn options_that_do_nothing_in_a_configuration_are_noted() {
+    let sandbox = Sandbox::digits();
+    sandbox.transcript(
+        "$ onnx-merge digits_cnn.onnx digits_mlp.onnx -o out.onnx --data digits_train100.npz --val digits_val.npz \
+             --method lpka --rank 8 --lr 0.01 --steps 60 --executor tract
+         ...
+         $ onnx-merge --config merge.toml --method kd -o other.onnx
+         ...
+         note: --rank does nothing: no arm of this method has an adapter
+         ...",
+    );
+}
