@@ -11,7 +11,9 @@ use super::wire::{Coding, Field, put_header, put_varint};
 use super::{DType, ModelFile, SiteId, Tensor, atomic};
 use crate::error::{Error, Result};
 use sha2::{Digest, Sha256};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::File;
+use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -42,17 +44,18 @@ impl Splice {
 /// Writes `file` to `out` with the payloads at the given sites replaced. Each tensor must have its site's shape;
 /// its elements are rounded to the site's element type (to nearest, ties to even).
 ///
-/// The output appears in one go, complete and synced; the side files, if any, just before it.
+/// The output appears in one go, complete and synced, with its side files, if any, just before it.
 ///
 /// # Errors
 /// [`Error::Usage`] where `out`, or a side file beside it, is a file that the model was read from.
 /// [`Error::Tensor`] for a change of another shape, of something that isn't a number, or with elements that are
-/// not finite in the site's type. [`Error::Io`] where writing fails; an old file at `out` is untouched then.
+/// not finite in the site's type. [`Error::Io`] where writing fails. Old files at `out` and beside it are untouched then.
 pub fn write(file: &ModelFile, changes: &[(SiteId, Tensor)], out: &Path) -> Result<Written> {
     write_if(file, changes, out, |_| Ok(()))
 }
 
-/// The same where `check` has nothing against the new model, which it finds complete beside the old one.
+/// The same where `check` has nothing against the new model, which it finds complete, with its side files, in a folder
+/// beside the old one.
 ///
 /// # Errors
 /// As [`write`], or whatever `check` returns.
@@ -85,8 +88,17 @@ pub fn write_if(
         }
     }
     fix_lengths(&mut splices, &rebuilt)?;
-    let side_files = write_sides(file, sides, out)?;
-    let (bytes, sha256) = spliced(file.bytes(), splices, out, check)?;
+    in_order(&mut splices, out)?;
+    let mut batch = atomic::Batch::beside(&out.canonicalize().unwrap_or_else(|_| out.to_owned()))?;
+    let side_files = add_sides(&mut batch, file, sides, out)?;
+    let (mut bytes, mut sha256) = (0, String::new());
+    let name = Path::new(out.file_name().unwrap_or_default());
+    let staged = batch.add(name, out, |to| {
+        (bytes, sha256) = put_spliced(file.bytes(), &splices, to)?;
+        Ok(())
+    })?;
+    check(&staged)?;
+    batch.commit()?;
     Ok(Written { path: out.to_owned(), bytes, sha256, side_files })
 }
 
@@ -209,40 +221,51 @@ fn fix_lengths(splices: &mut Vec<Splice>, rebuilt: &[&Site]) -> Result<()> {
     Ok(())
 }
 
-/// Writes `old` with its splices to `path`; returns size and hash.
-fn spliced(
-    old: &[u8],
-    mut splices: Vec<Splice>,
-    path: &Path,
-    check: impl FnOnce(&Path) -> Result<()>,
-) -> Result<(u64, String)> {
+/// Sorts the splices of the file at `path`.
+fn in_order(splices: &mut [Splice], path: &Path) -> Result<()> {
     splices.sort_by_key(|s| (s.range.start, s.range.end));
-    if splices.windows(2).any(|w| w[0].range.end > w[1].range.start) {
-        return Err(Error::model(path, "two changed tensors share their bytes in the file"));
+    match splices.windows(2).any(|w| w[0].range.end > w[1].range.start) {
+        true => Err(Error::model(path, "two changed tensors share their bytes in the file")),
+        false => Ok(()),
     }
-    let fill = |out: &mut dyn std::io::Write| {
-        let mut hash = Sha256::new();
-        let mut size = 0u64;
-        let mut put = |bytes: &[u8]| {
-            hash.update(bytes);
-            size += bytes.len() as u64;
-            out.write_all(bytes).map_err(|e| Error::io(path, e))
-        };
-        let mut at = 0;
-        for splice in &splices {
-            put(old.get(at..splice.range.start).unwrap_or_default())?;
-            put(&splice.bytes)?;
-            at = splice.range.end;
-        }
-        put(old.get(at..).unwrap_or_default())?;
-        let hash = hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
-        Ok((size, hash))
-    };
-    atomic::replace_if(path, fill, check)
 }
 
-/// Copies the side files to where the output needs them, patched.
-fn write_sides(
+/// Writes `old` with its splices to `to`; returns size and hash.
+fn put_spliced(old: &[u8], splices: &[Splice], to: &mut File) -> io::Result<(u64, String)> {
+    let mut to = BufWriter::with_capacity(1 << 20, to);
+    let (mut hash, mut size) = (Sha256::new(), 0u64);
+    let mut put = |bytes: &[u8]| {
+        hash.update(bytes);
+        size += bytes.len() as u64;
+        to.write_all(bytes)
+    };
+    let mut at = 0;
+    for splice in splices {
+        put(old.get(at..splice.range.start).unwrap_or_default())?;
+        put(&splice.bytes)?;
+        at = splice.range.end;
+    }
+    put(old.get(at..).unwrap_or_default())?;
+    to.flush()?;
+    Ok((size, hash.finalize().iter().map(|b| format!("{b:02x}")).collect()))
+}
+
+/// The same for a file too large to be looked at: between the splices the system copies, without the bytes passing through
+/// this process, and without copying at all where the file system can share them.
+fn copy_spliced(mut old: File, splices: &[Splice], to: &mut File) -> io::Result<()> {
+    let mut at = 0;
+    for splice in splices {
+        let (start, end) = (splice.range.start as u64, splice.range.end as u64);
+        io::copy(&mut (&mut old).take(start - at), to)?;
+        to.write_all(&splice.bytes)?;
+        at = old.seek(SeekFrom::Start(end))?;
+    }
+    io::copy(&mut old, to).map(drop)
+}
+
+/// Adds the side files that the output needs, patched.
+fn add_sides(
+    batch: &mut atomic::Batch,
     file: &ModelFile,
     mut changed: HashMap<&Path, Vec<Splice>>,
     out: &Path,
@@ -250,11 +273,12 @@ fn write_sides(
     let folder = out.parent().unwrap_or(Path::new(""));
     let mut inputs = file.side_files();
     inputs.push(&file.path);
-    let mut copies: Vec<(&Path, PathBuf, Vec<Splice>)> = vec![];
+    let mut copies: Vec<PathBuf> = vec![];
+    let mut seen = BTreeSet::new();
     for site in &file.sites {
         let Encoding::External { location, file: side, .. } = &site.encoding else { continue };
-        let copy = folder.join(location);
-        if copies.iter().any(|(_, other, _)| *other == copy) {
+        let (name, copy) = (Path::new(location), folder.join(location));
+        if !seen.insert(copy.clone()) {
             continue;
         }
         let mut splices = changed.remove(side.as_path()).unwrap_or_default();
@@ -262,24 +286,21 @@ fn write_sides(
         // Tied weights share their bytes; each change of them is then the same.
         splices.dedup_by(|b, a| a.range == b.range && a.bytes == b.bytes);
         if same_file(&copy, side) && splices.is_empty() {
+            batch.show(name, side)?;
             continue;
         }
-        if inputs.iter().any(|input| same_file(&copy, input)) {
+        if copy == *out || inputs.iter().any(|input| same_file(&copy, input)) {
             let what = format!("{} holds the model's own weights and would be overwritten", copy.display());
             return Err(Error::usage(what)
                 .hint("choose an output in another folder: external data is written beside it"));
         }
         refuse_shared(file, side, &splices)?;
-        copies.push((side, copy, splices));
+        in_order(&mut splices, side)?;
+        let old = File::open(side).map_err(|e| Error::io(side, e))?;
+        batch.add(name, &copy, |to| copy_spliced(old, &splices, to))?;
+        copies.push(copy);
     }
-    for (side, copy, splices) in &mut copies {
-        if let Some(parent) = copy.parent() {
-            std::fs::create_dir_all(parent).map_err(|e| Error::io(parent, e))?;
-        }
-        let old = super::read::map_file(side)?;
-        spliced(&old, std::mem::take(splices), copy, |_| Ok(()))?;
-    }
-    Ok(copies.into_iter().map(|(_, copy, _)| copy).collect())
+    Ok(copies)
 }
 
 /// Refuses to change bytes that an unchanged tensor uses too.

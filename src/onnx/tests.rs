@@ -2,6 +2,7 @@
 
 use super::wire::{put_bytes, put_varint};
 use super::*;
+use crate::error::Error;
 use std::path::{Path, PathBuf};
 
 /// The real models of a folder; none, and a line saying so, where there are none.
@@ -279,6 +280,44 @@ fn external_data_is_patched_in_a_copy() {
     assert_eq!(std::fs::read(&written.path).unwrap(), file.bytes());
     let side = std::fs::read(elsewhere.path().join("side.bin")).unwrap();
     assert_eq!(side, bytemuck::cast_slice::<f32, u8>(&[9.0, 5.0, 6.0, 8.0]));
+}
+
+#[test]
+fn old_files_stay_where_the_new_ones_are_refused() {
+    let (folder, path) = in_folder(&external(&[("location", "side.bin")]));
+    std::fs::write(folder.path().join("side.bin"), bytemuck::cast_slice(&[1.0f32, 2.0])).unwrap();
+    let file = read(&path).unwrap();
+    let site = sites(&file).remove(0).0;
+    let change = [(site, Tensor::f32(&[2], &[5.0, 6.0]))];
+    let elsewhere = tempfile::tempdir().unwrap();
+    let [out, side] = ["out.onnx", "side.bin"].map(|name| elsewhere.path().join(name));
+    let old = || {
+        std::fs::write(&out, "old").unwrap();
+        std::fs::write(&side, "old").unwrap();
+    };
+    old();
+    let refused = surgery::write_if(&file, &change, &out, |new| {
+        let found = sites(&read(new)?).remove(0).1;
+        assert_eq!(found, change[0].1, "what is checked is complete");
+        Err(Error::usage("refused"))
+    });
+    assert_eq!(refused.unwrap_err().to_string(), "refused");
+    // The model's own place can't be taken any more when all is checked.
+    let blocked = surgery::write_if(&file, &change, &out, |_| {
+        std::fs::remove_file(&out).unwrap();
+        std::fs::create_dir_all(out.join("full")).unwrap();
+        Ok(())
+    });
+    assert!(matches!(blocked, Err(Error::Io { .. })));
+    assert_eq!(std::fs::read(&side).unwrap(), b"old");
+    std::fs::remove_dir_all(&out).unwrap();
+    old();
+    surgery::write(&file, &change, &out).unwrap();
+    assert_eq!(sites(&read(&out).unwrap()).remove(0).1, change[0].1);
+    assert_eq!(std::fs::read_dir(elsewhere.path()).unwrap().count(), 2);
+    // Beside the model itself, where nothing of the side file changes, that stays the one it is.
+    let beside = surgery::write(&file, &[], &folder.path().join("beside.onnx")).unwrap();
+    assert!(beside.side_files.is_empty());
 }
 
 #[test]
