@@ -47,15 +47,17 @@ impl Contest<'_> {
         let short = steps / PART;
         let mut contender = self.begin(arm, seed, (short, rates[0]))?;
         let (start, first) = (contender.fit.mark(), contender.fit.weights());
+        let began = self.session.evaluate(&first, Split::Val)?;
         let mut tried = Tried::default();
         for rate in rates {
-            if self.stopped || tried.divergence.is_some() {
+            let hopeless =
+                tried.divergence.is_some() || !tried.bests.is_empty() && !self.holds(&tried, began);
+            if self.stopped || hopeless {
                 break;
             }
             self.again(&mut contender, &start, (short, rate))?;
             self.attempt(&mut contender, &mut tried, observer)?;
         }
-        let began = self.session.evaluate(&first, Split::Val)?;
         for rate in optimizer.low_rates() {
             if self.stopped || self.holds(&tried, began) {
                 break;
@@ -64,7 +66,7 @@ impl Contest<'_> {
             self.attempt(&mut contender, &mut tried, observer)?;
         }
         let rows = self.session.examples().rows(Split::Val);
-        match (pick(tried.bests, &self.session.metric, rows), tried.divergence) {
+        match (pick(tried.bests, began, &self.session.metric, rows), tried.divergence) {
             (Some((rate, best)), _) => {
                 self.again(&mut contender, &start, (steps, rate))?;
                 contender.best = Some(best);
@@ -120,15 +122,43 @@ impl Contest<'_> {
     }
 }
 
-/// Of some trials, the one of the highest rate that validated about as well as any: within a standard error. Few steps favour low
-/// rates, as do starts near the end of training, which a high rate leaves before it comes back.
-fn pick(bests: Vec<(f64, Best)>, metric: &Metric, rows: usize) -> Option<(f64, Best)> {
-    let values = bests.iter().map(|(_, best)| best.metric);
-    let highest = values.fold(f64::NAN, |a, b| if better(metric, b, a) { b } else { a });
-    let allowed = standard_error(metric, highest, rows);
-    bests.into_iter().rev().find(|(_, best)| metric.gain(highest, best.metric) >= -allowed)
+/// Of some trials, the one of the highest rate that validated about as well as any, and as the arm did when it began: within two
+/// standard errors, or else the best. Few steps favour low rates, as do starts near the end of training, which a high rate leaves
+/// before it comes back.
+fn pick(mut bests: Vec<(f64, Best)>, began: f64, metric: &Metric, rows: usize) -> Option<(f64, Best)> {
+    let values = || bests.iter().map(|(_, best)| best.metric);
+    let highest = values().chain([began]).fold(f64::NAN, |a, b| if better(metric, b, a) { b } else { a });
+    let allowed = 2.0 * standard_error(metric, highest, rows);
+    let near = values().rposition(|value| metric.gain(highest, value) >= -allowed);
+    let place = near.or_else(|| {
+        let gain = |i: &usize| metric.gain(highest, bests[*i].1.metric);
+        (0..bests.len()).max_by(|i, j| gain(i).total_cmp(&gain(j)))
+    })?;
+    Some(bests.swap_remove(place))
 }
 
+/// Of an accuracy; none is known of other metrics.
 fn standard_error(metric: &Metric, value: f64, rows: usize) -> f64 {
     2.0 * slack(metric, value, rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The rate that is picked of those whose trials came to `values`, of 400 rows.
+    fn picked(began: f64, values: &[(f64, f64)]) -> f64 {
+        let best = |metric| Best { metric, step: 1, weights: vec![] };
+        let tried = values.iter().map(|&(rate, metric)| (rate, best(metric))).collect();
+        pick(tried, began, &Metric::accuracy(), 400).unwrap().0
+    }
+
+    #[test]
+    fn the_highest_rate_that_is_not_clearly_worse_is_picked() {
+        assert_eq!(picked(0.5, &[(1e-3, 0.80), (3e-3, 0.82), (1e-2, 0.79)]), 1e-2);
+        assert_eq!(picked(0.5, &[(1e-3, 0.80), (3e-3, 0.82), (1e-2, 0.77)]), 3e-3);
+        // Where an arm began counts too.
+        assert_eq!(picked(0.9, &[(1e-5, 0.9), (1e-4, 0.88), (1e-3, 0.84)]), 1e-4);
+        assert_eq!(picked(0.9, &[(1e-3, 0.6), (3e-3, 0.4)]), 1e-3);
+    }
 }
