@@ -17,7 +17,7 @@ const BETA2: f64 = 0.999;
 const EPSILON: f64 = 1e-8;
 const MOMENTUM: f64 = 0.9;
 
-/// A flat vector of several parameters, one after the other.
+/// A flat vector of several parameters, one after the other; or one parameter, in its own shape.
 struct Flat {
     members: Vec<usize>,
     len: usize,
@@ -64,6 +64,9 @@ impl Flats {
     /// The first values of the flat vectors.
     pub fn initial(&self, parameters: &Parameters) -> Vec<Tensor> {
         let values = |flat: &Flat| {
+            if let [alone] = flat.members[..] {
+                return parameters.list[self.first + alone].initial.clone();
+            }
             let parts = flat
                 .members
                 .iter()
@@ -73,10 +76,18 @@ impl Flats {
         self.flats.iter().map(values).collect()
     }
 
+    fn shape(&self, flat: &Flat) -> Vec<usize> {
+        match flat.members[..] {
+            [alone] => self.shapes[alone].clone(),
+            _ => vec![flat.len],
+        }
+    }
+
     /// Declares an input for each flat vector.
     pub fn inputs(&self, b: &mut Builder, prefix: &str) -> Vec<ValueId> {
-        let declare =
-            |(i, flat): (usize, &Flat)| b.input(&format!("{prefix}{i}"), Fact::new(DType::F32, &[flat.len]));
+        let declare = |(i, flat): (usize, &Flat)| {
+            b.input(&format!("{prefix}{i}"), Fact::new(DType::F32, &self.shape(flat)))
+        };
         self.flats.iter().enumerate().map(declare).collect()
     }
 
@@ -84,13 +95,14 @@ impl Flats {
     pub fn views(&self, b: &mut Builder, flats: &[ValueId]) -> Vec<ValueId> {
         let mut views = vec![None; self.shapes.len()];
         for (flat, whole) in self.flats.iter().zip(flats) {
+            if let [alone] = flat.members[..] {
+                views[alone] = Some(whole.clone());
+                continue;
+            }
             let mut start = 0i64;
             for &i in &flat.members {
                 let end = start + self.shapes[i].iter().product::<usize>() as i64;
-                let part = match flat.members.len() {
-                    1 => whole.clone(),
-                    _ => b.slice(whole, &[start], &[end], &[0]),
-                };
+                let part = b.slice(whole, &[start], &[end], &[0]);
                 views[i] = Some(b.reshape(&part, &self.shapes[i]));
                 start = end;
             }
@@ -101,6 +113,11 @@ impl Flats {
     /// The cotangents of the parameters as flat vectors; zeros where there is none.
     pub fn gathered(&self, b: &mut Builder, cotangents: &[Option<ValueId>]) -> Vec<ValueId> {
         let mut gather = |flat: &Flat| {
+            if let [alone] = flat.members[..] {
+                let cotangent = cotangents[alone].clone().filter(|_| !flat.frozen);
+                let zeros = || Tensor::zeros(DType::F32, &self.shapes[alone]);
+                return cotangent.unwrap_or_else(|| b.constant(zeros()));
+            }
             let parts: Vec<ValueId> = flat
                 .members
                 .iter()

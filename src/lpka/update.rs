@@ -140,7 +140,11 @@ fn noise_inputs(inputs: &mut Vec<(ValueId, Fact)>) -> Noise<'_> {
 pub(super) fn outputs(b: &mut Builder, plan: &Plan, prefix: &str, merged: Vec<ValueId>) -> Vec<ValueId> {
     let declare = |(value, link): (ValueId, super::parameters::Linked)| {
         let value = b.cast(&value, link.fact.dtype);
-        b.output_as(&format!("{prefix}/{}", link.name), &value)
+        // A weight that is trained as it is needn't be there twice.
+        match b.graph().outputs.iter().any(|o| o.id == value) {
+            true => value,
+            false => b.output_as(&format!("{prefix}/{}", link.name), &value),
+        }
     };
     merged.into_iter().zip(plan.linked()).map(declare).collect()
 }

@@ -26,6 +26,8 @@ pub struct Tensor {
 enum Payload {
     Owned(Arc<Vec<u8>>),
     Mapped(Arc<Mmap>, Range<usize>),
+    /// In somebody else's hands, who doesn't change it.
+    Held(Arc<dyn AsRef<[u8]> + Send + Sync>),
 }
 
 /// The number of elements of a shape, or `None` where it overflows.
@@ -38,6 +40,14 @@ impl Tensor {
     pub fn new(dtype: DType, shape: &[usize], bytes: Vec<u8>) -> Result<Self> {
         check_length(dtype, shape, bytes.len())?;
         Ok(Self { dtype, shape: shape.to_vec(), payload: Payload::Owned(Arc::new(bytes)), site: None })
+    }
+    /// A tensor whose payload stays where `holder` has it.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] where it isn't as long as the shape wants.
+    pub fn held(dtype: DType, shape: &[usize], holder: Arc<dyn AsRef<[u8]> + Send + Sync>) -> Result<Self> {
+        check_length(dtype, shape, (*holder).as_ref().len())?;
+        Ok(Self { dtype, shape: shape.to_vec(), payload: Payload::Held(holder), site: None })
     }
     /// A tensor whose payload stays in the memory map.
     pub fn mapped(dtype: DType, shape: &[usize], map: Arc<Mmap>, range: Range<usize>) -> Result<Self> {
@@ -69,7 +79,9 @@ impl Tensor {
     }
     pub fn zeros(dtype: DType, shape: &[usize]) -> Self {
         let count = element_count(shape).unwrap_or(0);
-        Self::of(dtype, shape, &vec![0; count * dtype.size().unwrap_or(0)])
+        // Memory that is zero by itself takes no room until it is written to: not to be copied.
+        let bytes = vec![0; count * dtype.size().unwrap_or(0)];
+        Self { dtype, shape: shape.to_vec(), payload: Payload::Owned(Arc::new(bytes)), site: None }
     }
     /// `values`, rounded to a real or integer type of the given name.
     ///
@@ -134,6 +146,7 @@ impl Tensor {
         match &self.payload {
             Payload::Owned(bytes) => bytes,
             Payload::Mapped(map, range) => &map[range.clone()],
+            Payload::Held(holder) => (**holder).as_ref(),
         }
     }
     /// The same payload under another shape of as many elements.

@@ -141,8 +141,8 @@ pub struct Value(Arc<dyn DeviceValue>);
 /// What an executor's own values must be able to do.
 pub trait DeviceValue: Any + Send + Sync {
     fn fact(&self) -> Fact;
-    /// Copies to the host.
-    fn to_host(&self) -> Result<Tensor>;
+    /// On the host: a copy, unless it lies there already.
+    fn to_host(self: Arc<Self>) -> Result<Tensor>;
 }
 
 impl Value {
@@ -157,7 +157,7 @@ impl Value {
         self.0.fact()
     }
     pub fn to_host(&self) -> Result<Tensor> {
-        self.0.to_host()
+        self.0.clone().to_host()
     }
     /// This value as an executor's own type, if it is one.
     pub fn downcast<T: DeviceValue>(&self) -> Option<&T> {
@@ -173,7 +173,7 @@ impl DeviceValue for Tensor {
     fn fact(&self) -> Fact {
         Fact::of(self)
     }
-    fn to_host(&self) -> Result<Tensor> {
-        Ok(self.clone())
+    fn to_host(self: Arc<Self>) -> Result<Tensor> {
+        Ok((*self).clone())
     }
 }

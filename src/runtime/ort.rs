@@ -18,7 +18,7 @@ use ::ort::session::{Session, SessionInputValue};
 use ::ort::value::{DynTensor, DynValue, Shape, TensorElementType, ValueType};
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 const NAME: &str = "ort";
 /// Set (to anything) before the library is loaded, this keeps it from collecting and sending data.
@@ -110,7 +110,7 @@ impl OrtExecutor {
         let session = guarded(|| self.session(&bytes, lasting, level))
             .map_err(failed)?
             .map_err(|e| blame(&model.graph, &e))?;
-        let weights = weights.into_iter().map(Weight::of).collect::<Result<_>>()?;
+        let weights = weights.into_iter().map(Lent::of).collect::<Result<_>>()?;
         Ok(Box::new(Program { session, inputs, outputs, weights }))
     }
 }
@@ -252,10 +252,8 @@ fn set_aside(graph: &mut Graph) -> Vec<Tensor> {
     if all < LARGE_MODEL {
         return vec![];
     }
-    // Memory maps begin anywhere.
-    let aligned = |t: &Tensor| t.bytes().as_ptr().addr().is_multiple_of(t.dtype().size().unwrap_or(1).max(1));
     let stays =
-        |t: &Tensor| t.bytes().len() >= LARGE_WEIGHT && element_type(t.dtype()).is_some() && aligned(t);
+        |t: &Tensor| t.bytes().len() >= LARGE_WEIGHT && element_type(t.dtype()).is_some() && is_aligned(t);
     let (mut weights, mut rest) = (vec![], graph.initializers.clone());
     rest.retain(|id, tensor| {
         if stays(tensor) {
@@ -268,17 +266,35 @@ fn set_aside(graph: &mut Graph) -> Vec<Tensor> {
     weights
 }
 
-/// A weight that a session reads where it is, in the file's memory map for instance.
-struct Weight {
+/// Whether the elements lie where a session can read them; memory maps begin anywhere.
+fn is_aligned(tensor: &Tensor) -> bool {
+    tensor.bytes().as_ptr().addr().is_multiple_of(tensor.dtype().size().unwrap_or(1).max(1))
+}
+
+/// An output as a value that lives by itself: one that is an input as it was `lent` is copied.
+fn own(value: OrtValue, lent: &[*const u8]) -> Result<Value> {
+    let place = value.pointer();
+    let value = match !place.is_null() && lent.contains(&place) {
+        true => upload(&Arc::new(value).to_host()?)?,
+        false => value,
+    };
+    Ok(Value::new(value))
+}
+
+/// A tensor that a session reads where it is, in a file's memory map for instance.
+struct Lent {
     value: OrtValue,
     /// The memory behind `value`, let go of after it.
     _tensor: Tensor,
 }
 
-impl Weight {
+impl Lent {
     fn of(tensor: Tensor) -> Result<Self> {
-        let made = guarded(|| view(&tensor)).map_err(failed)?;
-        Ok(Self { value: made.map_err(|e| failed(tidy(&e)))?, _tensor: tensor })
+        let value = match is_aligned(&tensor) && !tensor.is_empty() {
+            true => guarded(|| view(&tensor)).map_err(failed)?.map_err(|e| failed(tidy(&e)))?,
+            false => upload(&tensor)?,
+        };
+        Ok(Self { value, _tensor: tensor })
     }
 }
 
@@ -287,7 +303,7 @@ struct Program {
     /// Those that are given; `weights` come after them.
     inputs: Vec<ValueId>,
     outputs: Vec<usize>,
-    weights: Vec<Weight>,
+    weights: Vec<Lent>,
 }
 
 impl Compiled for Program {
@@ -299,7 +315,7 @@ impl Compiled for Program {
             .iter()
             .map(|value| match value.downcast::<OrtValue>() {
                 Some(_) => Ok(None),
-                None => upload(&value.to_host()?).map(Some),
+                None => Lent::of(value.to_host()?).map(Some),
             })
             .collect::<Result<Vec<_>>>()?;
         let Program { session, outputs: places, weights, .. } = self;
@@ -307,7 +323,10 @@ impl Compiled for Program {
             let feeds: Vec<SessionInputValue<'_>> = inputs
                 .iter()
                 .zip(&moved)
-                .filter_map(|(value, moved)| moved.as_ref().or_else(|| value.downcast::<OrtValue>()))
+                .filter_map(|(value, moved)| match moved {
+                    Some(moved) => Some(&moved.value),
+                    None => value.downcast::<OrtValue>(),
+                })
                 .chain(weights.iter().map(|weight| &weight.value))
                 .map(|value| SessionInputValue::from(&value.0))
                 .collect();
@@ -316,7 +335,9 @@ impl Compiled for Program {
         })
         .map_err(failed)?
         .map_err(|e: ::ort::Error| failed(tidy(&e)))?;
-        let values: Vec<Value> = outputs.into_iter().map(|v| Value::new(OrtValue(v))).collect();
+        let lent: Vec<*const u8> = moved.iter().flatten().map(|m| m.value.pointer()).collect();
+        let values =
+            outputs.into_iter().map(|value| own(OrtValue(value), &lent)).collect::<Result<Vec<_>>>()?;
         places.iter().map(|&i| values.get(i).cloned().ok_or_else(|| failed("an output is missing"))).collect()
     }
 }
@@ -334,22 +355,36 @@ impl DeviceValue for OrtValue {
             _ => Fact::new(DType::Other(0), &[]),
         }
     }
-    fn to_host(&self) -> Result<Tensor> {
+    fn to_host(self: Arc<Self>) -> Result<Tensor> {
         let Fact { dtype, shape } = self.fact();
-        let Some(bytes) = dtype.size().and_then(|size| crate::onnx::element_count(&shape)?.checked_mul(size))
-        else {
+        if dtype.size().is_none() {
             return Err(failed(format!("{dtype} values of shape {shape:?} can't be read")));
-        };
-        let pointer =
+        }
+        Tensor::held(dtype, &shape, self)
+    }
+}
+
+impl OrtValue {
+    /// Where its elements are; null where that can't be told.
+    fn pointer(&self) -> *const u8 {
+        let found =
             guarded(|| self.0.view().downcast::<::ort::value::DynTensorValueType>().map(|t| t.data_ptr()));
-        let pointer = pointer.map_err(failed)?.map_err(|e| failed(tidy(&e)))?;
-        let data = match pointer.is_null() || bytes == 0 {
-            true => vec![],
+        found.ok().and_then(Result::ok).map_or(std::ptr::null(), <*const _>::cast)
+    }
+}
+
+impl AsRef<[u8]> for OrtValue {
+    fn as_ref(&self) -> &[u8] {
+        let (fact, pointer) = (self.fact(), self.pointer());
+        let count = crate::onnx::element_count(&fact.shape);
+        let bytes =
+            count.zip(fact.dtype.size()).and_then(|(count, size)| count.checked_mul(size)).unwrap_or(0);
+        match pointer.is_null() || bytes == 0 {
+            true => &[],
             // SAFETY: a tensor of plain numbers holds its elements densely, in the processor's memory since no
             // other execution provider is registered; it lives as long as `self`, and nobody writes to it.
-            false => unsafe { std::slice::from_raw_parts(pointer.cast::<u8>(), bytes) }.to_vec(),
-        };
-        Tensor::new(dtype, &shape, data)
+            false => unsafe { std::slice::from_raw_parts(pointer, bytes) },
+        }
     }
 }
 

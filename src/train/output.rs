@@ -4,7 +4,7 @@ use super::merge::MergeRequest;
 use super::network::Network;
 use super::session::{Session, Split};
 use crate::error::{Error, Result, ResultExt};
-use crate::onnx::{SiteId, Tensor, ValueId, surgery};
+use crate::onnx::{DType, SiteId, Tensor, ValueId, surgery};
 use crate::report;
 use std::path::Path;
 
@@ -83,10 +83,8 @@ pub fn describe(session: &Session, changed: &[(ValueId, Tensor)]) -> Vec<report:
     changed
         .iter()
         .map(|(id, after)| {
-            let before =
-                session.target.model.graph.initializers.get(id).map(Tensor::to_f64).unwrap_or_default();
-            let norm: f64 = before.iter().map(|v| v * v).sum();
-            let moved: f64 = before.iter().zip(after.to_f64()).map(|(b, a)| (a - b).powi(2)).sum();
+            let before = session.target.model.graph.initializers.get(id);
+            let (norm, moved) = before.map_or((0.0, 0.0), |before| squares(before, after));
             report::Changed {
                 initializer: id.to_string(),
                 role: weights
@@ -98,4 +96,19 @@ pub fn describe(session: &Session, changed: &[(ValueId, Tensor)]) -> Vec<report:
             }
         })
         .collect()
+}
+
+/// ‖before‖² and ‖after − before‖².
+fn squares(before: &Tensor, after: &Tensor) -> (f64, f64) {
+    let sums = |pairs: &mut dyn Iterator<Item = (f64, f64)>| {
+        pairs.fold((0.0, 0.0), |(norm, moved), (b, a)| (norm + b * b, moved + (a - b) * (a - b)))
+    };
+    match (before.dtype(), after.dtype()) {
+        // Weights are large: not to be held twice as doubles.
+        (DType::F32, DType::F32) => {
+            let (before, after) = (before.to_f32(), after.to_f32());
+            sums(&mut before.iter().zip(after.iter()).map(|(&b, &a)| (f64::from(b), f64::from(a))))
+        }
+        _ => sums(&mut before.to_f64().into_iter().zip(after.to_f64())),
+    }
 }

@@ -218,9 +218,15 @@ impl DeviceValue for TractValue {
     fn fact(&self) -> Fact {
         Fact::new(dtype(self.0.datum_type()), self.0.shape())
     }
-    fn to_host(&self) -> Result<Tensor> {
+    fn to_host(self: Arc<Self>) -> Result<Tensor> {
         let fact = self.fact();
-        Tensor::new(fact.dtype, &fact.shape, self.0.as_bytes().to_vec())
+        Tensor::held(fact.dtype, &fact.shape, self)
+    }
+}
+
+impl AsRef<[u8]> for TractValue {
+    fn as_ref(&self) -> &[u8] {
+        self.0.as_bytes()
     }
 }
 

@@ -31,7 +31,7 @@ impl DeviceValue for WgpuValue {
     fn fact(&self) -> Fact {
         self.fact.clone()
     }
-    fn to_host(&self) -> Result<Tensor> {
+    fn to_host(self: std::sync::Arc<Self>) -> Result<Tensor> {
         let words = self.memory.gpu().read(&self.memory, self.fact.len())?;
         let tensor = from_words(&self.fact, &words);
         tensor.ok_or_else(|| Error::executor("wgpu", format!("{:?} can't be read back", self.fact)))
