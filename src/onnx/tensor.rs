@@ -149,6 +149,19 @@ impl Tensor {
             Payload::Held(holder) => (**holder).as_ref(),
         }
     }
+    /// The payload, where nobody else has it; else the tensor again.
+    pub fn into_bytes(self) -> std::result::Result<Vec<u8>, Self> {
+        let Self { dtype, shape, payload, site } = self;
+        match payload {
+            Payload::Owned(bytes) => Arc::try_unwrap(bytes).map_err(|bytes| Self {
+                dtype,
+                shape,
+                payload: Payload::Owned(bytes),
+                site,
+            }),
+            payload => Err(Self { dtype, shape, payload, site }),
+        }
+    }
     /// The same payload under another shape of as many elements.
     pub fn reshaped(&self, shape: &[usize]) -> Self {
         assert_eq!(element_count(shape), Some(self.len()), "reshape {:?} to {shape:?}", self.shape);

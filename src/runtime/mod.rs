@@ -9,6 +9,7 @@ pub mod discover;
 mod guard;
 #[cfg(feature = "ort")]
 mod ort;
+mod pieces;
 mod profile;
 mod select;
 #[cfg(feature = "wgpu")]
@@ -86,6 +87,10 @@ pub trait Executor: Send + Sync {
     fn forms(&self) -> Forms {
         Forms::default()
     }
+    /// Whether its values lie in the host's memory.
+    fn on_host(&self) -> bool {
+        false
+    }
     /// Whether a value is where this executor reads it without moving it.
     fn holds(&self, value: &Value) -> bool;
     /// Waits until everything that was begun is done.
@@ -157,7 +162,11 @@ impl Value {
         self.0.fact()
     }
     pub fn to_host(&self) -> Result<Tensor> {
-        self.0.clone().to_host()
+        self.clone().into_host()
+    }
+    /// The same of a value that isn't wanted any more: what nobody else has can be changed then.
+    pub fn into_host(self) -> Result<Tensor> {
+        self.0.to_host()
     }
     /// This value as an executor's own type, if it is one.
     pub fn downcast<T: DeviceValue>(&self) -> Option<&T> {
@@ -174,6 +183,6 @@ impl DeviceValue for Tensor {
         Fact::of(self)
     }
     fn to_host(self: Arc<Self>) -> Result<Tensor> {
-        Ok((*self).clone())
+        Ok(Arc::unwrap_or_clone(self))
     }
 }

@@ -217,6 +217,9 @@ impl Executor for OrtExecutor {
     fn enough(&self) -> Option<usize> {
         Some(super::ENOUGH_FOR_A_CPU)
     }
+    fn on_host(&self) -> bool {
+        true
+    }
     fn upload(&self, tensor: &Tensor) -> Result<Value> {
         Ok(Value::new(upload(tensor)?))
     }

@@ -178,6 +178,9 @@ impl Executor for Profiled {
         let compiled = self.inner.compile(model, facts)?;
         Ok(watched(compiled, self.inner.clone(), &self.profile, part_of(model)))
     }
+    fn on_host(&self) -> bool {
+        self.inner.on_host()
+    }
     fn upload(&self, tensor: &Tensor) -> Result<Value> {
         self.inner.upload(tensor)
     }

@@ -4,6 +4,7 @@
 //! [`Runner`] runs it. Positions of inputs and outputs are looked up once ([`Runner::feed`],
 //! [`Runner::fetch`]), so that a step costs no lookups by name.
 
+use super::pieces::{self, Part};
 use super::{Compiled, Executor, Value};
 use crate::error::{Error, Result};
 use crate::onnx::{Fact, Facts, Model, Tensor, ValueId};
@@ -71,7 +72,12 @@ pub struct Snapshot(Vec<Value>);
 /// A compiled step program with its state.
 pub struct Runner {
     executor: Arc<dyn Executor>,
-    program: Box<dyn Compiled>,
+    /// All but the parts that are run piece by piece; nothing where they are all there is.
+    program: Option<Box<dyn Compiled>>,
+    /// Places of its inputs and outputs among all; what it makes for parts comes after its outputs.
+    program_inputs: Vec<usize>,
+    program_outputs: Vec<usize>,
+    parts: Vec<Placed>,
     inputs: Vec<Input>,
     outputs: Vec<ValueId>,
     output_index: HashMap<ValueId, usize>,
@@ -89,6 +95,20 @@ struct StateSlot {
     input: usize,
     output: usize,
     initial: Tensor,
+}
+
+/// A part that is run piece by piece, and the places of its values.
+struct Placed {
+    part: Part,
+    large: Vec<usize>,
+    single: Vec<Single>,
+    outputs: Vec<usize>,
+}
+
+/// Where an input of one element comes from: what the step is given, or what the program makes.
+enum Single {
+    Given(usize),
+    Made(usize),
 }
 
 impl Runner {
@@ -118,9 +138,50 @@ impl Runner {
                 initial: part.initial.clone(),
             });
         }
+        let whole = || (program.model.clone(), vec![]);
+        let pieces =
+            executor.on_host().then(|| pieces::split(&program.model, &program.facts, &program.state));
+        let (rest, found) = pieces.flatten().unwrap_or_else(whole);
+        let place = |id: &ValueId| inputs.iter().position(|input| input.id == *id);
+        let mut parts = vec![];
+        for found in &found {
+            let single = found.single.iter().filter_map(|id| match place(id) {
+                Some(given) => Some(Single::Given(given)),
+                None => rest.graph.outputs.iter().position(|o| o.id == *id).map(Single::Made),
+            });
+            let outputs: Vec<usize> = found.outputs.iter().map(|id| output_index[id]).collect();
+            let replaced = |output: &usize| {
+                let slot = state.iter().find(|slot| slot.output == *output)?;
+                found.large.iter().position(|id| inputs[slot.input].id == *id)
+            };
+            let replaces = outputs.iter().filter_map(replaced).collect();
+            parts.push(Placed {
+                part: Part::new(found, replaces, &*executor)?,
+                large: found.large.iter().filter_map(place).collect(),
+                single: single.collect(),
+                outputs,
+            });
+        }
+        let program_inputs = rest.graph.required_inputs().filter_map(|input| place(&input.id)).collect();
+        let program_outputs =
+            rest.graph.outputs.iter().filter_map(|o| output_index.get(&o.id).copied()).collect();
+        let compiled = match rest.graph.outputs.is_empty() {
+            true => None,
+            false => Some(executor.compile(&rest, &program.facts)?),
+        };
         let values = inputs.iter().map(|_| None).collect();
-        let compiled = executor.compile(&program.model, &program.facts)?;
-        let mut runner = Self { executor, program: compiled, inputs, outputs, output_index, values, state };
+        let mut runner = Self {
+            executor,
+            program: compiled,
+            program_inputs,
+            program_outputs,
+            parts,
+            inputs,
+            outputs,
+            output_index,
+            values,
+            state,
+        };
         runner.reset()?;
         Ok(runner)
     }
@@ -157,8 +218,9 @@ impl Runner {
     pub fn set(&mut self, feed: Feed, value: Value) -> Result<()> {
         self.check(feed.0, &value)?;
         let value = match value.downcast::<Tensor>() {
-            Some(tensor) => self.executor.upload(tensor)?,
-            None => value,
+            // Parts read what they are given on the host.
+            Some(tensor) if self.program_inputs.contains(&feed.0) => self.executor.upload(tensor)?,
+            _ => value,
         };
         self.values[feed.0] = Some(value);
         Ok(())
@@ -172,15 +234,42 @@ impl Runner {
     /// One step: reads feeds and state, replaces the state.
     ///
     /// # Errors
-    /// When an input was never fed, or the executor fails; the state is then what it was.
+    /// When an input was never fed, or the executor fails. The state is then what it was, unless a part of it was being
+    /// replaced piece by piece: then there is none to go on from.
     pub fn run(&mut self) -> Result<Outputs> {
         let unfed = self.values.iter().position(Option::is_none);
         if let Some(input) = unfed.and_then(|i| self.inputs.get(i)) {
             return Err(Error::tensor(input.id.as_str(), "this input of the step was never fed"));
         }
-        let inputs: Vec<Value> = self.values.iter().flatten().cloned().collect();
-        let outputs = self.program.run(&inputs)?;
+        let inputs: Vec<Value> = self.program_inputs.iter().filter_map(|&i| self.values[i].clone()).collect();
+        let made = match &mut self.program {
+            Some(program) => program.run(&inputs)?,
+            None => vec![],
+        };
         drop(inputs);
+        let mut outputs: Vec<Option<Value>> = vec![None; self.outputs.len()];
+        for (&place, value) in self.program_outputs.iter().zip(&made) {
+            outputs[place] = Some(value.clone());
+        }
+        for Placed { part, large, single, outputs: places } in &mut self.parts {
+            let single: Vec<Value> = single
+                .iter()
+                .filter_map(|single| match single {
+                    Single::Given(i) => self.values[*i].clone(),
+                    Single::Made(i) => made.get(*i).cloned(),
+                })
+                .collect();
+            let replaced = |i: usize| self.state.iter().any(|slot| slot.input == i);
+            let large = large.iter().filter_map(|&i| match replaced(i) {
+                // Given up, so that it can be written over.
+                true => self.values[i].take(),
+                false => self.values[i].clone(),
+            });
+            for (&place, value) in places.iter().zip(part.run(large.collect(), &single)?) {
+                outputs[place] = Some(value);
+            }
+        }
+        let outputs: Vec<Value> = outputs.into_iter().flatten().collect();
         for slot in &self.state {
             self.values[slot.input] = Some(outputs[slot.output].clone());
         }
@@ -303,6 +392,62 @@ mod tests {
         let x = runner.feed(&"x".into())?;
         assert!(runner.set(x, Value::host(Tensor::f32(&[3], &[0.0; 3]))).is_err());
         assert!(runner.feed(&"nothing".into()).is_err());
+        Ok(())
+    }
+    /// `m ← ¾ m + ¼ g`, `w ← w − rate · m / 2`, with a loss beside them.
+    fn momentum(shape: &[usize]) -> Result<StepProgram> {
+        let mut b = Builder::new("momentum");
+        let [w, m, g] = ["w", "m", "g"].map(|name| b.input(name, Fact::new(DType::F32, shape)));
+        let rate = b.input("rate", Fact::new(DType::F32, &[]));
+        let half = b.mul_scalar(&rate, 0.5);
+        let (kept, taken) = (b.mul_scalar(&m, 0.75), b.mul_scalar(&g, 0.25));
+        let next_m = b.add(&kept, &taken);
+        let step = b.mul(&next_m, &half);
+        let next_w = b.sub(&w, &step);
+        let loss = b.add_scalar(&half, 1.0);
+        [&loss, &next_w, &next_m].into_iter().for_each(|value| b.output(value));
+        let state = |input: ValueId, output: ValueId| State {
+            input,
+            output,
+            initial: Tensor::zeros(DType::F32, shape),
+        };
+        let state = vec![state(w, next_w), state(m, next_m)];
+        let (graph, facts) = b.finish();
+        Ok(StepProgram { model: Model::new(graph, WORKING_OPSET), facts, state })
+    }
+
+    #[test]
+    fn large_state_is_replaced_piece_by_piece_and_never_under_a_reader() -> Result<()> {
+        // Not a whole number of pieces.
+        let shape = [1100, 1000];
+        let program = momentum(&shape)?;
+        let mut runner = Runner::new(Arc::new(TractExecutor::new(1)?), &program)?;
+        assert_eq!(runner.parts.len(), 1);
+        let count = shape[0] * shape[1];
+        let gradient: Vec<f32> = (0..count).map(|i| (i % 1013) as f32).collect();
+        runner.set(runner.feed(&ValueId::new("g"))?, Value::host(Tensor::f32(&shape, &gradient)))?;
+        let rate = runner.feed(&ValueId::new("rate"))?;
+        runner.set(rate, Value::host(Tensor::scalar(DType::F32, 2.0)))?;
+        let (mut w, mut m) = (vec![0.0f32; count], vec![0.0f32; count]);
+        let mut read = vec![];
+        for _ in 0..3 {
+            let before = (runner.snapshot(), w.clone());
+            let outputs = runner.run()?;
+            assert_eq!(outputs.scalar(Fetch(0))?, 2.0);
+            for ((w, m), g) in w.iter_mut().zip(&mut m).zip(&gradient) {
+                *m = 0.75 * *m + 0.25 * g;
+                *w -= *m;
+            }
+            assert_eq!(runner.state(&ValueId::new("w"))?.to_f32(), w);
+            assert_eq!(runner.state(&ValueId::new("m"))?.to_f32(), m);
+            read.push(before);
+        }
+        for (snapshot, w) in read {
+            runner.restore(&snapshot);
+            assert_eq!(runner.state(&ValueId::new("w"))?.to_f32(), w, "what was read stays as it was");
+        }
+        let small = Runner::new(Arc::new(TractExecutor::new(1)?), &momentum(&[10])?)?;
+        assert!(small.parts.is_empty());
         Ok(())
     }
 }

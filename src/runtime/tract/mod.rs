@@ -110,6 +110,9 @@ impl Executor for TractExecutor {
     fn enough(&self) -> Option<usize> {
         Some(super::ENOUGH_FOR_A_CPU)
     }
+    fn on_host(&self) -> bool {
+        true
+    }
     fn upload(&self, tensor: &Tensor) -> Result<Value> {
         Ok(Value::new(TractValue(to_tract(tensor)?)))
     }
