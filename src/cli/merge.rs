@@ -12,7 +12,8 @@ use crate::error::{Error, Result};
 use crate::report::{KEPT, Outcome, Report, Worth};
 use crate::runtime::{self, Profile};
 use crate::train::{
-    DataSets, Event, ExecutorChoice, MergeRequest, Method, Observer, Optimizer, Preset, Schedule, Start, Task,
+    DataSets, Event, ExecutorChoice, MergeRequest, Method, Observer, Optimizer, Preset, Ranks, Schedule,
+    Silent, Start, Task,
 };
 use std::path::{Path, PathBuf};
 
@@ -239,6 +240,7 @@ struct Results {
 }
 
 /// What a run is, besides its configuration.
+#[derive(Default)]
 struct Manner {
     json: bool,
     resume: bool,
@@ -248,7 +250,7 @@ struct Manner {
     profile: Option<PathBuf>,
 }
 
-pub fn run(args: Args) -> Result<u8> {
+pub fn run(args: Args, ranks: &Ranks) -> Result<u8> {
     let before = read_config(&args.common)?;
     let mut config = before.clone();
     // With a configuration the models may be left out; a single one given is a mistake.
@@ -263,10 +265,10 @@ pub fn run(args: Args) -> Result<u8> {
     if config.source.is_none() && args.common.results.config.is_none() {
         return Err(usage_of_merge());
     }
-    execute(config, &before, args.common.results.manner())
+    execute(config, &before, args.common.results.manner(), ranks)
 }
 
-pub fn tune(args: TuneArgs) -> Result<u8> {
+pub fn tune(args: TuneArgs, ranks: &Ranks) -> Result<u8> {
     let before = read_config(&args.common)?;
     let mut config = before.clone();
     (config.source, config.more_sources) = (None, vec![]);
@@ -274,7 +276,7 @@ pub fn tune(args: TuneArgs) -> Result<u8> {
     set(&mut config.target, args.target);
     config.train.method = Method::Finetune;
     set_some(&mut config.train.low_rank, args.low_rank.map(|r| r as usize));
-    execute(config, &before, args.common.results.manner())
+    execute(config, &before, args.common.results.manner(), ranks)
 }
 
 fn usage_of_merge() -> Error {
@@ -436,20 +438,26 @@ fn check(config: &Config) -> Result<()> {
 }
 
 /// Runs `config`, which was `before` until options were put over it.
-fn execute(config: Config, before: &Config, manner: Manner) -> Result<u8> {
+fn execute(mut config: Config, before: &Config, manner: Manner, ranks: &Ranks) -> Result<u8> {
     check(&config)?;
     let idle = idle::check(&config, before)?;
+    if !ranks.is_first() {
+        // It neither talks nor writes, and stops when the first one does.
+        Interrupt::install(false);
+        return Ok(train(&config, &Manner::default(), ranks, &mut Silent)?.outcome.exit_code());
+    }
     refuse_outputs(&config, &manner)?;
-    let interrupt = Interrupt::install();
+    let interrupt = Interrupt::install(true);
     let log = manner.log.as_deref().map(|path| Log::open(path, manner.resume)).transpose()?;
     let board = manner.tensorboard.as_deref().map(Board::open).transpose()?;
     let mut audience = Audience { watcher: Watcher::new(interrupt, manner.quiet), log, board };
     idle.iter().for_each(|note| audience.event(&Event::Note(note)));
-    let report = train(&config, &manner, &mut audience)?;
+    let report = train(&config, &manner, ranks, &mut audience)?;
     if let Some(path) = &config.report {
         crate::onnx::atomic::write(path, report.html().as_bytes())?;
     }
     if report.output.is_some() {
+        config.train.threads = config.train.threads.or(ranks.threads());
         let path = config.write_beside_output()?;
         if !manner.quiet {
             message(format!("repeat with: onnx-merge --config {}", path.display()));
@@ -463,7 +471,7 @@ fn execute(config: Config, before: &Config, manner: Manner) -> Result<u8> {
     Ok(report.outcome.exit_code())
 }
 
-fn train(config: &Config, manner: &Manner, audience: &mut Audience) -> Result<Report> {
+fn train(config: &Config, manner: &Manner, ranks: &Ranks, observer: &mut dyn Observer) -> Result<Report> {
     let path = config.data.train.as_deref();
     if path.is_none() && (config.source.is_none() || config.train.joint || config.data.val.is_some()) {
         return Err(Error::usage("training data is missing").hint("say what to train on: --data train.npz"));
@@ -485,6 +493,7 @@ fn train(config: &Config, manner: &Manner, audience: &mut Audience) -> Result<Re
     let profile = manner.profile.as_ref().map(|path| (Profile::default(), path));
     let mut options = executor_options(&config.train);
     options.profile = profile.as_ref().map(|(profile, _)| profile.clone());
+    options.threads = options.threads.or(ranks.threads());
     let model_executor = runtime::open(config.train.executor, &options)?;
     let adapter_executor = match config.train.adapter_executor {
         Some(choice) if choice != config.train.executor => runtime::open(choice, &options)?,
@@ -493,7 +502,8 @@ fn train(config: &Config, manner: &Manner, audience: &mut Audience) -> Result<Re
     let (data, source_data) = match (path, &config.source) {
         (None, Some(source)) => {
             let options = config.data.source_options.as_ref().unwrap_or(&config.data.options);
-            let made = crate::train::invent(source, options, &config.train, &*model_executor, audience)?;
+            let by = (&*model_executor, ranks);
+            let made = crate::train::invent(source, options, &config.train, by, observer)?;
             // Both models see the same inputs, each scaled as it wants them.
             let ours = config.data.source_options.is_some().then(|| made.with_options(&config.data.options));
             match ours {
@@ -529,13 +539,15 @@ fn train(config: &Config, manner: &Manner, audience: &mut Audience) -> Result<Re
         resume: manner.resume,
         model_executor,
         adapter_executor,
-        // A library asked for by name is a demand, too.
-        movable: config.train.executor == ExecutorChoice::Auto
+        // A library asked for by name is a demand, too. Ranks of one machine would all take the same GPU.
+        movable: !ranks.are_several()
+            && config.train.executor == ExecutorChoice::Auto
             && config.train.adapter_executor.is_none()
             && options.ort_lib.is_none(),
         options,
+        ranks: ranks.clone(),
     };
-    let report = crate::train::merge(request, audience)?;
+    let report = crate::train::merge(request, observer)?;
     if let Some((profile, path)) = profile {
         super::profile::write(&profile, path)?;
     }

@@ -18,6 +18,7 @@ mod merge;
 mod ops;
 mod pack;
 mod profile;
+mod ranks;
 mod signals;
 mod tensorboard;
 mod terminal;
@@ -83,13 +84,16 @@ pub fn run() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            let _ = error.print();
+            if ranks::talks() {
+                let _ = error.print();
+            }
             return ExitCode::from(error.exit_code() as u8);
         }
     };
-    let result = match cli.command {
-        None => merge::run(cli.merge),
-        Some(Command::Tune(args)) => merge::tune(args),
+    let trains = matches!(cli.command, None | Some(Command::Tune(_)));
+    ExitCode::from(ranks::run(trains, |ranks| match cli.command {
+        None => merge::run(cli.merge, ranks),
+        Some(Command::Tune(args)) => merge::tune(args, ranks),
         Some(Command::Inspect(args)) => inspect::run(args),
         Some(Command::Diff(args)) => diff::run(args),
         Some(Command::Eval(args)) => eval::run(args),
@@ -98,10 +102,6 @@ pub fn run() -> ExitCode {
         Some(Command::Ops(args)) => ops::run(args),
         Some(Command::Doctor(args)) => doctor::run(args),
         Some(Command::Completions(args)) => completions::run(args, Cli::command()),
-    };
-    ExitCode::from(result.unwrap_or_else(|error| {
-        terminal::print_error(&error);
-        error.exit_code()
     }))
 }
 

@@ -9,20 +9,29 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 pub struct Interrupt(Arc<AtomicUsize>);
 
 impl Interrupt {
-    /// From now on Ctrl-C, and the polite signals to terminate, are counted instead of ending the process.
-    pub fn install() -> Self {
+    /// From now on Ctrl-C, and the polite signals to terminate, are counted instead of ending the process. A process
+    /// that doesn't `talk` leaves its end to the one that does.
+    pub fn install(talk: bool) -> Self {
         let interrupt = Self::default();
         let count = interrupt.0.clone();
         // A second handler in one process can't happen; without any, Ctrl-C still ends the program.
         let _ = ctrlc::set_handler(move || {
-            if count.fetch_add(1, Ordering::Relaxed) > 0 {
+            let before = count.fetch_add(1, Ordering::Relaxed);
+            if talk && before > 0 {
                 std::process::exit(130);
             }
-            let _ = writeln!(
-                std::io::stderr(),
-                "\nstopping soon, keeping the best so far (again to quit at once)"
-            );
+            if talk {
+                let _ = writeln!(
+                    std::io::stderr(),
+                    "\nstopping soon, keeping the best so far (again to quit at once)"
+                );
+            }
         });
+        // Launchers pass this one on to all their processes. Where it can't be caught, it ends them as it would have.
+        #[cfg(all(unix, feature = "mpi"))]
+        if crate::train::Launch::find().is_some() {
+            let _ = signal_hook::flag::register_usize(signal_hook::consts::SIGUSR1, interrupt.0.clone(), 1);
+        }
         interrupt
     }
     pub fn requested(&self) -> bool {

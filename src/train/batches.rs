@@ -6,6 +6,7 @@ use super::guide::Guide;
 use super::metric::{Tally, Truth};
 use super::model_step::Objective;
 use super::network::Network;
+use super::ranks::Ranks;
 use super::schedule::{Sampler, generator, stream};
 use super::session::Split;
 use crate::data::{Bound, Dataset, Fill, Labels, Shift, split};
@@ -213,8 +214,9 @@ pub struct Help<'a> {
     pub weights: Option<&'a [Value]>,
 }
 
-/// Feeds of the model step, step by step.
+/// Feeds of the model step, step by step: this rank's share of each step's rows.
 pub struct Batches<'a> {
+    pub ranks: &'a Ranks,
     examples: &'a Examples,
     target: &'a Network,
     objective: Objective,
@@ -233,7 +235,7 @@ impl<'a> Batches<'a> {
         objective: Objective,
         helpers: Vec<Help<'a>>,
         config: &TrainConfig,
-        seed: u64,
+        (seed, ranks): (u64, &'a Ranks),
     ) -> Self {
         let images = examples.has_images();
         let shift = match config.shift {
@@ -246,6 +248,7 @@ impl<'a> Batches<'a> {
         Self {
             sampler: sampler(Split::Train),
             unlabelled: sampler(Split::Unlabelled),
+            ranks,
             examples,
             target,
             objective,
@@ -255,11 +258,16 @@ impl<'a> Batches<'a> {
             seed,
         }
     }
+    /// Rows of a step, over all ranks.
     pub fn rows_per_step(&self) -> usize {
         self.batch
     }
+    /// This rank's part in the mean over a step's rows.
+    pub fn weight(&self) -> f64 {
+        self.ranks.share(self.batch).len() as f64 / self.batch as f64
+    }
 
-    /// The runs of step `step`: each the model's inputs, then labels, the teachers' answers, the sources' activations. One
+    /// This rank's runs of step `step`, none where it has no rows: each the model's inputs, then labels, the teachers' answers, the sources' activations. One
     /// run, or several that the executor works on at once, or as many as rows where the model takes single rows.
     pub fn step(&mut self, step: usize) -> Result<Vec<Vec<Value>>> {
         let rows = self.sampler.rows_of(step);
@@ -280,8 +288,8 @@ impl<'a> Batches<'a> {
         step: usize,
     ) -> Result<Vec<Vec<Value>>> {
         let part = self.examples.part(split);
-        let rows: Vec<usize> = picked.into_iter().map(|i| part.rows[i]).collect();
-        let Some(bound) = &part.bound else { return Ok(vec![]) };
+        let rows: Vec<usize> = picked[self.ranks.share(picked.len())].iter().map(|&i| part.rows[i]).collect();
+        let Some(bound) = part.bound.as_ref().filter(|_| !rows.is_empty()) else { return Ok(vec![]) };
         let shift = (self.shift > 0).then(|| {
             let mut random = generator(self.seed, stream::AUGMENT, step as u64);
             Shift::draw(self.shift, &mut random)

@@ -4,6 +4,7 @@
 //! of a small ONNX file. `run.json` is replaced last and atomically, so a kill leaves the previous state whole.
 
 use super::arms::Arm;
+use super::ranks::Ranks;
 use crate::error::{Error, Result};
 use crate::onnx::{self, Graph, Model, Tensor, ValueId, WORKING_OPSET};
 use serde::{Deserialize, Serialize};
@@ -32,9 +33,10 @@ pub struct RunState {
     pub arms: Vec<ArmState>,
 }
 
-/// The folder.
+/// The folder. Only the first rank reads and writes it, and tells the others what it read.
 pub struct Checkpoint {
     folder: PathBuf,
+    ranks: Ranks,
 }
 
 const RUN: &str = "run.json";
@@ -42,20 +44,20 @@ const BEST: &str = "best:";
 
 impl Checkpoint {
     /// The checkpoint that belongs to an output file: `out.onnx.checkpoint/`.
-    pub fn beside(output: &Path) -> Self {
+    pub fn beside(output: &Path, ranks: &Ranks) -> Self {
         let mut name = output.as_os_str().to_owned();
         name.push(".checkpoint");
-        Self { folder: PathBuf::from(name) }
+        Self { folder: PathBuf::from(name), ranks: ranks.clone() }
     }
     pub fn exists(&self) -> bool {
-        self.folder.join(RUN).is_file()
+        self.ranks.decide(self.folder.join(RUN).is_file())
     }
 
     /// The run's progress, which must belong to a run with this fingerprint.
     pub fn load(&self, fingerprint: &str) -> Result<RunState> {
         let path = self.folder.join(RUN);
-        let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
-        let state: RunState = serde_json::from_str(&text)
+        let text = self.ranks.first_bytes(|| std::fs::read(&path).map_err(|e| Error::io(&path, e)))?;
+        let state: RunState = serde_json::from_slice(&text)
             .map_err(|e| Error::data(&path, format!("is no checkpoint of this program: {e}")))?;
         if state.fingerprint != fingerprint {
             return Err(Error::data(&path, "belongs to a run with other models, data or options")
@@ -64,6 +66,9 @@ impl Checkpoint {
         Ok(state)
     }
     pub fn save_run(&self, state: &RunState) -> Result<()> {
+        if !self.ranks.is_first() {
+            return Ok(());
+        }
         let text = serde_json::to_vec_pretty(state).map_err(|e| Error::data(&self.folder, e.to_string()))?;
         onnx::atomic::write(&self.folder.join(RUN), &text)
     }
@@ -75,6 +80,9 @@ impl Checkpoint {
         state: &[(ValueId, Tensor)],
         best: &[(ValueId, Tensor)],
     ) -> Result<()> {
+        if !self.ranks.is_first() {
+            return Ok(());
+        }
         std::fs::create_dir_all(&self.folder).map_err(|e| Error::io(&self.folder, e))?;
         let mut graph = Graph { name: "checkpoint".into(), ..Graph::default() };
         graph.initializers.extend(state.iter().cloned());
@@ -86,15 +94,17 @@ impl Checkpoint {
     /// The state and the best weights of an arm.
     #[allow(clippy::type_complexity)]
     pub fn load_arm(&self, file: &str) -> Result<(Vec<(ValueId, Tensor)>, Vec<(ValueId, Tensor)>)> {
-        let read = onnx::read(self.folder.join(file))?;
+        let read = || Ok(onnx::read(self.folder.join(file))?.model.graph.initializers.into_iter().collect());
         let (best, state): (Vec<_>, Vec<_>) =
-            read.model.graph.initializers.into_iter().partition(|(id, _)| id.as_str().starts_with(BEST));
+            self.ranks.first_tensors(read)?.into_iter().partition(|(id, _)| id.as_str().starts_with(BEST));
         let best = best.into_iter().map(|(id, t)| (ValueId::new(&id.as_str()[BEST.len()..]), t)).collect();
         Ok((state, best))
     }
 
     /// Removes the folder once the run is complete. Nothing is lost when that fails.
     pub fn remove(&self) {
-        let _ = std::fs::remove_dir_all(&self.folder);
+        if self.ranks.is_first() {
+            let _ = std::fs::remove_dir_all(&self.folder);
+        }
     }
 }

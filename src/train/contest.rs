@@ -211,7 +211,7 @@ impl Contest<'_> {
             if patience > 0 && contender.idle() >= patience {
                 break;
             }
-            if saved.1.elapsed() > CHECKPOINT_EVERY {
+            if self.session.ranks.decide(saved.1.elapsed() > CHECKPOINT_EVERY) {
                 self.save(contender)?;
                 saved = (contender.fit.step, Instant::now());
             }

@@ -6,6 +6,7 @@
 use super::datasets::DataSets;
 use super::loss;
 use super::network::Network;
+use super::ranks::Ranks;
 use super::schedule::generator;
 use super::{Event, Observer, TrainConfig};
 use crate::autodiff;
@@ -40,7 +41,7 @@ pub fn invent(
     source: &Path,
     options: &DataOptions,
     config: &TrainConfig,
-    executor: &dyn Executor,
+    (executor, ranks): (&dyn Executor, &Ranks),
     observer: &mut dyn Observer,
 ) -> Result<DataSets> {
     observer.event(&Event::Phase("inventing"));
@@ -68,6 +69,8 @@ pub fn invent(
         }
         columns.iter_mut().zip(rows).for_each(|(column, rows)| column.extend(rows));
     }
+    // Where they were sought with other rounding, they have gone elsewhere.
+    columns.iter_mut().for_each(|column| *column = ranks.first_floats(column));
     let part = |from: usize, count: usize| dataset(&network, &columns, from, count, options);
     Ok(DataSets {
         train: part(0, TRAIN_ROWS)?,

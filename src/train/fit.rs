@@ -8,6 +8,7 @@ use super::batch_norm::Running;
 use super::batches::Batches;
 use super::model_step::{ModelStep, Objective};
 use super::moving::Moving;
+use super::ranks::{Ranks, sum_gradients};
 use super::schedule::{generator, learning_rate, stream};
 use super::source::Part;
 use super::{Event, Observer, StepTaken, TrainConfig};
@@ -16,6 +17,7 @@ use crate::lpka::{Lens, Seen, UpdateProgram};
 use crate::onnx::{DType, Fact, Tensor, ValueId};
 use crate::runtime::{Compiled, Executor, Feed, Fetch, Runner, Snapshot, StepProgram, Value};
 use rand::RngExt;
+use std::hash::{DefaultHasher, Hasher};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Instant;
@@ -194,7 +196,8 @@ impl Fit {
         self.clean[..self.weights].iter().cloned().chain(running).collect()
     }
 
-    /// Takes steps until `until`, or until the observer or `deadline` says stop; returns whether it got there.
+    /// Takes steps until `until`, or until the first rank's observer or `deadline` says stop; returns whether it got there.
+    /// All ranks begin where the first one stands.
     pub fn advance(
         &mut self,
         until: usize,
@@ -204,10 +207,11 @@ impl Fit {
         deadline: Option<Instant>,
         observer: &mut dyn Observer,
     ) -> Result<bool> {
+        self.meet(batches.ranks)?;
         let mut report = Reporter::new(batches.rows_per_step());
         while self.step < until {
             let stop = observer.interrupted() || deadline.is_some_and(|d| Instant::now() >= d);
-            if stop {
+            if batches.ranks.decide(stop) {
                 return Ok(false);
             }
             let begun = Instant::now();
@@ -234,9 +238,20 @@ impl Fit {
         Ok(true)
     }
 
-    /// One model step over the next rows: the mean loss and the mean gradients. Rows without labels, where there are any,
-    /// add theirs.
+    /// One model step over the next rows of all ranks: the mean loss and the mean gradients. Rows without labels, where there
+    /// are any, add theirs.
     fn run_model(&mut self, losses: &mut Losses, batches: &mut Batches<'_>) -> Result<(f64, Vec<Value>)> {
+        let (loss, gradients) = self.run_own(losses, batches)?;
+        let (ranks, weight) = (batches.ranks, batches.weight());
+        if !ranks.are_several() {
+            return Ok((loss, gradients));
+        }
+        let loss = ranks.sum_wide(vec![loss * weight]);
+        Ok((loss.iter().sum(), sum_gradients(ranks, gradients, &self.merged, weight)?))
+    }
+
+    /// The same over the rows of this rank.
+    fn run_own(&mut self, losses: &mut Losses, batches: &mut Batches<'_>) -> Result<(f64, Vec<Value>)> {
         let feeds = batches.step(self.step)?;
         let mut done = losses.labelled.run(feeds, &self.merged, None)?;
         self.follow(&done.statistics)?;
@@ -306,6 +321,21 @@ impl Fit {
             all.push((ValueId::new(format!("{RUNNING}{}", running.name)), running.value.clone()));
         }
         Ok(all)
+    }
+
+    /// Goes to where the first rank's fit of this arm stands: machines may round otherwise, and only the first has
+    /// read a checkpoint.
+    fn meet(&mut self, ranks: &Ranks) -> Result<()> {
+        if !ranks.are_several() {
+            return Ok(());
+        }
+        let own = self.snapshot()?;
+        let mut digest = DefaultHasher::new();
+        own.iter().for_each(|(_, tensor)| digest.write(tensor.bytes()));
+        match ranks.agree_on(digest.finish()) {
+            true => Ok(()),
+            false => self.restore(self.step, &ranks.first_tensors(|| Ok(own))?),
+        }
     }
 
     /// Goes back to where a snapshot was taken.

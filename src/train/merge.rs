@@ -9,6 +9,7 @@ use super::datasets::DataSets;
 use super::gate;
 use super::network::Network;
 use super::output;
+use super::ranks::Ranks;
 use super::runs;
 use super::session::{Parts, Session, Split};
 use super::worth;
@@ -46,6 +47,8 @@ pub struct MergeRequest {
     pub movable: bool,
     /// What other executors are opened with.
     pub options: ExecutorOptions,
+    /// The processes that train together.
+    pub ranks: Ranks,
 }
 
 impl MergeRequest {
@@ -55,14 +58,15 @@ impl MergeRequest {
     }
 }
 
-/// Trains, chooses, gates, writes. Where a GPU is lost on the way, the run goes on from its last checkpoint on the CPU.
+/// Trains, chooses, gates, writes. Where a GPU is lost on the way, the run goes on from its last checkpoint on the CPU. Of
+/// several ranks only the first writes; all return the same report, but for the output.
 ///
 /// # Errors
 /// Anything wrong with the input; then nothing is written and an existing output is left alone.
 pub fn merge(mut request: MergeRequest, observer: &mut dyn Observer) -> Result<Report> {
     let made = multiply(&mut request)?;
     let lost = match run(&mut request, made.as_deref(), observer) {
-        Err(error) if error.is_device_lost() => error,
+        Err(error) if error.is_device_lost() && !request.ranks.are_several() => error,
         done => return done,
     };
     let Ok(cpu) = runtime::open(ExecutorChoice::Auto, &request.options) else { return Err(lost) };
@@ -111,6 +115,7 @@ fn run(request: &mut MergeRequest, made: Option<&str>, observer: &mut dyn Observ
     observer.event(&Event::Phase("reading"));
     let fingerprint = fingerprint(request)?;
     let config = request.config.clone();
+    check_ranks(&request.ranks, &config, &fingerprint)?;
     let (mut target, mut sources) = open_networks(request, observer)?;
     if let Some(gpu) = worthwhile_gpu(request, &target) {
         observer.event(&Event::Note(&format!("a step is worth a GPU: training on {}", gpu.device())));
@@ -137,11 +142,12 @@ fn run(request: &mut MergeRequest, made: Option<&str>, observer: &mut dyn Observ
         source_data: request.source_data.as_ref().unwrap_or(&request.data).borrow(),
         model_executor: request.model_executor.clone(),
         adapter_executor: request.adapter_executor.clone(),
+        ranks: request.ranks.clone(),
     };
     let mut session = Session::open(parts, observer)?;
-    for note in session.examples().notes() {
-        observer.event(&Event::Note(&note));
-    }
+    let mut notes = session.examples().notes();
+    notes.extend(shared_out(&request.ranks, &config));
+    notes.iter().for_each(|note| observer.event(&Event::Note(note)));
     let untouched = gate::measure(&mut session)?;
     let taught = config.method != Method::Auto || teaches(&mut session, untouched.scores.val, observer)?;
     let means = arms::Means { teacher: session.means.teacher && taught, ..session.means };
@@ -153,7 +159,7 @@ fn run(request: &mut MergeRequest, made: Option<&str>, observer: &mut dyn Observ
     let plan = begun.elapsed() - read;
 
     observer.event(&Event::Phase("training"));
-    let checkpoint = Checkpoint::beside(&request.output);
+    let checkpoint = Checkpoint::beside(&request.output, &request.ranks);
     let state = match request.resume && checkpoint.exists() {
         true => checkpoint.load(&fingerprint)?,
         false => RunState { fingerprint, arms: vec![] },
@@ -164,7 +170,7 @@ fn run(request: &mut MergeRequest, made: Option<&str>, observer: &mut dyn Observ
     let deadline = config.time.map(|s| Instant::now() + Duration::from_secs_f64(s.max(0.0)));
     let mut contest = Contest { session: &mut session, checkpoint, state, deadline, stopped: false };
     let results = run_arms(&mut contest, candidates, steps, observer)?;
-    let interrupted = contest.stopped && observer.interrupted();
+    let interrupted = contest.stopped && request.ranks.decide(observer.interrupted());
     let checkpoint = contest.checkpoint;
     let trained = begun.elapsed() - read - plan;
 
@@ -181,7 +187,12 @@ fn run(request: &mut MergeRequest, made: Option<&str>, observer: &mut dyn Observ
         Some(weights) => session.named(weights)?,
         None => vec![],
     };
-    let written = output::write(&mut session, &changed, request, shipped.val)?;
+    // From here on each rank is by itself.
+    session.ranks = Ranks::default();
+    let output = match request.ranks.is_first() {
+        true => Some(output::write(&mut session, &changed, request, shipped.val)?),
+        false => None,
+    };
     if !interrupted {
         checkpoint.remove();
     }
@@ -220,21 +231,50 @@ fn run(request: &mut MergeRequest, made: Option<&str>, observer: &mut dyn Observ
             train: trained.as_secs_f64(),
             write: writing.elapsed().as_secs_f64(),
         },
-        output: Some(report::Output { path: request.output.clone(), sha256: written }),
+        output: output.map(|sha256| report::Output { path: request.output.clone(), sha256 }),
         source: request.sources.first().cloned(),
         target: request.target.clone(),
         rows: session.examples().row_counts(),
         verified: !request.invented,
-        notes: session.examples().notes().into_iter().chain(note).collect(),
+        notes: notes.into_iter().chain(note).collect(),
         curves,
         attention,
     })
 }
 
+/// Refuses what several processes can't do together.
+///
+/// # Errors
+/// [`Error::Usage`] where a step needs all its rows in one place, or ranks were given other inputs than the first.
+fn check_ranks(ranks: &Ranks, config: &TrainConfig, fingerprint: &str) -> Result<()> {
+    if config.train_bn && ranks.are_several() {
+        let what = "--train-bn needs the rows of a step side by side, and several processes share them out";
+        return Err(Error::usage(what).hint("start it without mpirun, or leave out --train-bn"));
+    }
+    let first = ranks.first_bytes(|| Ok(fingerprint.as_bytes().to_vec()))?;
+    match first == fingerprint.as_bytes() {
+        true => Ok(()),
+        false => Err(Error::usage("other models, data or options were read here than by the first process")
+            .hint("every process reads all files: they must be the same on every machine")),
+    }
+}
+
+/// Who takes how many of a step's rows, where several processes do.
+fn shared_out(ranks: &Ranks, config: &TrainConfig) -> Option<String> {
+    let (size, batch) = (ranks.size(), config.batch.max(1));
+    let rows = batch.div_ceil(size);
+    let of = match batch.is_multiple_of(size) {
+        true => format!("{rows}"),
+        false => format!("{} or {rows}", batch / size),
+    };
+    ranks
+        .are_several()
+        .then(|| format!("{size} processes share the {batch} rows of each step: {of} for each"))
+}
+
 fn open_networks(request: &MergeRequest, observer: &mut dyn Observer) -> Result<(Network, Vec<Network>)> {
     let executor = &*request.model_executor;
-    let batch = request.config.batch.max(1);
-    let target = open_target(request, batch)?;
+    let target = open_target(request)?;
     target.check_repeatable()?;
     if let Some(why) = target.single_rows_because() {
         observer.event(&Event::Warning(&format!(
@@ -247,10 +287,11 @@ fn open_networks(request: &MergeRequest, observer: &mut dyn Observer) -> Result<
     Ok((target, sources))
 }
 
-/// The target for steps of `batch` rows. A batch whose statistics count isn't cut into runs.
-fn open_target(request: &MergeRequest, batch: usize) -> Result<Network> {
+/// The target for this rank's rows of a step. A batch whose statistics count isn't cut into runs.
+fn open_target(request: &MergeRequest) -> Result<Network> {
     let (config, executor) = (&request.config, &*request.model_executor);
     let (path, data) = (&request.target, Some(&request.data.train));
+    let batch = request.ranks.share(config.batch).len().max(1);
     if !config.train_bn {
         return runs::open_target(path, batch, data, executor);
     }

@@ -63,6 +63,10 @@ impl Tally {
     pub fn new() -> Self {
         Self::default()
     }
+    /// What was measured of each row.
+    pub fn from(rows: Vec<f64>) -> Self {
+        Self { rows }
+    }
     /// Adds the first `rows` rows of `answers` (rows × width).
     pub fn add(&mut self, answers: &Tensor, truth: &Truth<'_>, rows: usize) {
         let values = answers.to_f32();

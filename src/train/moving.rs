@@ -7,6 +7,7 @@ use super::batches::{Batches, Data, Examples};
 use super::fit::{Fit, LossProgram, Losses};
 use super::model_step::Objective;
 use super::network::Network;
+use super::ranks::Ranks;
 use super::session::Split;
 use super::source::Weights;
 use super::{Silent, TrainConfig};
@@ -59,6 +60,7 @@ pub struct Trainer {
     weights: Vec<(ValueId, Tensor)>,
     config: TrainConfig,
     executor: Arc<dyn Executor>,
+    ranks: Ranks,
 }
 
 impl Trainer {
@@ -70,6 +72,7 @@ impl Trainer {
         config: &TrainConfig,
         models: &dyn Executor,
         executor: Arc<dyn Executor>,
+        ranks: &Ranks,
     ) -> Result<Self> {
         let declared: Vec<_> = source.file.model.graph.required_inputs().cloned().collect();
         let mut examples = Examples::new(data, &declared, config.seed)?;
@@ -95,10 +98,12 @@ impl Trainer {
         let weights = source.trainable(&[])?;
         let names: Vec<ValueId> = weights.iter().map(|(id, _)| id.clone()).collect();
         let step = source.step(&names, objective)?;
-        let labelled = LossProgram::new(&step, &step.weights, models, source.batch < config.batch)?;
+        let several = source.batch < ranks.share(config.batch).len();
+        let labelled = LossProgram::new(&step, &step.weights, models, several)?;
         let config = TrainConfig { low_rank: None, ..config.clone() };
         let losses = Losses { labelled, unlabelled: None };
-        Ok(Self { examples, objective, losses, order: step.weights, weights, config, executor })
+        let (order, ranks) = (step.weights, ranks.clone());
+        Ok(Self { examples, objective, losses, order, weights, config, executor, ranks })
     }
 
     fn start(&self, source: &Network, seed: u64, steps: usize) -> Result<Fit> {
@@ -127,8 +132,8 @@ impl Moving {
             Some(fit) => fit,
             None => self.fit.insert(Box::new(trainer.start(source, seed, steps)?)),
         };
-        let Trainer { examples, objective, losses, order, config, .. } = trainer;
-        let mut batches = Batches::new(examples, source, *objective, vec![], config, seed);
+        let Trainer { examples, objective, losses, order, config, ranks, .. } = trainer;
+        let mut batches = Batches::new(examples, source, *objective, vec![], config, (seed, ranks));
         fit.advance(until, losses, &mut batches, config, None, &mut Silent)?;
         order.iter().zip(&fit.weights()).map(|(id, v)| Ok((id.clone(), v.to_host()?))).collect()
     }

@@ -10,6 +10,7 @@ use super::metric::{Measure, Tally, Truth, spread};
 use super::model_step::Objective;
 use super::moving::{CYCLE, Moving, Pace, Trainer, measured_rows};
 use super::network::Network;
+use super::ranks::Ranks;
 use super::source::{Part, Source, Weights, measure_target};
 use super::{Event, Observer, Start, TrainConfig, guide, objective};
 use crate::error::{Error, Result};
@@ -41,6 +42,7 @@ pub struct Session {
     pub metric: Metric,
     pub model_executor: Arc<dyn Executor>,
     pub adapter_executor: Arc<dyn Executor>,
+    pub ranks: Ranks,
     pub means: Means,
     objective: Objective,
     examples: Examples,
@@ -78,6 +80,7 @@ pub struct Parts<'a> {
     pub trajectory: &'a [PathBuf],
     pub model_executor: Arc<dyn Executor>,
     pub adapter_executor: Arc<dyn Executor>,
+    pub ranks: Ranks,
 }
 
 impl Session {
@@ -93,6 +96,7 @@ impl Session {
             trajectory,
             model_executor,
             adapter_executor,
+            ranks,
         } = parts;
         let weights = target.trainable(&config.freeze)?;
         let names: Vec<ValueId> = weights.iter().map(|(id, _)| id.clone()).collect();
@@ -114,7 +118,7 @@ impl Session {
             Some(source) => {
                 let data = joint_data.unwrap_or(source_data);
                 let adapter = adapter_executor.clone();
-                Some(Trainer::open(&source.network, data, &config, &*model_executor, adapter)?)
+                Some(Trainer::open(&source.network, data, &config, &*model_executor, adapter, &ranks)?)
             }
             None => None,
         };
@@ -158,6 +162,7 @@ impl Session {
             weights,
             model_executor,
             adapter_executor,
+            ranks,
             means,
             objective,
             examples,
@@ -271,7 +276,7 @@ impl Session {
             return Ok(());
         }
         let rows = measured_rows(&self.examples);
-        let choose = |source: &mut Source| source.choose(&self.target, arm.source, seed, &rows);
+        let choose = |source: &mut Source| source.choose(&self.target, arm.source, seed, &rows, &self.ranks);
         self.sources.iter_mut().try_for_each(choose)
     }
 
@@ -395,8 +400,8 @@ impl Session {
                 helpers.push(Help { guide, teaches: source.teaches, scales, weights });
             }
         }
-        let mut batches =
-            Batches::new(&self.examples, &self.target, objective, helpers, &self.config, fit.seed);
+        let by = (fit.seed, &self.ranks);
+        let mut batches = Batches::new(&self.examples, &self.target, objective, helpers, &self.config, by);
         let arrived = fit.advance(until, losses, &mut batches, &self.config, deadline, observer);
         drop(batches);
         fit.parts = parts;
@@ -444,8 +449,8 @@ impl Session {
     ) -> Result<LossProgram> {
         let share = self.config.align * self.unit;
         let step = self.target.aligned_step(&self.order, objective, alignments, share)?;
-        let single = several || self.target.batch < self.config.batch;
-        LossProgram::new(&step, &self.order, &*self.model_executor, single)
+        let several = several || self.target.batch < self.ranks.share(self.config.batch).len();
+        LossProgram::new(&step, &self.order, &*self.model_executor, several)
     }
 
     /// The metric of the target with `weights` (in the order of [`Fit::weights`]) on a part of the data.
@@ -454,9 +459,17 @@ impl Session {
         Ok(self.tally(weights, split)?.value())
     }
 
-    /// The same row by row.
+    /// The same row by row. Each rank looks at its share of them.
     pub fn tally(&mut self, weights: &[Value], split: Split) -> Result<Tally> {
-        let rows: Vec<usize> = (0..self.examples.rows(split)).collect();
+        let all = self.examples.rows(split);
+        let own = self.ranks.share(all);
+        let tally = self.tally_of(weights, split, own.clone().collect())?;
+        let mut rows = vec![0.0; all];
+        rows[own].copy_from_slice(tally.rows());
+        Ok(Tally::from(self.ranks.sum_wide(rows)))
+    }
+
+    fn tally_of(&mut self, weights: &[Value], split: Split, rows: Vec<usize>) -> Result<Tally> {
         let size = self.target.batch.max(1);
         let mut tally = Tally::new();
         let Self { forward, model_executor, sources, examples, target, objective, .. } = self;
@@ -488,7 +501,7 @@ impl Session {
         let answers = taught(&mut self.sources, &self.examples, Split::Val, &rows)?;
         let mut tally = Tally::new();
         self.examples.tally(Split::Val, &rows, &answers, &mut tally);
-        Ok(Some(tally.value()))
+        Ok(Some(self.ranks.first_number(tally.value())))
     }
 
     /// What arms change as it came, in the order of [`Fit::weights`].

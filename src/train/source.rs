@@ -6,6 +6,7 @@ use super::batches::Data;
 use super::fitted::{Teaching, Tutor, Unit, choose};
 use super::guide::{Guide, can_teach};
 use super::network::Network;
+use super::ranks::Ranks;
 use super::{Event, Observer, Preset, TrainConfig};
 use crate::error::{Error, Result};
 use crate::lpka::{self, Choices, Origin, Side};
@@ -128,7 +129,14 @@ impl Source {
     }
 
     /// Chooses which of its channels stand for the target's in an arm, by its activations on `rows` of the training data.
-    pub fn choose(&mut self, target: &Network, kind: SourceKind, seed: u64, rows: &[usize]) -> Result<()> {
+    pub fn choose(
+        &mut self,
+        target: &Network,
+        kind: SourceKind,
+        seed: u64,
+        rows: &[usize],
+        ranks: &Ranks,
+    ) -> Result<()> {
         if self.choices.contains_key(&(kind, seed)) {
             return Ok(());
         }
@@ -142,7 +150,9 @@ impl Source {
                 (target.params.interface(to).channels, self.network.params.interface(from).channels);
             let seen = self.alignments.iter().position(|a| (a.target, a.source) == (to, from));
             let chosen = seen.and_then(|i| choose(views.get(i)?, ours, directions(target, to)));
-            choices.insert((to, from), chosen.unwrap_or_else(|| lpka::selection(ours, theirs)));
+            let chosen = chosen.unwrap_or_else(|| lpka::selection(ours, theirs));
+            // The adapter's shape depends on it.
+            choices.insert((to, from), ranks.first_numbers(&chosen));
         }
         self.choices.insert((kind, seed), choices);
         Ok(())

@@ -54,6 +54,7 @@ fn request(output: &Path, executor: Arc<dyn Executor>) -> Result<MergeRequest> {
         adapter_executor: executor,
         movable: false,
         options: ExecutorOptions { threads: Some(1), ..ExecutorOptions::default() },
+        ranks: train::Ranks::default(),
     })
 }
 
