@@ -54,8 +54,8 @@ assert fulfilled("(MIT OR GPL-3.0) AND ISC") and not fulfilled("MIT AND GPL-3.0"
 
 
 
-def metadata():
-    command = ["cargo", "metadata", "--format-version", "1", "--locked"]
+def metadata(*features):
+    command = ["cargo", "metadata", "--format-version", "1", "--locked", *features]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
 
@@ -110,8 +110,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--texts", metavar="FILE", help="where to write the licence texts of what is linked")
     options = parser.parse_args()
-    known = metadata()
-    packages = known["packages"]
+    packages = metadata("--all-features")["packages"]
     refused = [p for p in packages if not (p["license"] and fulfilled(p["license"]))]
     for package in refused:
         print(f"{package['name']} {package['version']}: {package['license']}", file=sys.stderr)
@@ -119,7 +118,7 @@ def main():
     if refused:
         sys.exit(1)
     if options.texts:
-        write_texts(linked(known), options.texts)
+        write_texts(linked(metadata()), options.texts)
 
 
 main()

@@ -55,6 +55,7 @@ Examples:
   onnx-merge cnn.onnx mlp.onnx -o better.onnx --data train.npz --ablate --seeds 3 --json
   onnx-merge cnn.onnx mlp.onnx -o taught.onnx                      without data: the source teaches, unverified
   onnx-merge --config merge.toml
+  mpirun -n 4 --bind-to none onnx-merge cnn.onnx mlp.onnx -o better.onnx --data train.npz   in a build with --features mpi
 
 Exit codes:
   0    the output is better than the target and was written

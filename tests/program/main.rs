@@ -9,6 +9,7 @@ mod grad;
 mod inspect;
 mod kill;
 mod merge;
+mod mpi;
 #[cfg(target_os = "linux")]
 mod private;
 mod python;
