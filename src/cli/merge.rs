@@ -441,13 +441,12 @@ fn check(config: &Config) -> Result<()> {
 fn execute(mut config: Config, before: &Config, manner: Manner, ranks: &Ranks) -> Result<u8> {
     check(&config)?;
     let idle = idle::check(&config, before)?;
+    let interrupt = Interrupt::install(ranks.are_several());
     if !ranks.is_first() {
         // It neither talks nor writes, and stops when the first one does.
-        Interrupt::install(false);
         return Ok(train(&config, &Manner::default(), ranks, &mut Silent)?.outcome.exit_code());
     }
     refuse_outputs(&config, &manner)?;
-    let interrupt = Interrupt::install(true);
     let log = manner.log.as_deref().map(|path| Log::open(path, manner.resume)).transpose()?;
     let board = manner.tensorboard.as_deref().map(Board::open).transpose()?;
     let mut audience = Audience { watcher: Watcher::new(interrupt, manner.quiet), log, board };
