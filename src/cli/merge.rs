@@ -444,7 +444,8 @@ fn execute(mut config: Config, before: &Config, manner: Manner, ranks: &Ranks) -
     let interrupt = Interrupt::install(ranks.are_several());
     if !ranks.is_first() {
         // It neither talks nor writes, and stops when the first one does.
-        return Ok(train(&config, &Manner::default(), ranks, &mut Silent)?.outcome.exit_code());
+        let silent = Manner { resume: manner.resume, ..Manner::default() };
+        return Ok(train(&config, &silent, ranks, &mut Silent)?.outcome.exit_code());
     }
     refuse_outputs(&config, &manner)?;
     let log = manner.log.as_deref().map(|path| Log::open(path, manner.resume)).transpose()?;
