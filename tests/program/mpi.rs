@@ -148,7 +148,10 @@ mod together {
             said.matches("note: 3 processes share the 64 rows of each step: 21 or 22 for each").count(),
             1
         );
-        assert_eq!((said.matches("training finetune").count(), shown.matches("untouched").count()), (1, 1));
+        assert_eq!(
+            (said.matches("training finetune").count(), shown.matches("shipped (finetune)").count()),
+            (1, 1)
+        );
         let new: Vec<String> = names(&sandbox).into_iter().filter(|n| !before.contains(n)).collect();
         assert_eq!(new, ["merge.toml", "out.html", "out.onnx"]);
     }
