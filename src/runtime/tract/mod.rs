@@ -6,6 +6,7 @@
 mod branch;
 mod mended;
 mod proto;
+mod rows;
 mod spread;
 
 use super::guard::{WORKER_NAME, guarded};
@@ -79,6 +80,7 @@ fn optimised(mut model: tract::TypedModel) -> tract::TractResult<tract::TypedMod
     declutter.passes.retain(|pass| format!("{pass:?}") != QUADRATIC_PASS);
     declutter.optimize(&mut model)?;
     model.optimize()?;
+    rows::replace(&mut model)?;
     Ok(model)
 }
 
