@@ -464,8 +464,11 @@ impl Session {
         let all = self.examples.rows(split);
         let own = self.ranks.share(all);
         let tally = self.tally_of(weights, split, own.clone().collect())?;
+        if !self.ranks.are_several() {
+            return Ok(tally);
+        }
         let mut rows = vec![0.0; all];
-        rows[own].copy_from_slice(tally.rows());
+        rows[own].iter_mut().zip(tally.rows()).for_each(|(row, measured)| *row = *measured);
         Ok(Tally::from(self.ranks.sum_wide(rows)))
     }
 
