@@ -16,6 +16,8 @@ pub struct ArmState {
     pub arm: Arm,
     pub seed: u64,
     pub lr: f64,
+    /// Validation after the trial that chose it.
+    pub trial: Option<f64>,
     pub step: usize,
     /// The best validation so far and the step it was seen at.
     pub best: Option<(f64, usize)>,

@@ -22,6 +22,8 @@ pub struct Contender {
     pub arm: Arm,
     pub fit: Fit,
     pub best: Option<Best>,
+    /// What the short training that chose its learning rate came to on validation.
+    pub trial: Option<f64>,
     pub validations: Vec<(usize, f64)>,
     /// Whether its loss left what numbers can hold: it takes no more steps.
     pub diverged: bool,
@@ -56,6 +58,7 @@ impl Contender {
             arm: self.arm.clone(),
             seed: self.fit.seed,
             lr: self.fit.lr,
+            trial: self.trial,
             step: self.fit.step,
             best: self.best.as_ref().map(|b| (b.metric, b.step)),
             validations: self.validations.clone(),
@@ -104,7 +107,8 @@ impl Contest<'_> {
                 contender => field.push(contender?),
             }
         }
-        self.rank(&mut field);
+        // Resumed, some have come further than their trials: these are compared, as they were before.
+        self.rank(&mut field, |c| c.trial.unwrap_or(c.metric()));
         for (until, stay) in plan {
             out.splice(0..0, field.drain(stay.min(field.len())..));
             for contender in &mut field {
@@ -113,7 +117,7 @@ impl Contest<'_> {
                     trained => trained?,
                 }
             }
-            self.rank(&mut field);
+            self.rank(&mut field, Contender::metric);
             if self.stopped {
                 break;
             }
@@ -126,17 +130,16 @@ impl Contest<'_> {
     }
 
     /// Puts the best first. Small validation sets tie: then the arm that uses more of the source does.
-    fn rank(&self, field: &mut [Contender]) {
+    fn rank(&self, field: &mut [Contender], by: fn(&Contender) -> f64) {
         let metric = &self.session.metric;
-        let score = |c: &Contender| match c.metric() {
+        let score = |c: &Contender| match by(c) {
             value if value.is_nan() => f64::NEG_INFINITY,
             value => metric.gain(0.0, value),
         };
         field.sort_by(|a, b| score(b).total_cmp(&score(a)).then(b.arm.gate.total_cmp(&a.arm.gate)));
     }
 
-    /// A contender where a checkpoint has it, or else at the end of a trial of its learning rate: of those that are tried, the highest
-    /// that validates about as well as any after a few steps.
+    /// A contender where a checkpoint has it, or else at its start, with the learning rate that was asked for or that trials speak for.
     ///
     /// # Errors
     /// [`crate::Error::Diverged`] where it does at every rate.
@@ -154,6 +157,7 @@ impl Contest<'_> {
             contender.fit.restore(saved.step, &state)?;
             contender.fit.curve = saved.curve;
             contender.validations = saved.validations;
+            contender.trial = saved.trial;
             let weights = self.session.weights_from(&best);
             contender.best =
                 saved.best.zip(weights).map(|((metric, step), weights)| Best { metric, step, weights });
@@ -168,7 +172,7 @@ impl Contest<'_> {
     pub(super) fn begin(&mut self, arm: Arm, seed: u64, schedule: (usize, f64)) -> Result<Contender> {
         let fit = self.session.start(&arm, seed, schedule)?;
         let file = format!("{}-{seed}.onnx", arm.label().replace([',', '+', ' ', '.'], "-"));
-        Ok(Contender { arm, fit, best: None, validations: vec![], diverged: false, file })
+        Ok(Contender { arm, fit, best: None, trial: None, validations: vec![], diverged: false, file })
     }
 
     /// Trains one arm up to step `until`. Where it diverges, what was best before that counts.

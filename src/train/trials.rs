@@ -69,7 +69,7 @@ impl Contest<'_> {
         match (pick(tried.bests, began, &self.session.metric, rows), tried.divergence) {
             (Some((rate, best)), _) => {
                 self.again(&mut contender, &start, (steps, rate))?;
-                contender.best = Some(best);
+                (contender.trial, contender.best) = (Some(best.metric), Some(best));
                 Ok(contender)
             }
             (None, Some(error)) => Err(error),

@@ -59,7 +59,7 @@ fn an_interrupted_run_goes_on_where_it_stopped() {
         .stderr(std::process::Stdio::null())
         .spawn()
         .unwrap();
-    // The first arm's checkpoint is written when its round ends.
+    // The first arm's checkpoint is written when it is trained; a second one is to come.
     let run = sandbox.path("out.onnx.checkpoint").join("run.json");
     while !run.exists() {
         assert!(child.try_wait().unwrap().is_none(), "the run ended without a checkpoint");
@@ -75,7 +75,7 @@ fn an_interrupted_run_goes_on_where_it_stopped() {
     let state: serde_json::Value = serde_json::from_slice(&std::fs::read(&run).unwrap()).unwrap();
     let steps: Vec<u64> =
         state["arms"].as_array().unwrap().iter().map(|a| a["step"].as_u64().unwrap()).collect();
-    assert!(steps.iter().sum::<u64>() < 240, "stopped early: {steps:?}");
+    assert!(steps.iter().sum::<u64>() < 2 * 240, "stopped early: {steps:?}");
 
     let other = sandbox.program(&arguments("out.onnx", "--resume --lr 0.5")).output().unwrap();
     assert_eq!(other.status.code(), Some(3), "a checkpoint of other options is refused");
