@@ -283,7 +283,7 @@ fn a_trajectory_of_checkpoints_is_followed() {
 fn a_source_is_trained_beside_the_target() {
     let sandbox = sandbox();
     let arguments = format!(
-        "digits_mlp.onnx digits_small_cnn.onnx -o out.onnx {DATA} --method lpka+kd --gate 0 --steps 120"
+        "digits_mlp.onnx digits_small_cnn.onnx -o out.onnx {DATA} --method lpka+kd --gate 0 --steps 120 --lr 0.003"
     );
     let frozen = report(&sandbox, &arguments, 0);
     let joint = report(&sandbox, &format!("{arguments} --joint --src-data digits_train.npz --cycle 20"), 0);
