@@ -149,16 +149,16 @@ fn validation_chooses_the_learning_rate() {
     assert!(!text.contains("finetune, lr"));
 }
 
-/// Inputs 255 times as large and weights 255 times as small: the usual rates move such weights too far.
+/// Inputs 2,550 times as large and weights 2,550 times as small: the usual rates move such weights too far.
 #[test]
 fn a_network_that_reads_raw_pixels_is_trained_at_a_lower_rate() {
     let sandbox = Sandbox::digits();
     let mut model = onnx::read(sandbox.path("digits_mlp.onnx")).unwrap().model;
     let weight = &mut model.graph.initializers[&ValueId::new("fc1.weight")];
-    let small: Vec<f32> = weight.to_f32().iter().map(|w| w / 255.0).collect();
+    let small: Vec<f32> = weight.to_f32().iter().map(|w| w / 2550.0).collect();
     *weight = Tensor::f32(weight.shape(), &small);
     onnx::save(&model, sandbox.path("raw.onnx")).unwrap();
-    let run = format!("tune raw.onnx -o out.onnx {DATA} --scale 255 --steps 160 --significance 1");
+    let run = format!("tune raw.onnx -o out.onnx {DATA} --scale 2550 --steps 160 --significance 1");
     let report = report(&sandbox, &run, 0);
     assert!([1e-4, 1e-5].contains(&report.arms[0].lr[0]), "{:?}", report.arms);
     assert!(report.shipped.val > report.untouched.val);
