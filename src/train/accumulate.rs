@@ -23,24 +23,32 @@ struct Group {
 /// Bytes of gradients that are added up at once: each group's old sums are let go of before the next one's are made.
 const GROUP_BYTES: usize = 4 << 20;
 
+/// `facts` in runs of at most `most` by their `size` together; one that is larger is a run of its own.
+pub fn bundles(facts: &[Fact], size: impl Fn(&Fact) -> usize, most: usize) -> Vec<&[Fact]> {
+    let (mut found, mut rest) = (vec![], facts);
+    while !rest.is_empty() {
+        let mut total = 0;
+        let fits = |fact: &&Fact| {
+            total += size(fact);
+            total <= most
+        };
+        let count = rest.iter().take_while(fits).count().max(1);
+        let (own, after) = rest.split_at(count);
+        found.push(own);
+        rest = after;
+    }
+    found
+}
+
 impl Accumulator {
     pub fn new(executor: &dyn Executor, facts: &[Fact]) -> Result<Self> {
         let mut groups = vec![];
-        let mut rest = facts;
-        while !rest.is_empty() {
-            let mut bytes = 0;
-            let fits = |fact: &&Fact| {
-                bytes += fact.bytes();
-                bytes <= GROUP_BYTES
-            };
-            let count = rest.iter().take_while(fits).count().max(1);
-            let (own, after) = rest.split_at(count);
+        for own in bundles(facts, Fact::bytes, GROUP_BYTES) {
             let program = |adds| -> Result<Box<dyn Compiled>> {
                 let (model, known) = weighted(own, adds);
                 executor.compile(&model, &known)
             };
-            groups.push(Group { count, first: program(false)?, next: program(true)? });
-            rest = after;
+            groups.push(Group { count: own.len(), first: program(false)?, next: program(true)? });
         }
         Ok(Self { groups })
     }

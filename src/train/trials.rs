@@ -15,7 +15,7 @@ use crate::report::Metric;
 const PART: usize = 8;
 const SHORTEST: usize = 10;
 
-/// What was tried of an arm, from the lowest learning rate to the highest.
+/// What was tried of an arm, with learning rates.
 #[derive(Default)]
 struct Tried {
     bests: Vec<(f64, Best)>,
@@ -53,15 +53,13 @@ impl Contest<'_> {
             if self.stopped || tried.divergence.is_some() {
                 break;
             }
-            self.again(&mut contender, &start, (short, rate))?;
-            self.attempt(&mut contender, &mut tried, observer)?;
+            self.attempt(&mut contender, (&start, short, rate), &mut tried, observer)?;
         }
         for rate in optimizer.low_rates() {
             if self.stopped || self.holds(&tried, began) {
                 break;
             }
-            self.again(&mut contender, &start, (short, rate))?;
-            self.attempt(&mut contender, &mut tried, observer)?;
+            self.attempt(&mut contender, (&start, short, rate), &mut tried, observer)?;
         }
         let rows = self.session.examples().rows(Split::Val);
         match (pick(tried.bests, began, &self.session.metric, rows), tried.divergence) {
@@ -84,15 +82,17 @@ impl Contest<'_> {
         Ok(())
     }
 
-    /// Takes all steps of a short training and validates it.
+    /// Takes all steps of a short training from `start` and validates it.
     fn attempt(
         &mut self,
         contender: &mut Contender,
+        (start, steps, rate): (&Mark, usize, f64),
         tried: &mut Tried,
         observer: &mut dyn Observer,
     ) -> Result<()> {
+        self.again(contender, start, (steps, rate))?;
         let Contender { arm, fit, .. } = contender;
-        let (label, seed, steps) = (format!("{}, lr {}", arm.label(), fit.lr), fit.seed, fit.steps);
+        let (label, seed) = (format!("{}, lr {rate}", arm.label()), fit.seed);
         observer.event(&Event::ArmStart { arm: &label, seed, steps });
         match self.session.advance(arm, fit, steps, self.deadline, observer) {
             Err(error) if error.is_divergence() => {
@@ -106,8 +106,7 @@ impl Contest<'_> {
         let metric = self.session.evaluate(&weights, Split::Val)?;
         observer.event(&Event::Validation { step, metric, best: metric });
         observer.event(&Event::ArmEnd { arm: &label, seed, metric });
-        let place = tried.bests.iter().position(|(rate, _)| *rate > fit.lr).unwrap_or(tried.bests.len());
-        tried.bests.insert(place, (fit.lr, Best { metric, step, weights }));
+        tried.bests.push((rate, Best { metric, step, weights }));
         Ok(())
     }
 
@@ -116,7 +115,7 @@ impl Contest<'_> {
     /// goes down before it goes up, and sooner at a high rate.
     fn holds(&self, tried: &Tried, began: f64) -> bool {
         let metric = &self.session.metric;
-        let allowed = 2.0 * standard_error(metric, began, self.session.examples().rows(Split::Val));
+        let allowed = two_standard_errors(metric, began, self.session.examples().rows(Split::Val));
         began.is_nan() || tried.bests.iter().any(|(_, best)| metric.gain(began, best.metric) >= -allowed)
     }
 }
@@ -125,9 +124,10 @@ impl Contest<'_> {
 /// standard errors, or else the best. Few steps favour low rates, as do starts near the end of training, which a high rate leaves
 /// before it comes back.
 fn pick(mut bests: Vec<(f64, Best)>, began: f64, metric: &Metric, rows: usize) -> Option<(f64, Best)> {
+    bests.sort_by(|a, b| a.0.total_cmp(&b.0));
     let values = || bests.iter().map(|(_, best)| best.metric);
     let highest = values().chain([began]).fold(f64::NAN, |a, b| if better(metric, b, a) { b } else { a });
-    let allowed = 2.0 * standard_error(metric, highest, rows);
+    let allowed = two_standard_errors(metric, highest, rows);
     let near = values().rposition(|value| metric.gain(highest, value) >= -allowed);
     let place = near.or_else(|| {
         let gain = |i: &usize| metric.gain(highest, bests[*i].1.metric);
@@ -137,8 +137,8 @@ fn pick(mut bests: Vec<(f64, Best)>, began: f64, metric: &Metric, rows: usize) -
 }
 
 /// Of an accuracy; none is known of other metrics.
-fn standard_error(metric: &Metric, value: f64, rows: usize) -> f64 {
-    2.0 * slack(metric, value, rows)
+fn two_standard_errors(metric: &Metric, value: f64, rows: usize) -> f64 {
+    4.0 * slack(metric, value, rows)
 }
 
 #[cfg(test)]

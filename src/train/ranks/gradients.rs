@@ -4,6 +4,7 @@ use super::Ranks;
 use crate::error::Result;
 use crate::onnx::{DType, Fact, Tensor};
 use crate::runtime::Value;
+use crate::train::accumulate::bundles;
 
 /// Numbers that are summed at once: a network's many small tensors are not worth a round each, and large ones need not all
 /// be held twice.
@@ -20,21 +21,13 @@ pub fn sum_gradients(
     let facts: Vec<Fact> = like.iter().map(Value::fact).collect();
     let mut sums = vec![];
     let mut gradients = gradients.into_iter();
-    let mut rest = &facts[..];
-    while !rest.is_empty() {
-        let mut numbers = 0;
-        let fits = |fact: &&Fact| {
-            numbers += fact.len();
-            numbers <= BUCKET
-        };
-        let count = rest.iter().take_while(fits).count().max(1);
-        let (facts, after) = rest.split_at(count);
-        let mine = gradients.by_ref().take(count).map(|g| g.to_host()).collect::<Result<Vec<Tensor>>>()?;
+    for facts in bundles(&facts, Fact::len, BUCKET) {
+        let mine =
+            gradients.by_ref().take(facts.len()).map(|g| g.to_host()).collect::<Result<Vec<Tensor>>>()?;
         let wide = facts.iter().any(|fact| fact.dtype == DType::F64);
         let tensors =
             if wide { summed_wide(ranks, facts, &mine, weight) } else { summed(ranks, facts, &mine, weight) };
         sums.extend(tensors.into_iter().map(Value::host));
-        rest = after;
     }
     Ok(sums)
 }
