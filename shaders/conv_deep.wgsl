@@ -3,6 +3,8 @@
 //
 // Each of the 64 invocations adds every 64th tap.
 
+@group(0) @binding(4) var<storage, read_write> y: array<f32>;
+
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
         @builtin(local_invocation_index) lane: u32) {

@@ -1,39 +1,60 @@
 // Sums over sliding windows (see window.wgsl) as a tiled matrix product whose right side is read straight from the
 // image: nothing is unfolded in memory.
 //
-// A workgroup of 16 × 16 computes 64·R rows (output channels) by 64·C columns (windows), each invocation R × C blocks of
-// 4 by 4 in registers, going through the taps in steps of 16 by way of workgroup memory; while a step is computed, the
-// next one is on its way to registers. Neighbours in memory are read by neighbouring invocations: along columns
-// ({{along_taps}} = 0: an invocation reads one column, whose place is worked out once) or along taps (1: the gradient of
-// weights, whose taps are places of the image). {{padded}} = 0 where every window is inside the image.
+// A workgroup of 256 computes 64·R rows (output channels) by 64·C columns (windows), each invocation R × C blocks of 4 × 4
+// in registers, going through the taps in steps of DEPTH by way of workgroup memory, which holds two steps, as in
+// matmul_tiled.wgsl. Where an element lies is a sum of what belongs to its line and of what belongs to its tap: the former
+// is worked out once, the latter is read from the table a step before it is needed. Neighbours in memory are read by
+// neighbouring invocations: along columns ({{along_taps}} = 0) or along taps (1: the gradient of weights, whose taps are
+// places of the image). Lines beyond the last are read as the last and not written.
+// {{check}} says how a place outside the image is told from one inside: 0 there is none, 1 by `bits`, 2 by its coordinates.
+// Y is written by vectors ({{vectors}} = 1, {{scalars}} = 0) where four columns are neighbours, else by elements (0 and 4).
+
+@group(0) @binding(4) var<storage, read_write> y: array<{{y}}>;
 
 const R = {{quads_r}};
 const C = {{quads_c}};
+const DEPTH = {{depth}};
 const LINE_R = 16 * R + 1; // vectors from one tap to the next; odd, so that they begin in different banks
 const LINE_C = 16 * C + 1;
 
-var<workgroup> tile_w: array<vec4<f32>, 16 * LINE_R>; // 16 (taps) × 64·R (rows)
-var<workgroup> tile_x: array<vec4<f32>, 16 * LINE_C>; // 16 (taps) × 64·C (columns)
+var<workgroup> tile_w: array<vec4<f32>, 2 * DEPTH * LINE_R>; // DEPTH (taps) × 64·R (rows)
+var<workgroup> tile_x: array<vec4<f32>, 2 * DEPTH * LINE_C>; // DEPTH (taps) × 64·C (columns)
 
-// Rows row … row + 3 at tap t.
-fn rows_of_w(base: i32, row: i32, t: i32, end: i32) -> vec4<f32> {
-    var v = vec4<f32>();
-    if (t >= end) { return v; }
-    let at = base + row * param(7) + taps[t].x;
-{{for q in 0..4}}
-    if (row + {{q}} < param(0)) { v[{{q}}] = w[at + {{q}} * param(7)]; }
-{{end}}
-    return v;
+// What loading a column needs. A tap is outside the image where their bits meet.
+struct Source {
+    place: vec3<i32>,
+    origin: i32,
+    bits: i32,
 }
 
-fn image(c: Column, base: i32, tap: vec4<i32>) -> f32 {
-    if ({{padded}} == 0) { return x[base + c.origin + tap.y]; }
-    return seen(c, base, tap);
+fn source(p: i32, base: i32) -> Source {
+    let c = column(min(p, param(2) - 1));
+    var s = Source(c.place, base + c.origin, 0);
+    if ({{check}} == 1) {
+        let x = param(1);
+        let y = x + param(26);
+        let z = y + param(25);
+        s.bits = taps[x + c.window.x].x | taps[y + c.window.y].x | taps[z + c.window.z].x;
+    }
+    return s;
 }
 
-@compute @workgroup_size(16, 16)
+// What a column sees through a tap; 0 beyond the last tap.
+fn image(s: Source, tap: vec4<i32>, inside: bool) -> f32 {
+    var visible = inside;
+    if ({{check}} == 1) { visible = visible && (s.bits & tap.z) == 0; }
+    if ({{check}} == 2) { visible = visible && in_image(s.place, tap); }
+    return select(0.0, x[select(0, s.origin + tap.y, visible)], visible);
+}
+
+fn tap_at(t: i32) -> vec4<i32> {
+    return taps[min(t, param(1) - 1)];
+}
+
+@compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-        @builtin(local_invocation_id) local: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+        @builtin(local_invocation_index) lane: u32) {
     let rows = param(0);
     let columns = param(2);
     let across = (columns + 64 * C - 1) / (64 * C);
@@ -46,99 +67,116 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     // Tiles that follow each other share columns: images are larger than weights.
     let row0 = tile % down * (64 * R);
     let col0 = (tile / down) % across * (64 * C);
-    let base_w = param(6) + g * param(8);
     let base_x = param(9) + g * param(10);
     let first = s * param(5);
     let end = min(first + param(5), param(1));
     let l = i32(lane);
-    let i_y = i32(local.y);
-    let i_x = i32(local.x);
+    // 32 invocations, which run together, make a block of 8 × 4: fewer different vectors to read at once.
+    let i_x = l % 8 + l / 32 % 2 * 8;
+    let i_y = l % 32 / 8 + l / 64 * 4;
 
-    // Across columns: the column of this invocation, and the first of its taps.
-    let own = col0 + l % (64 * C);
-    let inside = own < columns;
-    let mine = column(select(0, own, inside));
-    let tap0 = l / (64 * C);
-    // Along taps: its four columns.
-{{for q in 0..along_taps}}
-    let quad = col0 + l / 16 * 4;
-    let c0 = column(min(quad, columns - 1));
-    let c1 = column(min(quad + 1, columns - 1));
-    let c2 = column(min(quad + 2, columns - 1));
-    let c3 = column(min(quad + 3, columns - 1));
+    // Rows: this invocation loads quadruples of them at one tap of each step.
+    let own_tap = l % DEPTH;
+    let base_w = param(6) + g * param(8);
+{{for i in 0..loads_w}}{{for q in 0..4}}
+    let w{{i}}{{q}} = base_w + min(row0 + 4 * (l / DEPTH + 256 / DEPTH * {{i}}) + {{q}}, rows - 1) * param(7);
+{{end}}{{end}}
+    // Columns: one of them at quadruples of taps, or, along taps, quadruples of them at the tap of the rows.
+{{for a in 0..along_columns}}
+    let own_column = l % (64 * C);
+    let c0 = source(col0 + own_column, base_x);
 {{end}}
+{{for a in 0..along_taps}}{{for i in 0..loads_x}}{{for q in 0..4}}
+    let c{{i}}{{q}} = source(col0 + 4 * (l / DEPTH + 256 / DEPTH * {{i}}) + {{q}}, base_x);
+{{end}}{{end}}{{end}}
 
-{{for i in 0..quads_r}}
-    var next_w{{i}} = rows_of_w(base_w, row0 + (l / 16 + 16 * {{i}}) * 4, first + l % 16, end);
+{{for i in 0..loads_w}}
+    var next_w{{i}} = vec4<f32>();
 {{end}}
-{{for q in 0..columns_read}}
-    var next_x{{q}} = 0.0;
-    if (inside && first + tap0 + 4 / C * {{q}} < end) {
-        next_x{{q}} = image(mine, base_x, taps[first + tap0 + 4 / C * {{q}}]);
-    }
-{{end}}
-{{for q in 0..along_taps}}
-    var next_v = vec4<f32>();
-    if (first + l % 16 < end) {
-        let tap = taps[first + l % 16];
-        next_v = vec4<f32>(image(c0, base_x, tap), image(c1, base_x, tap), image(c2, base_x, tap), image(c3, base_x, tap));
-    }
+{{for i in 0..loads_x}}
+    var next_x{{i}} = vec4<f32>();
 {{end}}
 {{for i in 0..quads_r}}{{for j in 0..quads_c}}{{for r in 0..4}}
     var s{{i}}{{j}}{{r}} = vec4<f32>();
 {{end}}{{end}}{{end}}
-    for (var t0 = first; t0 < end; t0 += 16) {
+    // Taps of the next step to load.
+    var tap = tap_at(first + own_tap);
+{{for a in 0..along_columns}}{{for i in 0..loads_x}}{{for q in 0..4}}
+    let k{{i}}{{q}} = 4 * ((l + 256 * {{i}}) / (64 * C)) + {{q}};
+    var tap{{i}}{{q}} = tap_at(first + k{{i}}{{q}});
+{{end}}{{end}}{{end}}
+    var half = 0;
+    // The first turn only loads.
+    for (var t0 = first - DEPTH; t0 < end; t0 += DEPTH) {
+        let t1 = t0 + DEPTH;
+        let t2 = t1 + DEPTH;
+        let more = t1 < end;
+        if (more) {
+            let inside = t1 + own_tap < end;
+{{for i in 0..loads_w}}
+            next_w{{i}} = select(vec4<f32>(), vec4<f32>(w[w{{i}}0 + tap.x], w[w{{i}}1 + tap.x], w[w{{i}}2 + tap.x], w[w{{i}}3 + tap.x]), inside);
+{{end}}
+{{for a in 0..along_taps}}{{for i in 0..loads_x}}
+            next_x{{i}} = vec4<f32>(image(c{{i}}0, tap, inside), image(c{{i}}1, tap, inside), image(c{{i}}2, tap, inside), image(c{{i}}3, tap, inside));
+{{end}}{{end}}
+            tap = tap_at(t2 + own_tap);
+{{for a in 0..along_columns}}{{for i in 0..loads_x}}{{for q in 0..4}}
+            next_x{{i}}[{{q}}] = image(c0, tap{{i}}{{q}}, t1 + k{{i}}{{q}} < end);
+            tap{{i}}{{q}} = tap_at(t2 + k{{i}}{{q}});
+{{end}}{{end}}{{end}}
+        }
+        if (t0 >= first) {
+            let at_w = half * DEPTH * LINE_R + i_y;
+            let at_x = half * DEPTH * LINE_C + i_x;
+{{for k in 0..depth}}
+            {
 {{for i in 0..quads_r}}
-        tile_w[l % 16 * LINE_R + l / 16 + 16 * {{i}}] = next_w{{i}};
+                let a{{i}} = tile_w[at_w + {{k}} * LINE_R + 16 * {{i}}];
 {{end}}
-{{for q in 0..columns_read}}
-        tile_x[(tap0 + 4 / C * {{q}}) * LINE_C + l % (64 * C) / 4][l % 4] = next_x{{q}};
+{{for j in 0..quads_c}}
+                let b{{j}} = tile_x[at_x + {{k}} * LINE_C + 16 * {{j}}];
 {{end}}
-{{for q in 0..along_taps}}
-        tile_x[l % 16 * LINE_C + l / 16] = next_v;
-{{end}}
-        workgroupBarrier();
-        let t1 = t0 + 16;
-        if (t1 < end) {
-{{for i in 0..quads_r}}
-            next_w{{i}} = rows_of_w(base_w, row0 + (l / 16 + 16 * {{i}}) * 4, t1 + l % 16, end);
-{{end}}
-{{for q in 0..columns_read}}
-            next_x{{q}} = 0.0;
-            if (inside && t1 + tap0 + 4 / C * {{q}} < end) {
-                next_x{{q}} = image(mine, base_x, taps[t1 + tap0 + 4 / C * {{q}}]);
-            }
-{{end}}
-{{for q in 0..along_taps}}
-            next_v = vec4<f32>();
-            if (t1 + l % 16 < end) {
-                let tap = taps[t1 + l % 16];
-                next_v = vec4<f32>(image(c0, base_x, tap), image(c1, base_x, tap), image(c2, base_x, tap), image(c3, base_x, tap));
+{{for i in 0..quads_r}}{{for j in 0..quads_c}}
+                s{{i}}{{j}}0 = fma(vec4<f32>(a{{i}}.x), b{{j}}, s{{i}}{{j}}0);
+                s{{i}}{{j}}1 = fma(vec4<f32>(a{{i}}.y), b{{j}}, s{{i}}{{j}}1);
+                s{{i}}{{j}}2 = fma(vec4<f32>(a{{i}}.z), b{{j}}, s{{i}}{{j}}2);
+                s{{i}}{{j}}3 = fma(vec4<f32>(a{{i}}.w), b{{j}}, s{{i}}{{j}}3);
+{{end}}{{end}}
             }
 {{end}}
         }
-        for (var k = 0; k < 16; k++) {
-{{for i in 0..quads_r}}
-            let a{{i}} = tile_w[k * LINE_R + i_y + 16 * {{i}}];
+        half = 1 - half;
+        if (more) {
+{{for i in 0..loads_w}}
+            tile_w[half * DEPTH * LINE_R + own_tap * LINE_R + l / DEPTH + 256 / DEPTH * {{i}}] = next_w{{i}};
 {{end}}
-{{for j in 0..quads_c}}
-            let b{{j}} = tile_x[k * LINE_C + i_x + 16 * {{j}}];
-{{end}}
-{{for i in 0..quads_r}}{{for j in 0..quads_c}}
-            s{{i}}{{j}}0 = fma(vec4<f32>(a{{i}}.x), b{{j}}, s{{i}}{{j}}0);
-            s{{i}}{{j}}1 = fma(vec4<f32>(a{{i}}.y), b{{j}}, s{{i}}{{j}}1);
-            s{{i}}{{j}}2 = fma(vec4<f32>(a{{i}}.z), b{{j}}, s{{i}}{{j}}2);
-            s{{i}}{{j}}3 = fma(vec4<f32>(a{{i}}.w), b{{j}}, s{{i}}{{j}}3);
+{{for a in 0..along_taps}}{{for i in 0..loads_x}}
+            tile_x[half * DEPTH * LINE_C + own_tap * LINE_C + l / DEPTH + 256 / DEPTH * {{i}}] = next_x{{i}};
 {{end}}{{end}}
+{{for a in 0..along_columns}}{{for i in 0..loads_x}}{{for q in 0..4}}
+            tile_x[half * DEPTH * LINE_C + k{{i}}{{q}} * LINE_C + own_column / 4][own_column % 4] = next_x{{i}}[{{q}}];
+{{end}}{{end}}{{end}}
         }
         workgroupBarrier();
     }
     let base_y = param(11) + s * param(14) + g * param(12);
-{{for j in 0..quads_c}}{{for q in 0..4}}
+{{for j in 0..quads_c}}
     {
-        let col = col0 + (i_x + 16 * {{j}}) * 4 + {{q}};
+        let col = col0 + (i_x + 16 * {{j}}) * 4;
+{{for v in 0..vectors}}
         if (col < columns) {
             let to = base_y + column(col).dest;
+{{for i in 0..quads_r}}{{for r in 0..4}}
+            {
+                let row = row0 + (i_y + 16 * {{i}}) * 4 + {{r}};
+                if (row < rows) { y[(to + row * param(13)) / 4] = s{{i}}{{j}}{{r}}; }
+            }
+{{end}}{{end}}
+        }
+{{end}}
+{{for q in 0..scalars}}
+        if (col + {{q}} < columns) {
+            let to = base_y + column(col + {{q}}).dest;
 {{for i in 0..quads_r}}{{for r in 0..4}}
             {
                 let row = row0 + (i_y + 16 * {{i}}) * 4 + {{r}};
@@ -146,6 +184,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
             }
 {{end}}{{end}}
         }
+{{end}}
     }
-{{end}}{{end}}
+{{end}}
 }

@@ -35,79 +35,61 @@ fn place_along_k(v: i32, quads: i32) -> vec2<i32> {
     return vec2<i32>(v / 2 % (64 * quads), v % 2 * 4 + v / (128 * quads) * 8);
 }
 
-// The same by vectors (or four elements) along the other axis: (quadruple of lines, k).
+// The same by vectors (or four elements) along the other axis: (first line, k).
 fn place_across_k(v: i32, quads: i32, dense_k: bool) -> vec2<i32> {
-    if (dense_k) { return vec2<i32>(v / DEPTH, v % DEPTH); }
-    return vec2<i32>(v % (16 * quads), v / (16 * quads));
+    if (dense_k) { return vec2<i32>(4 * (v / DEPTH), v % DEPTH); }
+    return vec2<i32>(4 * (v % (16 * quads)), v / (16 * quads));
 }
 
-fn load_a(base: i32, v: i32, row0: i32, k0: i32, end: i32) -> vec4<f32> {
-    var x = vec4<f32>();
+fn place_a(v: i32) -> vec2<i32> {
+    if ({{load_a}} == 1) { return place_along_k(v, M); }
+    return place_across_k(v, M, param(6) == 1);
+}
+
+fn place_b(v: i32) -> vec2<i32> {
+    if ({{load_b}} == 1) { return place_along_k(v, N); }
+    return place_across_k(v, N, param(8) == 1 && param(9) != 1);
+}
+
+// Four elements of A from `at` on; 0 beyond the end of k. Lines beyond the last are read as the last and not written.
+fn load_a(at: vec4<i32>, inside: bool) -> vec4<f32> {
+    if ({{load_a}} != 0) { return select(vec4<f32>(), a4[select(0, at.x, inside)], inside); }
+    let p = select(vec4<i32>(), at, inside);
+    return select(vec4<f32>(), vec4<f32>(a[p.x], a[p.y], a[p.z], a[p.w]), inside);
+}
+
+fn load_b(at: vec4<i32>, inside: bool) -> vec4<f32> {
+    if ({{load_b}} != 0) { return select(vec4<f32>(), b4[select(0, at.x, inside)], inside); }
+    let p = select(vec4<i32>(), at, inside);
+    return select(vec4<f32>(), vec4<f32>(b[p.x], b[p.y], b[p.z], b[p.w]), inside);
+}
+
+// Where the elements of a place lie: a vector's number, or four elements'. `line` is the stride of lines, `lines` their
+// count, `depth` the stride along k.
+fn address_of(p: vec2<i32>, load: i32, base: i32, line0: i32, lines: i32, line: i32, k: i32, depth: i32) -> vec4<i32> {
+    let along = base + (k + p.y) * depth;
+    if (load == 1) { return vec4<i32>((along + min(line0 + p.x, lines - 1) * line) / 4); }
+    if (load == 2) { return vec4<i32>((along + min(line0 + p.x, lines - 4)) / 4); }
+    return along + min(vec4<i32>(line0 + p.x) + vec4<i32>(0, 1, 2, 3), vec4<i32>(lines - 1)) * line;
+}
+
+fn store_a(p: vec2<i32>, x: vec4<f32>, half: i32) {
     if ({{load_a}} == 1) {
-        let p = place_along_k(v, M);
-        if (row0 + p.x < param(0) && k0 + p.y < end) {
-            x = a4[(base + (row0 + p.x) * param(5) + k0 + p.y) / 4];
-        }
-        return x;
-    }
-    let p = place_across_k(v, M, param(6) == 1);
-    let row = row0 + 4 * p.x;
-    if (k0 + p.y >= end) { return x; }
-    let at = base + row * param(5) + (k0 + p.y) * param(6);
-    if ({{load_a}} == 2) {
-        if (row < param(0)) { x = a4[at / 4]; }
-        return x;
-    }
-{{for q in 0..4}}
-    if (row + {{q}} < param(0)) { x[{{q}}] = a[at + {{q}} * param(5)]; }
-{{end}}
-    return x;
-}
-
-fn load_b(base: i32, v: i32, col0: i32, k0: i32, end: i32) -> vec4<f32> {
-    var x = vec4<f32>();
-    if ({{load_b}} == 1) {
-        let p = place_along_k(v, N);
-        if (col0 + p.x < param(2) && k0 + p.y < end) {
-            x = b4[(base + (col0 + p.x) * param(9) + k0 + p.y) / 4];
-        }
-        return x;
-    }
-    let p = place_across_k(v, N, param(8) == 1 && param(9) != 1);
-    let col = col0 + 4 * p.x;
-    if (k0 + p.y >= end) { return x; }
-    let at = base + col * param(9) + (k0 + p.y) * param(8);
-    if ({{load_b}} == 2) {
-        if (col < param(2)) { x = b4[at / 4]; }
-        return x;
-    }
-{{for q in 0..4}}
-    if (col + {{q}} < param(2)) { x[{{q}}] = b[at + {{q}} * param(9)]; }
-{{end}}
-    return x;
-}
-
-fn store_a(v: i32, x: vec4<f32>, half: i32) {
-    if ({{load_a}} == 1) {
-        let p = place_along_k(v, M);
 {{for q in 0..4}}
         tile_a[half * DEPTH * LINE_A + (p.y + {{q}}) * LINE_A + p.x / 4][p.x % 4] = x[{{q}}];
 {{end}}
     } else {
-        let p = place_across_k(v, M, param(6) == 1);
-        tile_a[half * DEPTH * LINE_A + p.y * LINE_A + p.x] = x;
+        tile_a[half * DEPTH * LINE_A + p.y * LINE_A + p.x / 4] = x;
     }
 }
 
-fn store_b(v: i32, x: vec4<f32>, half: i32) {
+fn store_b(p: vec2<i32>, x: vec4<f32>, half: i32) {
     if ({{load_b}} == 1) {
-        let p = place_along_k(v, N);
 {{for q in 0..4}}
         tile_b[half * DEPTH * LINE_B + (p.y + {{q}}) * LINE_B + p.x / 4][p.x % 4] = x[{{q}}];
 {{end}}
     } else {
-        let p = place_across_k(v, N, param(8) == 1 && param(9) != 1);
-        tile_b[half * DEPTH * LINE_B + p.y * LINE_B + p.x] = x;
+        tile_b[half * DEPTH * LINE_B + p.y * LINE_B + p.x / 4] = x;
     }
 }
 
@@ -148,53 +130,65 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let x = l % 8 + l / 32 % 2 * 8;
     let y = l % 32 / 8 + l / 64 * 4;
 
+    // What this invocation loads: its places in the tile, where they lie, and how far the next step is.
+    let step_a = DEPTH * param(6) / select(4, 1, {{load_a}} == 0);
+    let step_b = DEPTH * param(8) / select(4, 1, {{load_b}} == 0);
 {{for i in 0..loads_a}}
-    store_a(l + 256 * {{i}}, load_a(base_a, l + 256 * {{i}}, row0, first, end), 0);
+    let pa{{i}} = place_a(l + 256 * {{i}});
+    var at_a{{i}} = address_of(pa{{i}}, {{load_a}}, base_a, row0, m, param(5), first, param(6));
+    var next_a{{i}} = vec4<f32>();
 {{end}}
 {{for i in 0..loads_b}}
-    store_b(l + 256 * {{i}}, load_b(base_b, l + 256 * {{i}}, col0, first, end), 0);
+    let pb{{i}} = place_b(l + 256 * {{i}});
+    var at_b{{i}} = address_of(pb{{i}}, {{load_b}}, base_b, col0, n, param(9), first, param(8));
+    var next_b{{i}} = vec4<f32>();
 {{end}}
-    workgroupBarrier();
     // Row r of block (i, j) of this invocation.
 {{for i in 0..quads_m}}{{for j in 0..quads_n}}{{for r in 0..4}}
     var s{{i}}{{j}}{{r}} = vec4<f32>();
 {{end}}{{end}}{{end}}
     var half = 0;
-    for (var k0 = first; k0 < end; k0 += DEPTH) {
-        let more = k0 + DEPTH < end;
+    // The first turn only loads.
+    for (var k0 = first - DEPTH; k0 < end; k0 += DEPTH) {
+        let k1 = k0 + DEPTH;
+        let more = k1 < end;
+        if (more) {
 {{for i in 0..loads_a}}
-        var next_a{{i}} = vec4<f32>();
-        if (more) { next_a{{i}} = load_a(base_a, l + 256 * {{i}}, row0, k0 + DEPTH, end); }
+            next_a{{i}} = load_a(at_a{{i}}, k1 + pa{{i}}.y < end);
+            at_a{{i}} += step_a;
 {{end}}
 {{for i in 0..loads_b}}
-        var next_b{{i}} = vec4<f32>();
-        if (more) { next_b{{i}} = load_b(base_b, l + 256 * {{i}}, col0, k0 + DEPTH, end); }
+            next_b{{i}} = load_b(at_b{{i}}, k1 + pb{{i}}.y < end);
+            at_b{{i}} += step_b;
 {{end}}
-        let at_a = half * DEPTH * LINE_A + y;
-        let at_b = half * DEPTH * LINE_B + x;
+        }
+        if (k0 >= first) {
+            let from_a = half * DEPTH * LINE_A + y;
+            let from_b = half * DEPTH * LINE_B + x;
 {{for k in 0..depth}}
-        {
+            {
 {{for i in 0..quads_m}}
-            let a{{i}} = tile_a[at_a + {{k}} * LINE_A + 16 * {{i}}];
+                let a{{i}} = tile_a[from_a + {{k}} * LINE_A + 16 * {{i}}];
 {{end}}
 {{for j in 0..quads_n}}
-            let b{{j}} = tile_b[at_b + {{k}} * LINE_B + 16 * {{j}}];
+                let b{{j}} = tile_b[from_b + {{k}} * LINE_B + 16 * {{j}}];
 {{end}}
 {{for i in 0..quads_m}}{{for j in 0..quads_n}}
-            s{{i}}{{j}}0 = fma(vec4<f32>(a{{i}}.x), b{{j}}, s{{i}}{{j}}0);
-            s{{i}}{{j}}1 = fma(vec4<f32>(a{{i}}.y), b{{j}}, s{{i}}{{j}}1);
-            s{{i}}{{j}}2 = fma(vec4<f32>(a{{i}}.z), b{{j}}, s{{i}}{{j}}2);
-            s{{i}}{{j}}3 = fma(vec4<f32>(a{{i}}.w), b{{j}}, s{{i}}{{j}}3);
+                s{{i}}{{j}}0 = fma(vec4<f32>(a{{i}}.x), b{{j}}, s{{i}}{{j}}0);
+                s{{i}}{{j}}1 = fma(vec4<f32>(a{{i}}.y), b{{j}}, s{{i}}{{j}}1);
+                s{{i}}{{j}}2 = fma(vec4<f32>(a{{i}}.z), b{{j}}, s{{i}}{{j}}2);
+                s{{i}}{{j}}3 = fma(vec4<f32>(a{{i}}.w), b{{j}}, s{{i}}{{j}}3);
 {{end}}{{end}}
-        }
+            }
 {{end}}
+        }
         half = 1 - half;
         if (more) {
 {{for i in 0..loads_a}}
-            store_a(l + 256 * {{i}}, next_a{{i}}, half);
+            store_a(pa{{i}}, next_a{{i}}, half);
 {{end}}
 {{for i in 0..loads_b}}
-            store_b(l + 256 * {{i}}, next_b{{i}}, half);
+            store_b(pb{{i}}, next_b{{i}}, half);
 {{end}}
         }
         workgroupBarrier();

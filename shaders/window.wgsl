@@ -7,6 +7,7 @@
 // dispatch for each residue of its stride), and the gradient of the weights (windows and taps change places) are all
 // of this form. Everything that depends on a tap alone stands in a table, so inner loops divide nothing:
 //   taps[t] = (offset in W, offset in X, y and x offsets of the place in 16 bits each, z offset of the place)
+// For tiles (conv_tiled.wgsl) the last two may be bits instead, and the windows' bits stand behind the taps.
 // Words: 0 rows, 1 taps, 2 columns, 3 groups, 4 parts, 5 taps a part,
 //        6 offset of W, 7 its row stride, 8 its group stride, 9 offset of X, 10 its group stride,
 //        11 offset of Y, 12 its group stride, 13 its row stride, 14 its part stride,
@@ -16,12 +17,12 @@
 @group(0) @binding(1) var<storage, read> w: array<f32>;
 @group(0) @binding(2) var<storage, read> x: array<f32>;
 @group(0) @binding(3) var<storage, read> taps: array<vec4<i32>>;
-@group(0) @binding(4) var<storage, read_write> y: array<f32>;
 
 struct Column {
-    place: vec3<i32>, // x, y, z
-    origin: i32,      // offset in X
-    dest: i32,        // offset in Y
+    window: vec3<i32>, // which, along x, y, z
+    place: vec3<i32>,  // where it begins, x, y, z
+    origin: i32,       // offset in X
+    dest: i32,         // offset in Y
 }
 
 fn column(p: i32) -> Column {
@@ -32,19 +33,23 @@ fn column(p: i32) -> Column {
     let oz = planes % param(24);
     let image = planes / param(24);
     var c: Column;
+    c.window = vec3<i32>(ox, oy, oz);
     c.place = vec3<i32>(param(20) + ox * param(23), param(19) + oy * param(22), param(18) + oz * param(21));
     c.origin = image * param(27) + oz * param(28) + oy * param(29) + ox * param(30);
     c.dest = image * param(31) + oz * param(32) + oy * param(33) + ox * param(34);
     return c;
 }
 
+// Whether a tap of the window at `place` lies inside the image.
+fn in_image(place: vec3<i32>, tap: vec4<i32>) -> bool {
+    let at = place + vec3<i32>((tap.z << 16u) >> 16u, tap.z >> 16u, tap.w);
+    // What is below 0 is large without a sign.
+    return u32(at.x) < u32(param(17)) && u32(at.y) < u32(param(16)) && u32(at.z) < u32(param(15));
+}
+
 // What a window sees through a tap; `base` is where its group begins in X.
 fn seen(c: Column, base: i32, tap: vec4<i32>) -> f32 {
-    let place = c.place + vec3<i32>((tap.z << 16u) >> 16u, tap.z >> 16u, tap.w);
-    // What is below 0 is large without a sign.
-    if (u32(place.x) < u32(param(17)) && u32(place.y) < u32(param(16)) && u32(place.z) < u32(param(15))) {
-        return x[base + c.origin + tap.y];
-    }
+    if (in_image(c.place, tap)) { return x[base + c.origin + tap.y]; }
     return 0.0;
 }
 

@@ -16,6 +16,7 @@ mod reduce;
 mod resize;
 mod scatter;
 mod shape;
+mod sums;
 mod window;
 
 use super::kernel::{self, Kernel};

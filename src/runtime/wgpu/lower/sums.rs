@@ -1,0 +1,285 @@
+//! Sums over sliding windows: which kernel computes one, and its table of taps. See `shaders/window.wgsl`.
+//!
+//! Knows no nodes. Look at [`Sum`].
+
+use super::window::AXES;
+use super::{GROUP, Lowering, Operand, Outcome, kernel};
+
+/// Width and height of the tiled kernel's tiles.
+pub const TILE: usize = 64;
+/// Rows from which tiles are worth while; below, most of a tile would be empty.
+const TILED_FROM: usize = 16;
+/// Taps that a part of a split sum has at least.
+const PART: usize = 256;
+/// Taps from which a workgroup shares an output, where there are few.
+const DEEP_FROM: usize = 1024;
+/// Workgroups that keep a GPU busy; sums with fewer are split where they are long.
+const BUSY: usize = 256;
+/// Workgroups that large tiles must leave.
+const MANY_TILES: usize = 128;
+/// Length of the steps along the taps of the largest tiles; smaller ones take twice as long ones.
+const DEPTH: usize = 8;
+
+/// An element of a row of W, and what it meets in every window.
+pub struct Tap {
+    /// Offsets in W, and in X from where the window begins.
+    pub w: i32,
+    pub x: i32,
+    /// Place in the window.
+    pub place: [i32; AXES],
+}
+
+/// `Y[g, r, p] = Σ_t W[g, r, t] · X[g, p, t]`, over windows `p`.
+pub struct Sum<'a> {
+    pub x: &'a Operand,
+    pub w: &'a Operand,
+    pub rows: usize,
+    pub groups: usize,
+    pub taps: Vec<Tap>,
+    pub images: usize,
+    pub windows: [usize; AXES],
+    /// Strides of W from row to row and from group to group.
+    pub w_steps: [i32; 2],
+    /// Offset in X of the first window, and stride from group to group.
+    pub x_base: i32,
+    pub x_group: i32,
+    /// Offset in Y, and strides from row to row and from group to group.
+    pub y_base: i32,
+    pub y_steps: [i32; 2],
+    pub sizes: [usize; AXES],
+    pub first: [i32; AXES],
+    pub step: [i32; AXES],
+    /// Strides from image to image and from window to window.
+    pub x_strides: [i32; 1 + AXES],
+    pub y_strides: [i32; 1 + AXES],
+}
+
+impl Sum<'_> {
+    fn columns(&self) -> usize {
+        self.images * self.windows.iter().product::<usize>()
+    }
+    fn outputs(&self) -> usize {
+        self.groups * self.rows * self.columns()
+    }
+    /// The kernel for these sizes.
+    fn shape(&self) -> Shape {
+        let taps = self.taps.len();
+        if self.rows >= TILED_FROM && self.columns() >= TILED_FROM && taps >= 8 {
+            let fits = |&[r, c]: &[usize; 2]| {
+                let work = self.work(Shape::Tiled([r, c]));
+                let full = (r == 1 || self.rows > TILE) && (c == 1 || self.columns() > TILE);
+                full && work * self.parts_of(work, PART) >= MANY_TILES
+            };
+            let quads = [[2, 2], [2, 1], [1, 2]].into_iter().find(fits);
+            return Shape::Tiled(quads.unwrap_or([1, 1]));
+        }
+        match taps >= DEEP_FROM && self.outputs() < BUSY * GROUP {
+            true => Shape::Deep,
+            false => Shape::Direct,
+        }
+    }
+    /// Workgroups without splitting.
+    fn work(&self, shape: Shape) -> usize {
+        match shape {
+            Shape::Tiled([r, c]) => {
+                self.groups * self.rows.div_ceil(TILE * r) * self.columns().div_ceil(TILE * c)
+            }
+            Shape::Deep => self.outputs(),
+            Shape::Direct => self.outputs().div_ceil(GROUP),
+        }
+    }
+    /// Whether neighbours in memory are neighbouring taps rather than neighbouring windows.
+    fn along_taps(&self) -> bool {
+        let next = self.taps.windows(2).filter(|pair| pair[1].x - pair[0].x == 1).count();
+        self.windows[AXES - 1] < 16 && 4 * next >= 3 * self.taps.len()
+    }
+    /// Whether columns 4 i … 4 i + 3 are neighbours in Y, and the first of them lies at a multiple of four.
+    fn quadruples(&self, part_stride: usize) -> bool {
+        let [image, z, y, x] = self.y_strides;
+        let [_, ny, nx] = self.windows.map(|n| n as i32);
+        // Axes of one window have no stride to speak of.
+        let dense = x == 1 && (ny == 1 || y == nx) && (self.windows[0] == 1 || z == ny * nx);
+        let even = |v: i32| v % 4 == 0;
+        let windows = self.windows.iter().product::<usize>();
+        dense && windows.is_multiple_of(4) && part_stride.is_multiple_of(4)
+            && [self.y_base, self.y_steps[0], self.y_steps[1], image].into_iter().all(even)
+    }
+    /// Whether a tap at `place` of window `window` along `axis` is outside the image.
+    fn hidden(&self, axis: usize, window: usize, place: i32) -> bool {
+        let at = self.first[axis] + self.step[axis] * window as i32 + place;
+        at < 0 || at >= self.sizes[axis] as i32
+    }
+    fn parts_of(&self, work: usize, part: usize) -> usize {
+        (BUSY / work.max(1)).min(self.taps.len() / part).max(1)
+    }
+    /// Parts that a long sum is cut into where there is too little else to do at once.
+    pub fn parts(&self) -> usize {
+        let shape = self.shape();
+        self.parts_of(self.work(shape), if shape == Shape::Deep { DEEP_FROM } else { PART })
+    }
+    /// Adds the dispatch; partial sums stand in `y` one behind the other, `part_stride` apart.
+    ///
+    /// # Errors
+    /// Windows that reach too far.
+    pub fn emit(&self, l: &mut Lowering, y: &Operand, parts: usize, part_stride: usize) -> Outcome {
+        let shape = self.shape();
+        let check = match shape {
+            Shape::Tiled(_) => self.check(),
+            _ => Check::Places,
+        };
+        let table = l.table(self.table(&check)?)?;
+        let reads = [self.w, self.x, &table];
+        let params = self.params(parts, part_stride);
+        match shape {
+            Shape::Tiled(quads) => {
+                let values = self.tiles(quads, &check, self.quadruples(part_stride));
+                let values: Vec<(&str, &str)> =
+                    values.iter().map(|(name, value)| (*name, value.as_str())).collect();
+                l.call(kernel::CONV_TILED, &values, params, &reads, &[y], self.work(shape) * parts);
+            }
+            Shape::Deep => l.call(kernel::CONV_DEEP, &[], params, &reads, &[y], self.work(shape) * parts),
+            Shape::Direct => {
+                let groups = (parts * self.outputs()).div_ceil(GROUP);
+                l.call(kernel::CONV_DIRECT, &[], params, &reads, &[y], groups);
+            }
+        }
+        Ok(())
+    }
+    /// The words of `shaders/window.wgsl`.
+    fn params(&self, parts: usize, part_stride: usize) -> Vec<i32> {
+        let int = |v: usize| v as i32;
+        let taps = self.taps.len();
+        let mut params = vec![int(self.rows), int(taps), int(self.columns()), int(self.groups)];
+        params.extend([int(parts), int(taps.div_ceil(parts).next_multiple_of(2 * DEPTH))]);
+        params.extend([self.w.view.offset, self.w_steps[0], self.w_steps[1]]);
+        params.extend([self.x_base, self.x_group]);
+        params.extend([self.y_base, self.y_steps[1], self.y_steps[0], int(part_stride)]);
+        params.extend(self.sizes.map(int));
+        params.extend(self.first.iter().chain(&self.step));
+        params.extend(self.windows.map(int));
+        params.extend(self.x_strides.iter().chain(&self.y_strides));
+        params
+    }
+    /// What the tiled kernel's text is filled with.
+    fn tiles(&self, [r, c]: [usize; 2], check: &Check, vectors: bool) -> Vec<(&'static str, String)> {
+        let depth = if r.min(c) > 1 { DEPTH } else { 2 * DEPTH };
+        let along_taps = usize::from(self.along_taps());
+        let number = |v: usize| v.to_string();
+        vec![
+            ("quads_r", number(r)),
+            ("quads_c", number(c)),
+            ("depth", number(depth)),
+            ("loads_w", number(r * depth / (2 * DEPTH))),
+            ("loads_x", number(c * depth / (2 * DEPTH))),
+            ("along_taps", number(along_taps)),
+            ("along_columns", number(1 - along_taps)),
+            ("check", number(check.mode())),
+            ("y", if vectors { "vec4<f32>" } else { "f32" }.to_owned()),
+            ("vectors", number(usize::from(vectors))),
+            ("scalars", number(if vectors { 0 } else { 4 })),
+        ]
+    }
+    /// The cheapest way to tell what lies outside the image.
+    ///
+    /// A tap's place and a window's place say it together, axis by axis. Where one of the two takes few values, each of
+    /// them gets a bit: whoever has the value sets it, and the other side sets the bits of the values that it doesn't
+    /// fit. What meets is outside.
+    fn check(&self) -> Check {
+        let mut places: [Vec<i32>; AXES] = [0, 1, 2].map(|i| self.taps.iter().map(|tap| tap.place[i]).collect());
+        places.iter_mut().for_each(|p| {
+            p.sort_unstable();
+            p.dedup();
+        });
+        // Axes along which nothing is hidden take no bits.
+        let is_cut =
+            |i: usize| (0..self.windows[i]).any(|window| places[i].iter().any(|&p| self.hidden(i, window, p)));
+        let cut = [0, 1, 2].map(is_cut);
+        if cut == [false; AXES] {
+            return Check::Nothing;
+        }
+        let count = |sizes: [usize; AXES]| -> usize { (0..AXES).filter(|&i| cut[i]).map(|i| sizes[i]).sum() };
+        let (by_place, by_window) = (count([0, 1, 2].map(|i| places[i].len())), count(self.windows));
+        if by_place.min(by_window) > 32 {
+            return Check::Places;
+        }
+        let mut bits = Bits { taps: vec![0; self.taps.len()], windows: self.windows.map(|n| vec![0; n]) };
+        let mut first_bit = 0;
+        for i in (0..AXES).filter(|&i| cut[i]) {
+            let values = if by_place <= by_window { places[i].len() } else { self.windows[i] };
+            for (value, bit) in (first_bit..first_bit + values).enumerate() {
+                let bit = 1u32 << bit;
+                let of_tap = |place: i32| match by_place <= by_window {
+                    true => places[i][value] == place,
+                    false => self.hidden(i, value, place),
+                };
+                let of_window = |window: usize| match by_place <= by_window {
+                    true => self.hidden(i, window, places[i][value]),
+                    false => window == value,
+                };
+                let taps = bits.taps.iter_mut().zip(&self.taps);
+                taps.filter(|(_, tap)| of_tap(tap.place[i])).for_each(|(bits, _)| *bits |= bit);
+                let windows = bits.windows[i].iter_mut().enumerate();
+                windows.filter(|&(window, _)| of_window(window)).for_each(|(_, bits)| *bits |= bit);
+            }
+            first_bit += values;
+        }
+        Check::Bits(bits)
+    }
+    /// Taps, and behind them the windows' bits along x, y, z.
+    fn table(&self, check: &Check) -> Outcome<Vec<i32>> {
+        let mut table = Vec::with_capacity(4 * self.taps.len().max(1));
+        for (t, tap) in self.taps.iter().enumerate() {
+            let [z, y, x] = tap.place;
+            if tap.place.iter().any(|&p| i16::try_from(p).is_err()) {
+                return Err("windows that reach over 32,767 elements are not supported on the GPU".into());
+            }
+            table.extend(match check {
+                Check::Bits(bits) => [tap.w, tap.x, bits.taps[t] as i32, 0],
+                Check::Nothing | Check::Places => [tap.w, tap.x, (y << 16) | (x & 0xffff), z],
+            });
+        }
+        if let Check::Bits(bits) = check {
+            table.extend(bits.windows.iter().rev().flatten().flat_map(|&bits| [bits as i32, 0, 0, 0]));
+        }
+        if table.is_empty() {
+            table.resize(4, 0);
+        }
+        Ok(table)
+    }
+}
+
+/// How the tiled kernel tells a place outside the image from one inside.
+enum Check {
+    /// There is none.
+    Nothing,
+    Bits(Bits),
+    /// By its coordinates.
+    Places,
+}
+
+impl Check {
+    fn mode(&self) -> usize {
+        match self {
+            Check::Nothing => 0,
+            Check::Bits(_) => 1,
+            Check::Places => 2,
+        }
+    }
+}
+
+/// A tap is outside the image in a window where its bits meet the window's along some axis.
+struct Bits {
+    taps: Vec<u32>,
+    windows: [Vec<u32>; AXES],
+}
+
+/// Which kernel sums, and how.
+#[derive(Clone, Copy, PartialEq)]
+enum Shape {
+    /// Tiles of 64 rows and columns, times these.
+    Tiled([usize; 2]),
+    /// A workgroup an output.
+    Deep,
+    /// An invocation an output.
+    Direct,
+}
