@@ -2,24 +2,25 @@
 // image: nothing is unfolded in memory.
 //
 // A workgroup of 256 computes 64·R rows (output channels) by 64·C columns (windows), each invocation R × C blocks of 4 × 4
-// in registers, going through the taps in steps of DEPTH by way of workgroup memory, which holds two steps, as in
-// matmul_tiled.wgsl. Where an element lies is a sum of what belongs to its line and of what belongs to its tap: the former
-// is worked out once, the latter is read from the table a step before it is needed. Neighbours in memory are read by
-// neighbouring invocations: along columns ({{along_taps}} = 0) or along taps (1: the gradient of weights, whose taps are
-// places of the image). Lines beyond the last are read as the last and not written.
+// in registers, going through the taps in steps of DEPTH by way of workgroup memory; while a step is computed, the next one is
+// on its way to registers. Where an element lies is a sum of what belongs to its line, worked out once, and of what belongs
+// to its tap, read from the table. Steps are whole: what is missing behind the last tap are taps that no window sees. Neighbours
+// in memory are read by neighbouring invocations: along columns ({{along_taps}} = 0) or along taps (1: the gradient of
+// weights, whose taps are places of the image). Lines beyond the last are read as the last and not written.
 // {{check}} says how a place outside the image is told from one inside: 0 there is none, 1 by `bits`, 2 by its coordinates.
 // Y is written by vectors ({{vectors}} = 1, {{scalars}} = 0) where four columns are neighbours, else by elements (0 and 4).
+// Here word 1 counts the taps of the table, missing ones included.
 
 @group(0) @binding(4) var<storage, read_write> y: array<{{y}}>;
 
 const R = {{quads_r}};
 const C = {{quads_c}};
-const DEPTH = {{depth}};
+const DEPTH = 16;
 const LINE_R = 16 * R + 1; // vectors from one tap to the next; odd, so that they begin in different banks
 const LINE_C = 16 * C + 1;
 
-var<workgroup> tile_w: array<vec4<f32>, 2 * DEPTH * LINE_R>; // DEPTH (taps) × 64·R (rows)
-var<workgroup> tile_x: array<vec4<f32>, 2 * DEPTH * LINE_C>; // DEPTH (taps) × 64·C (columns)
+var<workgroup> tile_w: array<vec4<f32>, DEPTH * LINE_R>; // DEPTH (taps) × 64·R (rows)
+var<workgroup> tile_x: array<vec4<f32>, DEPTH * LINE_C>; // DEPTH (taps) × 64·C (columns)
 
 // What loading a column needs. A tap is outside the image where their bits meet.
 struct Source {
@@ -40,16 +41,14 @@ fn source(p: i32, base: i32) -> Source {
     return s;
 }
 
-// What a column sees through a tap; 0 beyond the last tap.
-fn image(s: Source, tap: vec4<i32>, inside: bool) -> f32 {
-    var visible = inside;
-    if ({{check}} == 1) { visible = visible && (s.bits & tap.z) == 0; }
-    if ({{check}} == 2) { visible = visible && in_image(s.place, tap); }
-    return select(0.0, x[select(0, s.origin + tap.y, visible)], visible);
-}
-
-fn tap_at(t: i32) -> vec4<i32> {
-    return taps[min(t, param(1) - 1)];
+// What a column sees through a tap.
+fn image(s: Source, tap: vec4<i32>) -> f32 {
+    var v = 0.0;
+    var visible = true;
+    if ({{check}} == 1) { visible = (s.bits & tap.z) == 0; }
+    if ({{check}} == 2) { visible = in_image(s.place, tap); }
+    if (visible) { v = x[s.origin + tap.y]; }
+    return v;
 }
 
 @compute @workgroup_size(256)
@@ -69,7 +68,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let col0 = (tile / down) % across * (64 * C);
     let base_x = param(9) + g * param(10);
     let first = s * param(5);
-    let end = min(first + param(5), param(1));
+    let end = first + param(5);
     let l = i32(lane);
     // 32 invocations, which run together, make a block of 8 × 4: fewer different vectors to read at once.
     let i_x = l % 8 + l / 32 % 2 * 8;
@@ -90,73 +89,68 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let c{{i}}{{q}} = source(col0 + 4 * (l / DEPTH + 256 / DEPTH * {{i}}) + {{q}}, base_x);
 {{end}}{{end}}{{end}}
 
-{{for i in 0..loads_w}}
-    var next_w{{i}} = vec4<f32>();
-{{end}}
-{{for i in 0..loads_x}}
-    var next_x{{i}} = vec4<f32>();
-{{end}}
 {{for i in 0..quads_r}}{{for j in 0..quads_c}}{{for r in 0..4}}
     var s{{i}}{{j}}{{r}} = vec4<f32>();
 {{end}}{{end}}{{end}}
-    // Taps of the next step to load.
-    var tap = tap_at(first + own_tap);
+    var tap = taps[first + own_tap];
 {{for a in 0..along_columns}}{{for i in 0..loads_x}}{{for q in 0..4}}
     let k{{i}}{{q}} = 4 * ((l + 256 * {{i}}) / (64 * C)) + {{q}};
-    var tap{{i}}{{q}} = tap_at(first + k{{i}}{{q}});
+    var tap{{i}}{{q}} = taps[first + k{{i}}{{q}}];
 {{end}}{{end}}{{end}}
-    var half = 0;
-    // The first turn only loads.
-    for (var t0 = first - DEPTH; t0 < end; t0 += DEPTH) {
-        let t1 = t0 + DEPTH;
-        let t2 = t1 + DEPTH;
-        let more = t1 < end;
-        if (more) {
-            let inside = t1 + own_tap < end;
 {{for i in 0..loads_w}}
-            next_w{{i}} = select(vec4<f32>(), vec4<f32>(w[w{{i}}0 + tap.x], w[w{{i}}1 + tap.x], w[w{{i}}2 + tap.x], w[w{{i}}3 + tap.x]), inside);
+    var next_w{{i}} = vec4<f32>(w[w{{i}}0 + tap.x], w[w{{i}}1 + tap.x], w[w{{i}}2 + tap.x], w[w{{i}}3 + tap.x]);
 {{end}}
 {{for a in 0..along_taps}}{{for i in 0..loads_x}}
-            next_x{{i}} = vec4<f32>(image(c{{i}}0, tap, inside), image(c{{i}}1, tap, inside), image(c{{i}}2, tap, inside), image(c{{i}}3, tap, inside));
+    var next_x{{i}} = vec4<f32>(image(c{{i}}0, tap), image(c{{i}}1, tap), image(c{{i}}2, tap), image(c{{i}}3, tap));
 {{end}}{{end}}
-            tap = tap_at(t2 + own_tap);
+{{for a in 0..along_columns}}{{for i in 0..loads_x}}
+    var next_x{{i}} = vec4<f32>(image(c0, tap{{i}}0), image(c0, tap{{i}}1), image(c0, tap{{i}}2), image(c0, tap{{i}}3));
+{{end}}{{end}}
+    tap = taps[first + DEPTH + own_tap];
 {{for a in 0..along_columns}}{{for i in 0..loads_x}}{{for q in 0..4}}
-            next_x{{i}}[{{q}}] = image(c0, tap{{i}}{{q}}, t1 + k{{i}}{{q}} < end);
-            tap{{i}}{{q}} = tap_at(t2 + k{{i}}{{q}});
+    tap{{i}}{{q}} = taps[first + DEPTH + k{{i}}{{q}}];
 {{end}}{{end}}{{end}}
-        }
-        if (t0 >= first) {
-            let at_w = half * DEPTH * LINE_R + i_y;
-            let at_x = half * DEPTH * LINE_C + i_x;
-{{for k in 0..depth}}
-            {
+    // Values are loaded a step before they are needed, and taps two: the table has that many to spare.
+    for (var t0 = first; t0 < end; t0 += DEPTH) {
+{{for i in 0..loads_w}}
+        tile_w[own_tap * LINE_R + l / DEPTH + 256 / DEPTH * {{i}}] = next_w{{i}};
+{{end}}
+{{for a in 0..along_taps}}{{for i in 0..loads_x}}
+        tile_x[own_tap * LINE_C + l / DEPTH + 256 / DEPTH * {{i}}] = next_x{{i}};
+{{end}}{{end}}
+{{for a in 0..along_columns}}{{for i in 0..loads_x}}{{for q in 0..4}}
+        tile_x[k{{i}}{{q}} * LINE_C + own_column / 4][own_column % 4] = next_x{{i}}[{{q}}];
+{{end}}{{end}}{{end}}
+        workgroupBarrier();
+{{for i in 0..loads_w}}
+        next_w{{i}} = vec4<f32>(w[w{{i}}0 + tap.x], w[w{{i}}1 + tap.x], w[w{{i}}2 + tap.x], w[w{{i}}3 + tap.x]);
+{{end}}
+{{for a in 0..along_taps}}{{for i in 0..loads_x}}
+        next_x{{i}} = vec4<f32>(image(c{{i}}0, tap), image(c{{i}}1, tap), image(c{{i}}2, tap), image(c{{i}}3, tap));
+{{end}}{{end}}
+{{for a in 0..along_columns}}{{for i in 0..loads_x}}
+        next_x{{i}} = vec4<f32>(image(c0, tap{{i}}0), image(c0, tap{{i}}1), image(c0, tap{{i}}2), image(c0, tap{{i}}3));
+{{end}}{{end}}
+        tap = taps[t0 + 2 * DEPTH + own_tap];
+{{for a in 0..along_columns}}{{for i in 0..loads_x}}{{for q in 0..4}}
+        tap{{i}}{{q}} = taps[t0 + 2 * DEPTH + k{{i}}{{q}}];
+{{end}}{{end}}{{end}}
+{{for k in 0..16}}
+        {
 {{for i in 0..quads_r}}
-                let a{{i}} = tile_w[at_w + {{k}} * LINE_R + 16 * {{i}}];
+            let a{{i}} = tile_w[{{k}} * LINE_R + i_y + 16 * {{i}}];
 {{end}}
 {{for j in 0..quads_c}}
-                let b{{j}} = tile_x[at_x + {{k}} * LINE_C + 16 * {{j}}];
+            let b{{j}} = tile_x[{{k}} * LINE_C + i_x + 16 * {{j}}];
 {{end}}
 {{for i in 0..quads_r}}{{for j in 0..quads_c}}
-                s{{i}}{{j}}0 = fma(vec4<f32>(a{{i}}.x), b{{j}}, s{{i}}{{j}}0);
-                s{{i}}{{j}}1 = fma(vec4<f32>(a{{i}}.y), b{{j}}, s{{i}}{{j}}1);
-                s{{i}}{{j}}2 = fma(vec4<f32>(a{{i}}.z), b{{j}}, s{{i}}{{j}}2);
-                s{{i}}{{j}}3 = fma(vec4<f32>(a{{i}}.w), b{{j}}, s{{i}}{{j}}3);
+            s{{i}}{{j}}0 = a{{i}}.x * b{{j}} + s{{i}}{{j}}0;
+            s{{i}}{{j}}1 = a{{i}}.y * b{{j}} + s{{i}}{{j}}1;
+            s{{i}}{{j}}2 = a{{i}}.z * b{{j}} + s{{i}}{{j}}2;
+            s{{i}}{{j}}3 = a{{i}}.w * b{{j}} + s{{i}}{{j}}3;
 {{end}}{{end}}
-            }
-{{end}}
         }
-        half = 1 - half;
-        if (more) {
-{{for i in 0..loads_w}}
-            tile_w[half * DEPTH * LINE_R + own_tap * LINE_R + l / DEPTH + 256 / DEPTH * {{i}}] = next_w{{i}};
 {{end}}
-{{for a in 0..along_taps}}{{for i in 0..loads_x}}
-            tile_x[half * DEPTH * LINE_C + own_tap * LINE_C + l / DEPTH + 256 / DEPTH * {{i}}] = next_x{{i}};
-{{end}}{{end}}
-{{for a in 0..along_columns}}{{for i in 0..loads_x}}{{for q in 0..4}}
-            tile_x[half * DEPTH * LINE_C + k{{i}}{{q}} * LINE_C + own_column / 4][own_column % 4] = next_x{{i}}[{{q}}];
-{{end}}{{end}}{{end}}
-        }
         workgroupBarrier();
     }
     let base_y = param(11) + s * param(14) + g * param(12);

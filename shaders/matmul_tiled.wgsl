@@ -8,7 +8,7 @@
 // unroll such a loop keeps it in memory. A and B may have any strides (transposes cost nothing). How a tile is loaded is fixed by {{load_a}} and {{load_b}}: 0 by single
 // elements, 1 by vectors along k, 2 by vectors along the rows of A or the columns of B. Vectors need dense, aligned
 // quadruples, which the host checks. C is written by vectors ({{vectors}} = 1, {{scalars}} = 0) where n is a multiple of 4, else
-// by elements (0 and 4).
+// by elements (0 and 4). {{whole}} = 1 where all parts of k are whole steps.
 // Words: 0 m, 1 k, 2 n, 3 batch, 4 offset of A, 5 row stride, 6 column stride, 7…9 the same of B,
 //        10 batch rank, 11 parts, 12 k of a part, 13… batch sizes, batch strides of A, batch strides of B.
 
@@ -53,15 +53,19 @@ fn place_b(v: i32) -> vec2<i32> {
 
 // Four elements of A from `at` on; 0 beyond the end of k. Lines beyond the last are read as the last and not written.
 fn load_a(at: vec4<i32>, inside: bool) -> vec4<f32> {
-    if ({{load_a}} != 0) { return select(vec4<f32>(), a4[select(0, at.x, inside)], inside); }
-    let p = select(vec4<i32>(), at, inside);
-    return select(vec4<f32>(), vec4<f32>(a[p.x], a[p.y], a[p.z], a[p.w]), inside);
+    var v = vec4<f32>();
+    if (inside) {
+        if ({{load_a}} != 0) { v = a4[at.x]; } else { v = vec4<f32>(a[at.x], a[at.y], a[at.z], a[at.w]); }
+    }
+    return v;
 }
 
 fn load_b(at: vec4<i32>, inside: bool) -> vec4<f32> {
-    if ({{load_b}} != 0) { return select(vec4<f32>(), b4[select(0, at.x, inside)], inside); }
-    let p = select(vec4<i32>(), at, inside);
-    return select(vec4<f32>(), vec4<f32>(b[p.x], b[p.y], b[p.z], b[p.w]), inside);
+    var v = vec4<f32>();
+    if (inside) {
+        if ({{load_b}} != 0) { v = b4[at.x]; } else { v = vec4<f32>(b[at.x], b[at.y], b[at.z], b[at.w]); }
+    }
+    return v;
 }
 
 // Where the elements of a place lie: a vector's number, or four elements'. `line` is the stride of lines, `lines` their
@@ -154,11 +158,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         let more = k1 < end;
         if (more) {
 {{for i in 0..loads_a}}
-            next_a{{i}} = load_a(at_a{{i}}, k1 + pa{{i}}.y < end);
+            next_a{{i}} = load_a(at_a{{i}}, {{whole}} == 1 || k1 + pa{{i}}.y < end);
             at_a{{i}} += step_a;
 {{end}}
 {{for i in 0..loads_b}}
-            next_b{{i}} = load_b(at_b{{i}}, k1 + pb{{i}}.y < end);
+            next_b{{i}} = load_b(at_b{{i}}, {{whole}} == 1 || k1 + pb{{i}}.y < end);
             at_b{{i}} += step_b;
 {{end}}
         }
@@ -174,10 +178,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
                 let b{{j}} = tile_b[from_b + {{k}} * LINE_B + 16 * {{j}}];
 {{end}}
 {{for i in 0..quads_m}}{{for j in 0..quads_n}}
-                s{{i}}{{j}}0 = fma(vec4<f32>(a{{i}}.x), b{{j}}, s{{i}}{{j}}0);
-                s{{i}}{{j}}1 = fma(vec4<f32>(a{{i}}.y), b{{j}}, s{{i}}{{j}}1);
-                s{{i}}{{j}}2 = fma(vec4<f32>(a{{i}}.z), b{{j}}, s{{i}}{{j}}2);
-                s{{i}}{{j}}3 = fma(vec4<f32>(a{{i}}.w), b{{j}}, s{{i}}{{j}}3);
+                s{{i}}{{j}}0 = a{{i}}.x * b{{j}} + s{{i}}{{j}}0;
+                s{{i}}{{j}}1 = a{{i}}.y * b{{j}} + s{{i}}{{j}}1;
+                s{{i}}{{j}}2 = a{{i}}.z * b{{j}} + s{{i}}{{j}}2;
+                s{{i}}{{j}}3 = a{{i}}.w * b{{j}} + s{{i}}{{j}}3;
 {{end}}{{end}}
             }
 {{end}}

@@ -128,6 +128,7 @@ mod tests {
         ("c", "f32"),
         ("vectors", "0"),
         ("scalars", "4"),
+        ("whole", "0"),
         ("load_a", "1"),
         ("load_b", "2"),
         ("better", "v > best"),

@@ -107,7 +107,8 @@ pub fn product(l: &mut Lowering, a: &Operand, b: &Operand) -> Outcome<Operand> {
     let mut params: Vec<i32> = [m, k, n, batches].iter().map(|&d| d as i32).collect();
     params.extend([va.offset, va.strides[rank], va.strides[rank + 1]]);
     params.extend([vb.offset, vb.strides[rank], vb.strides[rank + 1]]);
-    params.extend([walk.rank(), parts as i32, k.div_ceil(parts).next_multiple_of(4) as i32]);
+    let part = k.div_ceil(parts).next_multiple_of(4);
+    params.extend([walk.rank(), parts as i32, part as i32]);
     params.extend(walk.dims.iter().chain(walk.strides.iter().flatten()));
     let to = l.fresh(Elem::F32, &[&[parts], &batch[..], &[m, n]].concat())?;
     match shape.quads() {
@@ -118,20 +119,21 @@ pub fn product(l: &mut Lowering, a: &Operand, b: &Operand) -> Outcome<Operand> {
         Some([qm, qn]) => {
             let load_a = load(&va, &walk.strides[0], [rank, rank + 1], [m, k]);
             let load_b = load(&vb, &walk.strides[1], [rank + 1, rank], [n, k]);
-            let whole = n.is_multiple_of(4);
+            let vectors = n.is_multiple_of(4);
             let depth = if qm.min(qn) > 1 { DEPTH } else { 2 * DEPTH };
             let number = |v: usize| v.to_string();
             let values = [
                 ("quads_m", number(qm)),
                 ("quads_n", number(qn)),
                 ("depth", number(depth)),
+                ("whole", number(usize::from(k.is_multiple_of(depth) && part.is_multiple_of(depth)))),
                 ("load_a", load_a),
                 ("load_b", load_b),
                 ("loads_a", number(qm * depth / (2 * DEPTH))),
                 ("loads_b", number(qn * depth / (2 * DEPTH))),
-                ("c", if whole { "vec4<f32>" } else { "f32" }.to_owned()),
-                ("vectors", number(usize::from(whole))),
-                ("scalars", number(if whole { 0 } else { 4 })),
+                ("c", if vectors { "vec4<f32>" } else { "f32" }.to_owned()),
+                ("vectors", number(usize::from(vectors))),
+                ("scalars", number(if vectors { 0 } else { 4 })),
             ];
             let values = values.each_ref().map(|(name, value)| (*name, value.as_str()));
             let groups = parts * shape.tiles([qm, qn]);

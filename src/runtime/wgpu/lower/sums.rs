@@ -17,8 +17,12 @@ const DEEP_FROM: usize = 1024;
 const BUSY: usize = 256;
 /// Workgroups that large tiles must leave.
 const MANY_TILES: usize = 128;
-/// Length of the steps along the taps of the largest tiles; smaller ones take twice as long ones.
-const DEPTH: usize = 8;
+/// Length of a step along the taps in tiles.
+const DEPTH: usize = 16;
+/// A place that no image has.
+const NOWHERE: i32 = 1 << 30;
+/// The bit of taps that are missing; those below it are of places.
+const MISSING: u32 = 31;
 
 /// An element of a row of W, and what it meets in every window.
 pub struct Tap {
@@ -70,7 +74,7 @@ impl Sum<'_> {
                 let full = (r == 1 || self.rows > TILE) && (c == 1 || self.columns() > TILE);
                 full && work * self.parts_of(work, PART) >= MANY_TILES
             };
-            let quads = [[2, 2], [2, 1], [1, 2]].into_iter().find(fits);
+            let quads = [[2, 1], [1, 2]].into_iter().find(fits);
             return Shape::Tiled(quads.unwrap_or([1, 1]));
         }
         match taps >= DEEP_FROM && self.outputs() < BUSY * GROUP {
@@ -101,7 +105,9 @@ impl Sum<'_> {
         let dense = x == 1 && (ny == 1 || y == nx) && (self.windows[0] == 1 || z == ny * nx);
         let even = |v: i32| v % 4 == 0;
         let windows = self.windows.iter().product::<usize>();
-        dense && windows.is_multiple_of(4) && part_stride.is_multiple_of(4)
+        dense
+            && windows.is_multiple_of(4)
+            && part_stride.is_multiple_of(4)
             && [self.y_base, self.y_steps[0], self.y_steps[1], image].into_iter().all(even)
     }
     /// Whether a tap at `place` of window `window` along `axis` is outside the image.
@@ -123,13 +129,21 @@ impl Sum<'_> {
     /// Windows that reach too far.
     pub fn emit(&self, l: &mut Lowering, y: &Operand, parts: usize, part_stride: usize) -> Outcome {
         let shape = self.shape();
-        let check = match shape {
-            Shape::Tiled(_) => self.check(),
-            _ => Check::Places,
+        let tiled = matches!(shape, Shape::Tiled(_));
+        // Steps in tiles are whole, and the table has two more for what is read ahead.
+        let mut part = self.taps.len().div_ceil(parts);
+        let mut count = self.taps.len();
+        if tiled {
+            part = part.next_multiple_of(DEPTH);
+            count = parts * part + 2 * DEPTH;
+        }
+        let check = match tiled {
+            true => self.check(parts * part > self.taps.len()),
+            false => Check::Places,
         };
-        let table = l.table(self.table(&check)?)?;
+        let table = l.table(self.table(&check, count)?)?;
         let reads = [self.w, self.x, &table];
-        let params = self.params(parts, part_stride);
+        let params = self.params([count, parts, part], part_stride);
         match shape {
             Shape::Tiled(quads) => {
                 let values = self.tiles(quads, &check, self.quadruples(part_stride));
@@ -145,12 +159,11 @@ impl Sum<'_> {
         }
         Ok(())
     }
-    /// The words of `shaders/window.wgsl`.
-    fn params(&self, parts: usize, part_stride: usize) -> Vec<i32> {
+    /// The words of `shaders/window.wgsl`; `taps` are how many the table has, parts, and taps of a part.
+    fn params(&self, [taps, parts, part]: [usize; 3], part_stride: usize) -> Vec<i32> {
         let int = |v: usize| v as i32;
-        let taps = self.taps.len();
         let mut params = vec![int(self.rows), int(taps), int(self.columns()), int(self.groups)];
-        params.extend([int(parts), int(taps.div_ceil(parts).next_multiple_of(2 * DEPTH))]);
+        params.extend([int(parts), int(part)]);
         params.extend([self.w.view.offset, self.w_steps[0], self.w_steps[1]]);
         params.extend([self.x_base, self.x_group]);
         params.extend([self.y_base, self.y_steps[1], self.y_steps[0], int(part_stride)]);
@@ -162,15 +175,13 @@ impl Sum<'_> {
     }
     /// What the tiled kernel's text is filled with.
     fn tiles(&self, [r, c]: [usize; 2], check: &Check, vectors: bool) -> Vec<(&'static str, String)> {
-        let depth = if r.min(c) > 1 { DEPTH } else { 2 * DEPTH };
         let along_taps = usize::from(self.along_taps());
         let number = |v: usize| v.to_string();
         vec![
             ("quads_r", number(r)),
             ("quads_c", number(c)),
-            ("depth", number(depth)),
-            ("loads_w", number(r * depth / (2 * DEPTH))),
-            ("loads_x", number(c * depth / (2 * DEPTH))),
+            ("loads_w", number(r)),
+            ("loads_x", number(c)),
             ("along_taps", number(along_taps)),
             ("along_columns", number(1 - along_taps)),
             ("check", number(check.mode())),
@@ -179,27 +190,29 @@ impl Sum<'_> {
             ("scalars", number(if vectors { 0 } else { 4 })),
         ]
     }
-    /// The cheapest way to tell what lies outside the image.
+    /// The cheapest way to tell what lies outside the image; taps are `missing` where the table has more than there are.
     ///
     /// A tap's place and a window's place say it together, axis by axis. Where one of the two takes few values, each of
     /// them gets a bit: whoever has the value sets it, and the other side sets the bits of the values that it doesn't
     /// fit. What meets is outside.
-    fn check(&self) -> Check {
-        let mut places: [Vec<i32>; AXES] = [0, 1, 2].map(|i| self.taps.iter().map(|tap| tap.place[i]).collect());
+    fn check(&self, missing: bool) -> Check {
+        let mut places: [Vec<i32>; AXES] =
+            [0, 1, 2].map(|i| self.taps.iter().map(|tap| tap.place[i]).collect());
         places.iter_mut().for_each(|p| {
             p.sort_unstable();
             p.dedup();
         });
         // Axes along which nothing is hidden take no bits.
-        let is_cut =
-            |i: usize| (0..self.windows[i]).any(|window| places[i].iter().any(|&p| self.hidden(i, window, p)));
+        let is_cut = |i: usize| {
+            (0..self.windows[i]).any(|window| places[i].iter().any(|&p| self.hidden(i, window, p)))
+        };
         let cut = [0, 1, 2].map(is_cut);
-        if cut == [false; AXES] {
+        if cut == [false; AXES] && !missing {
             return Check::Nothing;
         }
         let count = |sizes: [usize; AXES]| -> usize { (0..AXES).filter(|&i| cut[i]).map(|i| sizes[i]).sum() };
         let (by_place, by_window) = (count([0, 1, 2].map(|i| places[i].len())), count(self.windows));
-        if by_place.min(by_window) > 32 {
+        if by_place.min(by_window) > MISSING as usize {
             return Check::Places;
         }
         let mut bits = Bits { taps: vec![0; self.taps.len()], windows: self.windows.map(|n| vec![0; n]) };
@@ -223,11 +236,12 @@ impl Sum<'_> {
             }
             first_bit += values;
         }
+        bits.windows[AXES - 1].iter_mut().for_each(|bits| *bits |= 1 << MISSING);
         Check::Bits(bits)
     }
-    /// Taps, and behind them the windows' bits along x, y, z.
-    fn table(&self, check: &Check) -> Outcome<Vec<i32>> {
-        let mut table = Vec::with_capacity(4 * self.taps.len().max(1));
+    /// `count` taps, and behind them the windows' bits along x, y, z.
+    fn table(&self, check: &Check, count: usize) -> Outcome<Vec<i32>> {
+        let mut table = Vec::with_capacity(4 * count.max(1));
         for (t, tap) in self.taps.iter().enumerate() {
             let [z, y, x] = tap.place;
             if tap.place.iter().any(|&p| i16::try_from(p).is_err()) {
@@ -238,6 +252,13 @@ impl Sum<'_> {
                 Check::Nothing | Check::Places => [tap.w, tap.x, (y << 16) | (x & 0xffff), z],
             });
         }
+        // What no window sees; only its address counts, which is one that can be read.
+        let address = self.taps.first().map_or([0; 2], |tap| [tap.w, tap.x]);
+        let missing = match check {
+            Check::Bits(_) => [address[0], address[1], 1 << MISSING, 0],
+            Check::Nothing | Check::Places => [address[0], address[1], 0, NOWHERE],
+        };
+        (self.taps.len()..count).for_each(|_| table.extend(missing));
         if let Check::Bits(bits) = check {
             table.extend(bits.windows.iter().rev().flatten().flat_map(|&bits| [bits as i32, 0, 0, 0]));
         }
