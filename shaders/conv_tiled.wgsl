@@ -92,36 +92,18 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
 {{for i in 0..quads_r}}{{for j in 0..quads_c}}{{for r in 0..4}}
     var s{{i}}{{j}}{{r}} = vec4<f32>();
 {{end}}{{end}}{{end}}
+{{for i in 0..loads_w}}
+    var next_w{{i}} = vec4<f32>();
+{{end}}
+{{for i in 0..loads_x}}
+    var next_x{{i}} = vec4<f32>();
+{{end}}
     var tap = taps[first + own_tap];
 {{for a in 0..along_columns}}{{for i in 0..loads_x}}{{for q in 0..4}}
     let k{{i}}{{q}} = 4 * ((l + 256 * {{i}}) / (64 * C)) + {{q}};
     var tap{{i}}{{q}} = taps[first + k{{i}}{{q}}];
 {{end}}{{end}}{{end}}
-{{for i in 0..loads_w}}
-    var next_w{{i}} = vec4<f32>(w[w{{i}}0 + tap.x], w[w{{i}}1 + tap.x], w[w{{i}}2 + tap.x], w[w{{i}}3 + tap.x]);
-{{end}}
-{{for a in 0..along_taps}}{{for i in 0..loads_x}}
-    var next_x{{i}} = vec4<f32>(image(c{{i}}0, tap), image(c{{i}}1, tap), image(c{{i}}2, tap), image(c{{i}}3, tap));
-{{end}}{{end}}
-{{for a in 0..along_columns}}{{for i in 0..loads_x}}
-    var next_x{{i}} = vec4<f32>(image(c0, tap{{i}}0), image(c0, tap{{i}}1), image(c0, tap{{i}}2), image(c0, tap{{i}}3));
-{{end}}{{end}}
-    tap = taps[first + DEPTH + own_tap];
-{{for a in 0..along_columns}}{{for i in 0..loads_x}}{{for q in 0..4}}
-    tap{{i}}{{q}} = taps[first + DEPTH + k{{i}}{{q}}];
-{{end}}{{end}}{{end}}
-    // Values are loaded a step before they are needed, and taps two: the table has that many to spare.
-    for (var t0 = first; t0 < end; t0 += DEPTH) {
-{{for i in 0..loads_w}}
-        tile_w[own_tap * LINE_R + l / DEPTH + 256 / DEPTH * {{i}}] = next_w{{i}};
-{{end}}
-{{for a in 0..along_taps}}{{for i in 0..loads_x}}
-        tile_x[own_tap * LINE_C + l / DEPTH + 256 / DEPTH * {{i}}] = next_x{{i}};
-{{end}}{{end}}
-{{for a in 0..along_columns}}{{for i in 0..loads_x}}{{for q in 0..4}}
-        tile_x[k{{i}}{{q}} * LINE_C + own_column / 4][own_column % 4] = next_x{{i}}[{{q}}];
-{{end}}{{end}}{{end}}
-        workgroupBarrier();
+{{part load}}
 {{for i in 0..loads_w}}
         next_w{{i}} = vec4<f32>(w[w{{i}}0 + tap.x], w[w{{i}}1 + tap.x], w[w{{i}}2 + tap.x], w[w{{i}}3 + tap.x]);
 {{end}}
@@ -131,10 +113,33 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
 {{for a in 0..along_columns}}{{for i in 0..loads_x}}
         next_x{{i}} = vec4<f32>(image(c0, tap{{i}}0), image(c0, tap{{i}}1), image(c0, tap{{i}}2), image(c0, tap{{i}}3));
 {{end}}{{end}}
-        tap = taps[t0 + 2 * DEPTH + own_tap];
+        tap = taps[t1 + DEPTH + own_tap];
 {{for a in 0..along_columns}}{{for i in 0..loads_x}}{{for q in 0..4}}
-        tap{{i}}{{q}} = taps[t0 + 2 * DEPTH + k{{i}}{{q}}];
+        tap{{i}}{{q}} = taps[t1 + DEPTH + k{{i}}{{q}}];
 {{end}}{{end}}{{end}}
+{{end load}}
+{{part store}}
+{{for i in 0..loads_w}}
+        tile_w[own_tap * LINE_R + l / DEPTH + 256 / DEPTH * {{i}}] = next_w{{i}};
+{{end}}
+{{for a in 0..along_taps}}{{for i in 0..loads_x}}
+        tile_x[own_tap * LINE_C + l / DEPTH + 256 / DEPTH * {{i}}] = next_x{{i}};
+{{end}}{{end}}
+{{for a in 0..along_columns}}{{for i in 0..loads_x}}{{for q in 0..4}}
+        tile_x[k{{i}}{{q}} * LINE_C + own_column / 4][own_column % 4] = next_x{{i}}[{{q}}];
+{{end}}{{end}}{{end}}
+{{end store}}
+    // Values are loaded a step before they are needed, and taps two: the table has that many to spare.
+    var t1 = first;
+    {{load}}
+    {{store}}
+    workgroupBarrier();
+    for (var t0 = first; t0 < end; t0 += DEPTH) {
+        t1 = t0 + DEPTH;
+        let more = t1 < end;
+        if (more) {
+            {{load}}
+        }
 {{for k in 0..16}}
         {
 {{for i in 0..quads_r}}
@@ -151,6 +156,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
 {{end}}{{end}}
         }
 {{end}}
+        workgroupBarrier();
+        if (more) {
+            {{store}}
+        }
         workgroupBarrier();
     }
     let base_y = param(11) + s * param(14) + g * param(12);

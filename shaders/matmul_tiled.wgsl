@@ -3,7 +3,7 @@
 //   C[s, b] = A[b] · B[b]      A: m × k, B: k × n, C: m × n row-major; b < batch; s the part of k that is summed
 //
 // A workgroup of 256 computes a tile of 64·M × 64·N, each invocation M × N blocks of 4 × 4 in registers, going through k in
-// steps of DEPTH by way of workgroup memory, which holds two steps: while one is computed, the next one is on its way.
+// steps of DEPTH by way of workgroup memory; while a step is computed, the next one is on its way to registers.
 // Loops over registers are written out, and sums have names of their own, not places in an array: a driver that doesn't
 // unroll such a loop keeps it in memory. A and B may have any strides (transposes cost nothing). How a tile is loaded is fixed by {{load_a}} and {{load_b}}: 0 by single
 // elements, 1 by vectors along k, 2 by vectors along the rows of A or the columns of B. Vectors need dense, aligned
@@ -21,13 +21,13 @@
 
 const M = {{quads_m}};
 const N = {{quads_n}};
-const DEPTH = {{depth}};
+const DEPTH = 16;
 // Vectors from one line of k to the next: odd, so that components of mode 1 go to different banks.
 const LINE_A = 16 * M + 1;
 const LINE_B = 16 * N + 1;
 
-var<workgroup> tile_a: array<vec4<f32>, 2 * DEPTH * LINE_A>; // DEPTH (k) × 64·M (rows)
-var<workgroup> tile_b: array<vec4<f32>, 2 * DEPTH * LINE_B>; // DEPTH (k) × 64·N (columns)
+var<workgroup> tile_a: array<vec4<f32>, DEPTH * LINE_A>; // DEPTH (k) × 64·M (rows)
+var<workgroup> tile_b: array<vec4<f32>, DEPTH * LINE_B>; // DEPTH (k) × 64·N (columns)
 
 // Where vector `v` of a tile of 64·`quads` lines lies: (line of the tile, first element along k), by vectors along k; pairs
 // of neighbours read 32 bytes in a row.
@@ -77,23 +77,23 @@ fn address_of(p: vec2<i32>, load: i32, base: i32, line0: i32, lines: i32, line: 
     return along + min(vec4<i32>(line0 + p.x) + vec4<i32>(0, 1, 2, 3), vec4<i32>(lines - 1)) * line;
 }
 
-fn store_a(p: vec2<i32>, x: vec4<f32>, half: i32) {
+fn store_a(p: vec2<i32>, x: vec4<f32>) {
     if ({{load_a}} == 1) {
 {{for q in 0..4}}
-        tile_a[half * DEPTH * LINE_A + (p.y + {{q}}) * LINE_A + p.x / 4][p.x % 4] = x[{{q}}];
+        tile_a[(p.y + {{q}}) * LINE_A + p.x / 4][p.x % 4] = x[{{q}}];
 {{end}}
     } else {
-        tile_a[half * DEPTH * LINE_A + p.y * LINE_A + p.x / 4] = x;
+        tile_a[p.y * LINE_A + p.x / 4] = x;
     }
 }
 
-fn store_b(p: vec2<i32>, x: vec4<f32>, half: i32) {
+fn store_b(p: vec2<i32>, x: vec4<f32>) {
     if ({{load_b}} == 1) {
 {{for q in 0..4}}
-        tile_b[half * DEPTH * LINE_B + (p.y + {{q}}) * LINE_B + p.x / 4][p.x % 4] = x[{{q}}];
+        tile_b[(p.y + {{q}}) * LINE_B + p.x / 4][p.x % 4] = x[{{q}}];
 {{end}}
     } else {
-        tile_b[half * DEPTH * LINE_B + p.y * LINE_B + p.x / 4] = x;
+        tile_b[p.y * LINE_B + p.x / 4] = x;
     }
 }
 
@@ -151,50 +151,48 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
 {{for i in 0..quads_m}}{{for j in 0..quads_n}}{{for r in 0..4}}
     var s{{i}}{{j}}{{r}} = vec4<f32>();
 {{end}}{{end}}{{end}}
-    var half = 0;
-    // The first turn only loads.
-    for (var k0 = first - DEPTH; k0 < end; k0 += DEPTH) {
-        let k1 = k0 + DEPTH;
-        let more = k1 < end;
-        if (more) {
+{{part load}}
 {{for i in 0..loads_a}}
-            next_a{{i}} = load_a(at_a{{i}}, {{whole}} == 1 || k1 + pa{{i}}.y < end);
-            at_a{{i}} += step_a;
+        next_a{{i}} = load_a(at_a{{i}}, {{whole}} == 1 || k1 + pa{{i}}.y < end);
+        at_a{{i}} += step_a;
 {{end}}
 {{for i in 0..loads_b}}
-            next_b{{i}} = load_b(at_b{{i}}, {{whole}} == 1 || k1 + pb{{i}}.y < end);
-            at_b{{i}} += step_b;
+        next_b{{i}} = load_b(at_b{{i}}, {{whole}} == 1 || k1 + pb{{i}}.y < end);
+        at_b{{i}} += step_b;
 {{end}}
+{{end load}}
+    var k1 = first;
+    if (first < end) {
+        {{load}}
+    }
+    for (var k0 = first; k0 < end; k0 += DEPTH) {
+{{for i in 0..loads_a}}
+        store_a(pa{{i}}, next_a{{i}});
+{{end}}
+{{for i in 0..loads_b}}
+        store_b(pb{{i}}, next_b{{i}});
+{{end}}
+        workgroupBarrier();
+        k1 = k0 + DEPTH;
+        if (k1 < end) {
+            {{load}}
         }
-        if (k0 >= first) {
-            let from_a = half * DEPTH * LINE_A + y;
-            let from_b = half * DEPTH * LINE_B + x;
-{{for k in 0..depth}}
-            {
+{{for k in 0..16}}
+        {
 {{for i in 0..quads_m}}
-                let a{{i}} = tile_a[from_a + {{k}} * LINE_A + 16 * {{i}}];
+            let a{{i}} = tile_a[{{k}} * LINE_A + y + 16 * {{i}}];
 {{end}}
 {{for j in 0..quads_n}}
-                let b{{j}} = tile_b[from_b + {{k}} * LINE_B + 16 * {{j}}];
+            let b{{j}} = tile_b[{{k}} * LINE_B + x + 16 * {{j}}];
 {{end}}
 {{for i in 0..quads_m}}{{for j in 0..quads_n}}
-                s{{i}}{{j}}0 = a{{i}}.x * b{{j}} + s{{i}}{{j}}0;
-                s{{i}}{{j}}1 = a{{i}}.y * b{{j}} + s{{i}}{{j}}1;
-                s{{i}}{{j}}2 = a{{i}}.z * b{{j}} + s{{i}}{{j}}2;
-                s{{i}}{{j}}3 = a{{i}}.w * b{{j}} + s{{i}}{{j}}3;
+            s{{i}}{{j}}0 = a{{i}}.x * b{{j}} + s{{i}}{{j}}0;
+            s{{i}}{{j}}1 = a{{i}}.y * b{{j}} + s{{i}}{{j}}1;
+            s{{i}}{{j}}2 = a{{i}}.z * b{{j}} + s{{i}}{{j}}2;
+            s{{i}}{{j}}3 = a{{i}}.w * b{{j}} + s{{i}}{{j}}3;
 {{end}}{{end}}
-            }
-{{end}}
         }
-        half = 1 - half;
-        if (more) {
-{{for i in 0..loads_a}}
-            store_a(pa{{i}}, next_a{{i}}, half);
 {{end}}
-{{for i in 0..loads_b}}
-            store_b(pb{{i}}, next_b{{i}}, half);
-{{end}}
-        }
         workgroupBarrier();
     }
     let out = (part * param(3) + batch) * m;

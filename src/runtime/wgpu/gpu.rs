@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 const LOST: &str = "the device was lost";
 
 /// Bytes that the invocations of a workgroup share at most (`shaders/matmul_tiled.wgsl`), and how many they are.
-pub const WORKGROUP_MEMORY: u32 = 26 << 10;
+pub const WORKGROUP_MEMORY: u32 = 17 << 10;
 const WORKGROUP: u32 = 256;
 
 /// What wgpu adds to kernels: divisions of whole numbers are by data, too, and must not be by zero.

@@ -9,8 +9,8 @@ pub const TABLE: &[Row] = &[("Gemm", gemm), ("MatMul", matmul)];
 const TILED_FROM: usize = 32;
 /// Width and height of the tiled kernel's smallest tiles; larger ones are a multiple.
 const TILE: usize = 64;
-/// Length of the steps along k of large tiles; small ones take twice as long ones.
-const DEPTH: usize = 8;
+/// Length of a step along k in tiles.
+const DEPTH: usize = 16;
 /// Workgroups that larger tiles must leave; with fewer, smaller ones share the work better.
 const MANY_TILES: usize = 128;
 /// Workgroups that keep a GPU busy; products with fewer are split along k where that is long.
@@ -120,17 +120,15 @@ pub fn product(l: &mut Lowering, a: &Operand, b: &Operand) -> Outcome<Operand> {
             let load_a = load(&va, &walk.strides[0], [rank, rank + 1], [m, k]);
             let load_b = load(&vb, &walk.strides[1], [rank + 1, rank], [n, k]);
             let vectors = n.is_multiple_of(4);
-            let depth = if qm.min(qn) > 1 { DEPTH } else { 2 * DEPTH };
             let number = |v: usize| v.to_string();
             let values = [
                 ("quads_m", number(qm)),
                 ("quads_n", number(qn)),
-                ("depth", number(depth)),
-                ("whole", number(usize::from(k.is_multiple_of(depth) && part.is_multiple_of(depth)))),
+                ("whole", number(usize::from(k.is_multiple_of(DEPTH) && part.is_multiple_of(DEPTH)))),
                 ("load_a", load_a),
                 ("load_b", load_b),
-                ("loads_a", number(qm * depth / (2 * DEPTH))),
-                ("loads_b", number(qn * depth / (2 * DEPTH))),
+                ("loads_a", number(qm)),
+                ("loads_b", number(qn)),
                 ("c", if vectors { "vec4<f32>" } else { "f32" }.to_owned()),
                 ("vectors", number(usize::from(vectors))),
                 ("scalars", number(if vectors { 0 } else { 4 })),
