@@ -1,13 +1,8 @@
-// Shared by every kernel: the parameters of one dispatch, and strided addressing.
+// Shared by every kernel: the parameters of a call, and strided addressing.
 //
-// Binding 0 is a uniform array of 32-bit words. Each kernel's header lists what its words mean; floats are
-// stored as their bits. Tensors follow from binding 1 on, inputs first. All sizes and strides are in elements.
-
-@group(0) @binding(0) var<uniform> params: array<vec4<i32>, {{words}}>;
-
-fn param(k: i32) -> i32 {
-    return params[k >> 2u][k & 3];
-}
+// Each kernel's header lists what its parameter words mean; floats are stored as their bits. Where they stand is said by
+// alone.wgsl or together.wgsl, at binding 0. Tensors follow from binding 1 on, inputs first. All sizes and strides are in
+// elements.
 
 fn param_f32(k: i32) -> f32 {
     return bitcast<f32>(param(k));

@@ -230,7 +230,7 @@ impl Group {
         let values = [&values[..], &[("width", &width_text)]].concat();
         debug_assert!(plan.storages.len() == uses.len());
         Call {
-            source: ELEMENTWISE.expand(params.len(), &values),
+            source: ELEMENTWISE.expand(&values),
             params,
             reads,
             // A group whose results nobody reads computes nothing.

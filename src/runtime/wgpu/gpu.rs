@@ -191,7 +191,8 @@ impl Gpu {
             device,
             queue,
             report,
-            max_buffers: (limits.max_storage_buffers_per_shader_stage as usize).clamp(4, 16),
+            // One more holds the table of calls that go together.
+            max_buffers: (limits.max_storage_buffers_per_shader_stage as usize - 1).clamp(4, 16),
             max_groups: limits.max_compute_workgroups_per_dimension,
             uniform_alignment: limits.min_uniform_buffer_offset_alignment.max(16) as usize,
             tick,
@@ -332,12 +333,17 @@ impl Gpu {
     pub fn free_bytes(&self) -> u64 {
         lock(&self.free).iter().map(|(size, buffers)| size * buffers.len() as u64).sum()
     }
-    /// Copies the first `words` elements of a buffer to the host, after everything submitted before.
-    pub fn read(&self, memory: &Memory, words: usize) -> Result<Vec<u32>> {
-        self.read_as(&memory.buffer, words)
+    /// Copies `words` elements of a buffer to the host, after everything submitted before.
+    pub fn read(&self, memory: &Memory, start: usize, words: usize) -> Result<Vec<u32>> {
+        self.read_as(&memory.buffer, start as u64 * 4, words)
     }
-    /// The first `count` numbers of a buffer.
-    pub fn read_as<T: bytemuck::Pod>(&self, buffer: &wgpu::Buffer, count: usize) -> Result<Vec<T>> {
+    /// `count` numbers of a buffer from a byte on.
+    pub fn read_as<T: bytemuck::Pod>(
+        &self,
+        buffer: &wgpu::Buffer,
+        from: u64,
+        count: usize,
+    ) -> Result<Vec<T>> {
         if count == 0 {
             return Ok(vec![]);
         }
@@ -349,7 +355,7 @@ impl Gpu {
             mapped_at_creation: false,
         });
         let mut encoder = self.device.create_command_encoder(&Default::default());
-        encoder.copy_buffer_to_buffer(buffer, 0, &staging, 0, size);
+        encoder.copy_buffer_to_buffer(buffer, from, &staging, 0, size);
         self.queue.submit([encoder.finish()]);
         let (send, receive) = std::sync::mpsc::channel();
         staging.map_async(wgpu::MapMode::Read, .., move |result| {

@@ -1,8 +1,11 @@
 //! Kernel texts: the WGSL files under `shaders/`, specialised by filling their `{{placeholders}}`.
 //!
-//! Knows no operators. Every file is prefixed by `common.wgsl`; see [`Kernel::expand`].
+//! Knows no operators. Every file is prefixed by `common.wgsl`; see [`Kernel::expand`]. Where parameters come from is added
+//! last, as a kernel is dispatched for one call ([`alone`]) or for many at once ([`together`]).
 
 const COMMON: &str = include_str!("../../../shaders/common.wgsl");
+const ALONE: &str = include_str!("../../../shaders/alone.wgsl");
+const TOGETHER: &str = include_str!("../../../shaders/together.wgsl");
 
 /// A kernel file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -66,12 +69,9 @@ pub fn kernel_name(source: &str) -> &str {
 }
 
 impl Kernel {
-    /// The kernel's text for dispatches with `params` parameter words: loops written out, placeholders replaced.
-    pub fn expand(self, params: usize, values: &[(&str, &str)]) -> String {
-        let vectors = (block_words(params) / 4).to_string();
-        let values: Vec<(&str, &str)> = values.iter().copied().chain([("words", vectors.as_str())]).collect();
-        let mut text =
-            format!("// {}\n{COMMON}{}{}", self.name, self.shared, written_out(self.text, &values));
+    /// The kernel's text but for its parameters: loops written out, placeholders replaced.
+    pub fn expand(self, values: &[(&str, &str)]) -> String {
+        let mut text = format!("// {}\n{COMMON}{}{}", self.name, self.shared, written_out(self.text, values));
         for (name, value) in values {
             text = text.replace(&format!("{{{{{name}}}}}"), value);
         }
@@ -90,6 +90,93 @@ fn with_parts(text: &str) -> String {
         text = [&text[..begin], &rest.replace(&format!("{{{{{name}}}}}"), body.trim())].concat();
     }
     text
+}
+
+/// An expanded text for dispatches of one call with so many parameter words, which stand in a uniform block.
+pub fn alone(text: &str, params: usize) -> String {
+    text.to_owned() + &ALONE.replace("{{words}}", &(block_words(params) / 4).to_string())
+}
+
+/// An expanded text for dispatches of many calls at once, whose tensors lie in common buffers.
+pub struct Together {
+    pub text: String,
+    /// For each tensor, in the order of bindings, the words of its elements: 1, or more where they are vectors.
+    pub widths: Vec<usize>,
+}
+
+/// How kernels begin that can be dispatched for many calls at once.
+const BEGIN: &str =
+    "fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,";
+/// The same there: which call and which of its workgroups this is, stands in a table.
+const BEGIN_TOGETHER: &str =
+    "fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) workgroups: vec3<u32>,";
+
+/// See `together.wgsl`. All tensors can be written, since several may be one buffer to the device. `None` where the kernel
+/// doesn't begin like most, or has atomics.
+pub fn together(text: &str) -> Option<Together> {
+    let (before, main) = text.split_once(BEGIN)?;
+    let (arguments, body) = main.split_once('{')?;
+    if text.contains("atomic<") {
+        return None;
+    }
+    let (mut starts, mut places, mut widths) = (String::new(), String::new(), vec![]);
+    let mut text = format!(
+        "{before}{BEGIN_TOGETHER}{arguments}{{\n    let group = vec3<u32>(begin(workgroups.x * workgroup.y + workgroup.x), 0u, 0u);\n    \
+         let groups = vec3<u32>(1u, 1u, 1u);{body}"
+    );
+    for (i, (name, width)) in bindings(before).into_iter().enumerate() {
+        starts += &format!("var<private> {name}_start: i32;\n");
+        places += &format!("    {name}_start = calls[block + {i}];\n");
+        widths.push(width);
+        text = moved(&text, &name);
+    }
+    let head = TOGETHER.replace("{{starts}}", starts.trim_end()).replace("{{places}}", places.trim_end());
+    let head = head.replace("{{tensors}}", &widths.len().to_string());
+    Some(Together { text: text.replace("var<storage, read>", "var<storage, read_write>") + &head, widths })
+}
+
+/// The tensors of a kernel in the order of their bindings, and the words of their elements.
+fn bindings(text: &str) -> Vec<(String, usize)> {
+    let declared = text.lines().filter_map(|line| {
+        let (_, rest) = line.trim().strip_prefix("@group(0) @binding(")?.split_once("> ")?;
+        let (name, ty) = rest.split_once(": ")?;
+        let width = ty.strip_prefix("array<vec").and_then(|rest| rest.chars().next()?.to_digit(10));
+        Some((name.to_owned(), width.unwrap_or(1) as usize))
+    });
+    declared.collect()
+}
+
+/// Puts `NAME_start` before every index of the array `name`.
+fn moved(text: &str, name: &str) -> String {
+    let mut result = String::with_capacity(text.len());
+    let mut rest = text;
+    let opening = format!("{name}[");
+    while let Some(at) = rest.find(&opening) {
+        let inside = at + opening.len();
+        let part_of_another = rest[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == '.');
+        result += &rest[..inside];
+        rest = &rest[inside..];
+        if !part_of_another {
+            let end = closing(rest);
+            result += &format!("{name}_start + i32({})", moved(&rest[..end], name));
+            rest = &rest[end..];
+        }
+    }
+    result + rest
+}
+
+/// Where the bracket closes that was opened before `text`.
+fn closing(text: &str) -> usize {
+    let mut depth = 0;
+    let place = text.find(|c| {
+        match c {
+            '[' => depth += 1,
+            ']' => depth -= 1,
+            _ => {}
+        }
+        depth < 0
+    });
+    place.unwrap_or(text.len())
 }
 
 /// Repeats what stands between `{{for NAME in 0..COUNT}}` and `{{end}}`, `{{NAME}}` replaced by 0, 1, …; COUNT is a number or
@@ -173,7 +260,7 @@ mod tests {
             .flat_map(|kernel| [["1", "1"], ["1", "2"], ["2", "1"], ["2", "2"]].map(|size| (kernel, size)))
         {
             let own = [("quads_m", rows), ("quads_n", columns), ("quads_r", rows), ("quads_c", columns)];
-            let text = kernel.expand(10, &[&own, SAMPLE].concat());
+            let text = alone(&kernel.expand(&[&own, SAMPLE].concat()), 10);
             let module = naga::front::wgsl::parse_str(&text).unwrap();
             let variables = module.global_variables.iter().map(|(_, variable)| variable);
             let shared = variables.filter(|v| v.space == naga::AddressSpace::WorkGroup);
@@ -197,6 +284,15 @@ mod tests {
     }
 
     #[test]
+    fn tensors_of_many_calls_are_found_from_their_starts() {
+        let text = "y[i] = x[u32(x[k]) + 1] + xx[i] + s.x[2] * x4[i / 4][i % 4];";
+        assert_eq!(
+            moved(&moved(text, "x"), "y"),
+            "y[y_start + i32(i)] = x[x_start + i32(u32(x[x_start + i32(k)]) + 1)] + xx[i] + s.x[2] * x4[i / 4][i % 4];"
+        );
+    }
+
+    #[test]
     fn every_kernel_file_is_valid_wgsl() {
         for kernel in ALL {
             let own: &[(&str, &str)] = match kernel.name {
@@ -212,16 +308,20 @@ mod tests {
                 _ => &[],
             };
             // What comes first holds.
-            let text = kernel.expand(10, &[own, SAMPLE].concat());
-            assert!(!text.contains("{{"), "{}: placeholder without a sample value", kernel.name);
-            let module = naga::front::wgsl::parse_str(&text)
-                .unwrap_or_else(|e| panic!("{}: {}", kernel.name, e.emit_to_string(&text)));
-            let mut validator = naga::valid::Validator::new(
-                naga::valid::ValidationFlags::all(),
-                naga::valid::Capabilities::empty(),
-            );
-            if let Err(e) = validator.validate(&module) {
-                panic!("{}: {}", kernel.name, e.emit_to_string(&text));
+            let text = kernel.expand(&[own, SAMPLE].concat());
+            let both = together(&text).map(|t| t.text);
+            assert_eq!(both.is_none(), kernel.name == "scatter_link", "{}: for many calls", kernel.name);
+            for text in both.into_iter().chain([alone(&text, 10)]) {
+                assert!(!text.contains("{{"), "{}: placeholder without a sample value", kernel.name);
+                let module = naga::front::wgsl::parse_str(&text)
+                    .unwrap_or_else(|e| panic!("{}: {}", kernel.name, e.emit_to_string(&text)));
+                let mut validator = naga::valid::Validator::new(
+                    naga::valid::ValidationFlags::all(),
+                    naga::valid::Capabilities::empty(),
+                );
+                if let Err(e) = validator.validate(&module) {
+                    panic!("{}: {}", kernel.name, e.emit_to_string(&text));
+                }
             }
         }
     }

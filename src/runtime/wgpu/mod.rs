@@ -4,18 +4,21 @@
 //! the result is bound to device memory (`program`). Shapes must all be known before running. Knows nothing
 //! of gradients or training. Look at [`WgpuExecutor`]; `docs/gpu.md` tells the whole way.
 
+mod batch;
 mod fuse;
 mod gpu;
 mod kernel;
+mod layout;
 mod lower;
 mod plan;
 mod program;
+mod timing;
 mod value;
 mod view;
 
 pub use gpu::{AdapterReport, adapters};
 pub use lower::Survey;
-pub use program::KernelTime;
+pub use timing::KernelTime;
 
 use super::{Compiled, Executor, Value};
 use crate::error::Result;

@@ -104,13 +104,20 @@ pub struct Map {
 /// One dispatch of a kernel.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Call {
-    /// The expanded WGSL: what pipelines are cached by.
+    /// The expanded WGSL but for where parameters stand ([`super::kernel`]).
     pub source: String,
     pub params: Vec<i32>,
     pub reads: Vec<StorageId>,
     pub writes: Vec<StorageId>,
     /// Number of workgroups.
     pub groups: usize,
+}
+
+impl Call {
+    /// What it binds, in order.
+    pub fn tensors(&self) -> impl Iterator<Item = StorageId> {
+        self.reads.iter().chain(&self.writes).copied()
+    }
 }
 
 #[derive(Clone, PartialEq, Debug)]

@@ -1,225 +1,288 @@
-//! A plan on a device: memory for every storage, a pipeline for every call, and one command buffer a run.
+//! A plan on a device: memory for every storage, a pipeline for every dispatch, and one command buffer a run.
 //!
-//! Intermediate results share buffers (*slots*) that are free again after their last reader. Outputs get
-//! fresh buffers each run, so they can be the next run's inputs without a copy. Look at [`Program`].
+//! Outputs get fresh buffers each run, so they can be the next run's inputs without the host's doing. Look at [`Program`].
 
+use super::batch::{Batch, batches};
 use super::gpu::{Gpu, Memory};
-use super::kernel::{block_words, kernel_name};
+use super::kernel::{alone, block_words, kernel_name, together};
+use super::layout::{ALIGNMENT, Layout, Own, Place, padded};
 use super::plan::{Call, Origin, Plan, StorageId};
 use super::value::WgpuValue;
 use crate::error::{Error, Result};
 use crate::onnx::Fact;
 use crate::runtime::{Compiled, Value};
-use std::collections::HashMap;
 use std::sync::Arc;
 
 /// Runs that may wait on the device before the host waits for them.
 const IN_FLIGHT: usize = 2;
+/// Elements of the tensors at most whose calls go together: the first of these for which the arena can be bound.
+const LARGEST: &[usize] = &[1 << 20, 1 << 18, 1 << 17, 1 << 16, 1 << 14];
 
-/// Where a storage lives.
-#[derive(Clone, Copy, PartialEq, Debug)]
-enum Place {
-    Input(usize),
-    /// An index into [`Program::resident`]: constants and slots, the same buffer every run.
-    Resident(usize),
-    /// An output of this run.
-    Fresh(usize),
-    /// Nobody needs it.
-    Nowhere,
-}
-
-/// Where a program's time goes: the dispatches of one kernel file, timed one by one.
-#[derive(Clone, Debug)]
-pub struct KernelTime {
+/// A dispatch, ready to go.
+pub(super) struct Step {
     pub kernel: String,
-    pub dispatches: usize,
-    pub seconds: f64,
-}
-
-struct Step {
-    kernel: String,
     pipeline: wgpu::ComputePipeline,
     layout: wgpu::BindGroupLayout,
-    /// Byte range of its parameters.
-    params: (u64, u64),
-    buffers: Vec<StorageId>,
+    /// What it binds at 0.
+    table: Table,
+    tensors: Vec<Bound>,
     groups: (u32, u32),
-    /// Where no input or output takes part.
+    /// Where it binds the same every run.
     bound: Option<wgpu::BindGroup>,
+}
+
+/// Byte ranges of what says which parameters a dispatch has.
+#[derive(Clone, Copy)]
+enum Table {
+    Alone(u64, u64),
+    Together(u64, u64),
+}
+
+/// What stands for a tensor in a dispatch.
+#[derive(Clone, Copy, PartialEq)]
+enum Bound {
+    Storage(StorageId),
+    /// The whole arena, of which a table says the place.
+    Arena,
 }
 
 /// A compiled graph.
 pub struct Program {
-    gpu: Arc<Gpu>,
-    steps: Vec<Step>,
-    params: Option<Arc<wgpu::Buffer>>,
-    places: Vec<Place>,
+    pub(super) gpu: Arc<Gpu>,
+    pub(super) steps: Vec<Step>,
+    layout: Layout,
     lens: Vec<usize>,
-    resident: Vec<Arc<Memory>>,
-    fresh: Vec<StorageId>,
+    /// Parameters of dispatches of one call, tables of those of many.
+    params: [Option<wgpu::Buffer>; 2],
+    arena: Option<Arc<Memory>>,
+    own: Vec<Arc<Memory>>,
     inputs: Vec<Fact>,
-    outputs: Vec<(StorageId, Fact)>,
+    /// For each output where it is after a run.
+    outputs: Vec<(Place, Fact)>,
     submitted: std::collections::VecDeque<wgpu::SubmissionIndex>,
+}
+
+/// What is another buffer every run.
+pub(super) struct Run {
+    /// The buffers of inputs, and the elements that these begin at.
+    inputs: Vec<(Arc<Memory>, usize)>,
+    fresh: Vec<Arc<Memory>>,
+    /// What is copied out of the arena.
+    outputs: Option<Arc<Memory>>,
+}
+
+/// The calls as dispatches, and where their tensors lie: together where that makes half as many dispatches or fewer.
+fn arrange(plan: &Plan, calls: &[Call], gpu: &Gpu) -> (Vec<Batch>, Layout) {
+    for &largest in LARGEST {
+        let batches = batches(plan, calls, largest, gpu.max_buffers);
+        if batches.len() * 2 > calls.len() {
+            break;
+        }
+        let layout = Layout::new(plan, &batches);
+        if layout.arena as u64 * 4 <= gpu.max_bytes() {
+            return (batches, layout);
+        }
+    }
+    let batches: Vec<Batch> = calls.iter().map(|call| Batch { calls: vec![call.clone()] }).collect();
+    let layout = Layout::new(plan, &batches);
+    (batches, layout)
 }
 
 impl Program {
     pub fn new(gpu: &Arc<Gpu>, plan: &Plan, calls: Vec<Call>) -> Result<Self> {
         let calls: Vec<Call> = calls.into_iter().filter(|call| call.groups > 0).collect();
+        let (batches, layout) = arrange(plan, &calls, gpu);
+        let arena = (layout.arena > 0).then(|| gpu.buffer(layout.arena)).transpose()?;
+        let words = |id: StorageId| match &plan.storages[id].origin {
+            Origin::Constant(words) => words.as_slice(),
+            _ => &[],
+        };
+        let own = layout.own.iter().map(|own| match own {
+            Own::Constant(id) => gpu.filled(words(*id)),
+            Own::Slot(len) => gpu.buffer(*len),
+        });
+        let own = own.collect::<Result<_>>()?;
+        if let Some(arena) = &arena {
+            for &(id, at) in &layout.constants {
+                gpu.queue.write_buffer(&arena.buffer, at as u64 * 4, bytemuck::cast_slice(words(id)));
+            }
+        }
+        let result = |(id, fact): &(StorageId, Fact)| match plan.storages[*id].origin {
+            Origin::Input(k) => (Place::Input(k), fact.clone()),
+            _ => (layout.places[*id], fact.clone()),
+        };
         let mut program = Self {
             gpu: gpu.clone(),
             steps: vec![],
-            params: None,
-            places: vec![Place::Nowhere; plan.storages.len()],
             lens: plan.storages.iter().map(|s| s.len).collect(),
-            resident: vec![],
-            fresh: vec![],
+            params: [None, None],
+            arena,
+            own,
             inputs: plan.inputs.clone(),
-            outputs: plan.outputs.clone(),
+            outputs: plan.outputs.iter().map(result).collect(),
+            layout,
             submitted: Default::default(),
         };
-        program.place_ends(plan, &calls)?;
-        program.place_slots(plan, &calls)?;
-        program.add_steps(&calls)?;
+        program.add_steps(&batches)?;
         Ok(program)
     }
-    /// Inputs, constants that some kernel reads, and outputs.
-    fn place_ends(&mut self, plan: &Plan, calls: &[Call]) -> Result<()> {
-        let mut read = vec![false; plan.storages.len()];
-        calls.iter().flat_map(|call| &call.reads).for_each(|&r| read[r] = true);
-        plan.outputs.iter().for_each(|&(s, _)| read[s] = true);
-        for (id, storage) in plan.storages.iter().enumerate() {
-            match &storage.origin {
-                Origin::Input(k) => self.places[id] = Place::Input(*k),
-                Origin::Constant(words) if read[id] => {
-                    self.places[id] = Place::Resident(self.resident.len());
-                    self.resident.push(self.gpu.filled(words)?);
-                }
-                _ => {}
-            }
-        }
-        for &(id, _) in &plan.outputs {
-            if plan.storages[id].origin == Origin::Computed && self.places[id] == Place::Nowhere {
-                self.places[id] = Place::Fresh(self.fresh.len());
-                self.fresh.push(id);
-            }
-        }
-        Ok(())
-    }
-    /// Gives every intermediate result a slot: the smallest free one that is large enough and not wastefully
-    /// so, or a new one.
-    fn place_slots(&mut self, plan: &Plan, calls: &[Call]) -> Result<()> {
-        let mut last_use: HashMap<StorageId, usize> = HashMap::new();
-        for (i, call) in calls.iter().enumerate() {
-            last_use.extend(call.reads.iter().chain(&call.writes).map(|&s| (s, i)));
-        }
-        let mut slots: Vec<(usize, usize)> = vec![]; // (elements, index into `resident`)
-        let mut free: Vec<usize> = vec![];
-        let mut slot_of: HashMap<StorageId, usize> = HashMap::new();
-        for (i, call) in calls.iter().enumerate() {
-            // Tensors without elements are read, but nobody writes them.
-            for &id in call.reads.iter().chain(&call.writes) {
-                if self.places[id] != Place::Nowhere {
-                    continue;
-                }
-                let need = plan.storages[id].len;
-                let fits = |&&slot: &&usize| slots[slot].0 >= need && slots[slot].0 <= need.max(64) * 4;
-                let slot = match free.iter().filter(fits).min_by_key(|&&slot| slots[slot].0).copied() {
-                    Some(slot) => {
-                        free.retain(|&other| other != slot);
-                        slot
-                    }
-                    None => {
-                        slots.push((need, self.resident.len()));
-                        self.resident.push(self.gpu.buffer(need)?);
-                        slots.len() - 1
-                    }
-                };
-                self.places[id] = Place::Resident(slots[slot].1);
-                slot_of.insert(id, slot);
-            }
-            for id in call.reads.iter().chain(&call.writes) {
-                if last_use.get(id) == Some(&i)
-                    && let Some(slot) = slot_of.remove(id)
-                {
-                    free.push(slot);
-                }
-            }
-        }
-        Ok(())
-    }
-    fn add_steps(&mut self, calls: &[Call]) -> Result<()> {
+    fn add_steps(&mut self, batches: &[Batch]) -> Result<()> {
         let gpu = self.gpu.clone();
-        let mut params: Vec<i32> = vec![];
-        for call in calls {
-            let (start, words) = (params.len(), block_words(call.params.len()));
-            params.extend(&call.params);
-            params.resize((start + words).next_multiple_of(gpu.uniform_alignment / 4), 0);
-            let rows = call.groups.div_ceil(gpu.max_groups as usize);
-            let columns = call.groups.div_ceil(rows);
-            if rows > gpu.max_groups as usize {
-                return Err(Error::executor("wgpu", "a tensor is too large for one dispatch"));
-            }
-            let pipeline = gpu.pipeline(&call.source)?;
-            self.steps.push(Step {
-                kernel: kernel_name(&call.source).to_owned(),
-                layout: pipeline.get_bind_group_layout(0),
-                pipeline,
-                params: (start as u64 * 4, words as u64 * 4),
-                buffers: call.reads.iter().chain(&call.writes).copied().collect(),
-                groups: (columns as u32, rows as u32),
-                bound: None,
-            });
+        let mut words: [Vec<i32>; 2] = [vec![], vec![]];
+        for batch in batches {
+            let step = match self.in_arena(batch) {
+                true => self.together(batch, &mut words[1])?,
+                false => self.alone(&batch.calls[0], &mut words[0])?,
+            };
+            self.steps.push(step);
         }
-        let buffer = gpu.device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some("parameters"),
-            size: (params.len().max(4) * 4) as u64,
-            usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
-            mapped_at_creation: false,
-        });
-        gpu.queue.write_buffer(&buffer, 0, bytemuck::cast_slice(&params));
-        self.params = Some(Arc::new(buffer));
+        for ((buffer, words), usage) in
+            self.params.iter_mut().zip(&words).zip([wgpu::BufferUsages::UNIFORM, wgpu::BufferUsages::STORAGE])
+        {
+            *buffer = Some(gpu.device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("parameters"),
+                size: (words.len().max(4) * 4) as u64,
+                usage: usage | wgpu::BufferUsages::COPY_DST,
+                mapped_at_creation: false,
+            }));
+            if let Some(buffer) = buffer {
+                gpu.queue.write_buffer(buffer, 0, bytemuck::cast_slice(words));
+            }
+        }
         for i in 0..self.steps.len() {
-            let stays = |&id: &StorageId| matches!(self.places[id], Place::Resident(_));
-            if self.steps[i].buffers.iter().all(stays) {
-                self.steps[i].bound = Some(self.bind(&self.steps[i], &[], &[])?);
+            let stays = |bound: &Bound| match *bound {
+                Bound::Arena => true,
+                Bound::Storage(id) => matches!(self.layout.places[id], Place::Own(_) | Place::Arena(_)),
+            };
+            if self.steps[i].tensors.iter().all(stays) {
+                let none = Run { inputs: vec![], fresh: vec![], outputs: None };
+                self.steps[i].bound = Some(self.bind(&self.steps[i], &none)?);
             }
         }
         gpu.check()
     }
-    /// The buffer of a storage in this run.
-    fn memory<'a>(
-        &'a self,
-        id: StorageId,
-        inputs: &'a [Arc<Memory>],
-        fresh: &'a [Arc<Memory>],
-    ) -> Result<&'a Arc<Memory>> {
-        let found = match self.places[id] {
-            Place::Input(k) => inputs.get(k),
-            Place::Resident(k) => self.resident.get(k),
-            Place::Fresh(k) => fresh.get(k),
+    /// Whether a dispatch finds its tensors by a table: of many calls, or of one that reads and writes the arena, which
+    /// can't be bound for both in any other way.
+    fn in_arena(&self, batch: &Batch) -> bool {
+        let there =
+            |ids: &[StorageId]| ids.iter().any(|&id| matches!(self.layout.places[id], Place::Arena(_)));
+        match batch.calls.as_slice() {
+            [call] => there(&call.reads) && there(&call.writes),
+            _ => true,
+        }
+    }
+    fn alone(&self, call: &Call, words: &mut Vec<i32>) -> Result<Step> {
+        let start = words.len();
+        words.extend(&call.params);
+        words.resize(start + block_words(call.params.len()), 0);
+        let table = Table::Alone(start as u64 * 4, (words.len() - start) as u64 * 4);
+        words.resize(words.len().next_multiple_of(self.gpu.uniform_alignment / 4), 0);
+        let groups = self.folded(call.groups)?;
+        let tensors = call.tensors().map(Bound::Storage).collect();
+        self.step(&alone(&call.source, call.params.len()), table, tensors, groups)
+    }
+    fn together(&self, batch: &Batch, words: &mut Vec<i32>) -> Result<Step> {
+        let missing = || Error::executor("wgpu", "a kernel has no form for many calls");
+        let call = batch.calls.first().ok_or_else(missing)?;
+        let kernel = together(&call.source).ok_or_else(missing)?;
+        let groups = self.folded(batch.calls.iter().map(|call| call.groups).sum())?;
+        let start = words.len();
+        // Two words a workgroup, then the blocks.
+        let rows = (groups.0 * groups.1) as usize;
+        let mut whose: Vec<i32> = Vec::with_capacity(2 * rows);
+        let mut blocks: Vec<i32> = vec![];
+        for call in &batch.calls {
+            let block = (2 * rows + blocks.len()) as i32;
+            (0..call.groups as i32).for_each(|group| whose.extend([block, group]));
+            for (id, width) in call.tensors().zip(&kernel.widths) {
+                blocks.push(match self.layout.places[id] {
+                    Place::Arena(at) => (at / width) as i32,
+                    _ => 0,
+                });
+            }
+            blocks.extend(&call.params);
+        }
+        // What rounds the dispatch up comes after the last call's own workgroups: kernels leave that out.
+        while let (true, [.., block, group]) = (whose.len() < 2 * rows, whose.as_slice()) {
+            let next = [*block, *group + 1];
+            whose.extend(next);
+        }
+        words.extend(whose);
+        words.extend(blocks);
+        let table = Table::Together(start as u64 * 4, (words.len() - start) as u64 * 4);
+        words.resize(words.len().next_multiple_of(ALIGNMENT), 0);
+        let bound = |id| match self.layout.places[id] {
+            Place::Arena(_) => Bound::Arena,
+            _ => Bound::Storage(id),
+        };
+        self.step(&kernel.text, table, call.tensors().map(bound).collect(), groups)
+    }
+    fn step(&self, text: &str, table: Table, tensors: Vec<Bound>, groups: (u32, u32)) -> Result<Step> {
+        let pipeline = self.gpu.pipeline(text)?;
+        let layout = pipeline.get_bind_group_layout(0);
+        Ok(Step {
+            kernel: kernel_name(text).to_owned(),
+            pipeline,
+            layout,
+            table,
+            tensors,
+            groups,
+            bound: None,
+        })
+    }
+    /// So many workgroups as columns and rows, perhaps a few more.
+    fn folded(&self, groups: usize) -> Result<(u32, u32)> {
+        let most = self.gpu.max_groups as usize;
+        let rows = groups.div_ceil(most);
+        match rows <= most {
+            true => Ok((groups.div_ceil(rows) as u32, rows as u32)),
+            false => Err(Error::executor("wgpu", "a tensor is too large for one dispatch")),
+        }
+    }
+    /// The buffer of a place in this run, and the element there.
+    fn memory<'a>(&'a self, place: Place, run: &'a Run) -> Result<(&'a Arc<Memory>, usize)> {
+        let found = match place {
+            Place::Input(k) => run.inputs.get(k).map(|(memory, start)| (memory, *start)),
+            Place::Own(k) => self.own.get(k).map(|memory| (memory, 0)),
+            Place::Fresh(k) => run.fresh.get(k).map(|memory| (memory, 0)),
+            Place::Arena(at) => self.arena.as_ref().map(|memory| (memory, at)),
             Place::Nowhere => None,
         };
         found.ok_or_else(|| Error::executor("wgpu", "a value of the plan has no memory"))
     }
-    fn bind(&self, step: &Step, inputs: &[Arc<Memory>], fresh: &[Arc<Memory>]) -> Result<wgpu::BindGroup> {
-        let (offset, size) = step.params;
-        let params = self.params.as_ref().ok_or_else(|| Error::executor("wgpu", "no parameters"))?;
-        let mut entries = vec![wgpu::BindGroupEntry {
-            binding: 0,
-            resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-                buffer: params,
-                offset,
-                size: std::num::NonZeroU64::new(size),
-            }),
-        }];
-        for (i, &id) in step.buffers.iter().enumerate() {
-            let resource = self.memory(id, inputs, fresh)?.buffer.as_entire_binding();
-            entries.push(wgpu::BindGroupEntry { binding: i as u32 + 1, resource });
+    fn bind(&self, step: &Step, run: &Run) -> Result<wgpu::BindGroup> {
+        let (params, offset, size) = match step.table {
+            Table::Alone(offset, size) => (&self.params[0], offset, size),
+            Table::Together(offset, size) => (&self.params[1], offset, size),
+        };
+        let buffer = params.as_ref().ok_or_else(|| Error::executor("wgpu", "no parameters"))?;
+        let mut ranges = vec![range(buffer, offset, size)];
+        for bound in &step.tensors {
+            ranges.push(match (bound, &self.arena) {
+                (Bound::Storage(id), _) => {
+                    let (memory, start) = self.memory(self.layout.places[*id], run)?;
+                    range(&memory.buffer, start as u64 * 4, padded(self.lens[*id]) as u64 * 4)
+                }
+                (Bound::Arena, Some(arena)) => range(&arena.buffer, 0, arena.buffer.size()),
+                (Bound::Arena, None) => return Err(Error::executor("wgpu", "no arena")),
+            });
         }
+        let entry = |(i, range)| wgpu::BindGroupEntry {
+            binding: i as u32,
+            resource: wgpu::BindingResource::Buffer(range),
+        };
+        let entries: Vec<_> = ranges.into_iter().enumerate().map(entry).collect();
         let descriptor = wgpu::BindGroupDescriptor { label: None, layout: &step.layout, entries: &entries };
         Ok(self.gpu.device.create_bind_group(&descriptor))
     }
-    fn receive(&self, values: &[Value]) -> Result<Vec<Arc<Memory>>> {
+    pub(super) fn begin(&self, values: &[Value]) -> Result<Run> {
+        let fresh =
+            self.layout.fresh.iter().map(|&id| self.gpu.buffer(self.lens[id])).collect::<Result<_>>()?;
+        let out = self.layout.copied_out.len();
+        let outputs = (out > 0).then(|| self.gpu.buffer(out)).transpose()?;
+        Ok(Run { inputs: self.receive(values)?, fresh, outputs })
+    }
+    fn receive(&self, values: &[Value]) -> Result<Vec<(Arc<Memory>, usize)>> {
         if values.len() != self.inputs.len() {
             let (given, needed) = (values.len(), self.inputs.len());
             return Err(Error::executor("wgpu", format!("{given} inputs were given, {needed} are needed")));
@@ -230,127 +293,78 @@ impl Program {
                 return Err(Error::executor("wgpu", format!("input {i} is {got:?}, not {fact:?}")));
             }
             match value.downcast::<WgpuValue>() {
-                Some(own) if Arc::ptr_eq(own.memory.gpu(), &self.gpu) => Ok(own.memory.clone()),
-                _ => Ok(WgpuValue::upload(&self.gpu, &value.to_host()?)?.memory),
+                Some(own) if Arc::ptr_eq(own.memory.gpu(), &self.gpu) => Ok((own.memory.clone(), own.start)),
+                _ => Ok((WgpuValue::upload(&self.gpu, &value.to_host()?)?.memory, 0)),
             }
         };
         values.iter().zip(&self.inputs).enumerate().map(one).collect()
     }
-    fn encode(
-        &self,
-        steps: &[Step],
-        inputs: &[Arc<Memory>],
-        fresh: &[Arc<Memory>],
-    ) -> Result<wgpu::CommandBuffer> {
-        let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
-        let mut pass = encoder.begin_compute_pass(&Default::default());
-        for step in steps {
-            self.dispatch(&mut pass, step, inputs, fresh)?;
+    /// Copies inputs into the arena: what lies side by side here and there, as the state of the run before does, at once.
+    pub(super) fn copy_in(&self, encoder: &mut wgpu::CommandEncoder, run: &Run) {
+        let Some(arena) = &self.arena else { return };
+        let mut copies: Vec<(&wgpu::Buffer, usize, usize, usize)> = vec![];
+        for &(k, to) in &self.layout.copied_in {
+            let ((memory, from), len) = (&run.inputs[k], padded(self.inputs[k].len()));
+            match copies.last_mut() {
+                Some((buffer, first, at, all))
+                    if **buffer == memory.buffer && *first + *all == *from && *at + *all == to =>
+                {
+                    *all += len;
+                }
+                _ => copies.push((&memory.buffer, *from, to, len)),
+            }
         }
-        drop(pass);
-        Ok(encoder.finish())
+        for (buffer, from, to, len) in copies {
+            let [from, to, len] = [from, to, len].map(|elements| elements as u64 * 4);
+            encoder.copy_buffer_to_buffer(buffer, from, &arena.buffer, to, len);
+        }
     }
-    fn dispatch(
-        &self,
-        pass: &mut wgpu::ComputePass,
-        step: &Step,
-        inputs: &[Arc<Memory>],
-        fresh: &[Arc<Memory>],
-    ) -> Result<()> {
+    pub(super) fn copy_out(&self, encoder: &mut wgpu::CommandEncoder, run: &Run) {
+        if let (Some(arena), Some(outputs)) = (&self.arena, &run.outputs) {
+            let out = &self.layout.copied_out;
+            let [from, len] = [out.start, out.len()].map(|elements| elements as u64 * 4);
+            encoder.copy_buffer_to_buffer(&arena.buffer, from, &outputs.buffer, 0, len);
+        }
+    }
+    pub(super) fn dispatch(&self, pass: &mut wgpu::ComputePass, step: &Step, run: &Run) -> Result<()> {
         pass.set_pipeline(&step.pipeline);
         match &step.bound {
             Some(bound) => pass.set_bind_group(0, bound, &[]),
-            None => pass.set_bind_group(0, &self.bind(step, inputs, fresh)?, &[]),
+            None => pass.set_bind_group(0, &self.bind(step, run)?, &[]),
         }
         pass.dispatch_workgroups(step.groups.0, step.groups.1, 1);
         Ok(())
     }
-    fn fresh(&self) -> Result<Vec<Arc<Memory>>> {
-        self.fresh.iter().map(|&id| self.gpu.buffer(self.lens[id])).collect()
-    }
-    /// Runs once, and says what each kernel file took, most expensive first: by the device's own clock, or, where it
-    /// has none, by waiting for every dispatch, which adds the cost of submitting it.
-    ///
-    /// # Errors
-    /// As [`Compiled::run`].
-    pub fn profile(&self, inputs: &[Value]) -> Result<Vec<KernelTime>> {
-        let (inputs, fresh) = (self.receive(inputs)?, self.fresh()?);
-        let mut seconds = vec![];
-        for steps in self.steps.chunks(wgpu::QUERY_SET_MAX_QUERIES as usize / 2) {
-            seconds.extend(match self.gpu.tick {
-                Some(tick) => self.clocked(steps, &inputs, &fresh, tick)?,
-                None => self.waited_for(steps, &inputs, &fresh)?,
-            });
+    fn encode(&self, run: &Run) -> Result<wgpu::CommandBuffer> {
+        let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
+        self.copy_in(&mut encoder, run);
+        let mut pass = encoder.begin_compute_pass(&Default::default());
+        for step in &self.steps {
+            self.dispatch(&mut pass, step, run)?;
         }
-        let mut times: Vec<KernelTime> = vec![];
-        for (step, seconds) in self.steps.iter().zip(seconds) {
-            match times.iter_mut().find(|time| time.kernel == step.kernel) {
-                Some(time) => {
-                    time.dispatches += 1;
-                    time.seconds += seconds;
-                }
-                None => times.push(KernelTime { kernel: step.kernel.clone(), dispatches: 1, seconds }),
-            }
-        }
-        times.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
-        Ok(times)
+        drop(pass);
+        self.copy_out(&mut encoder, run);
+        Ok(encoder.finish())
     }
-    /// Seconds of each of `steps` by the device's clock, each in a pass of its own.
-    fn clocked(
-        &self,
-        steps: &[Step],
-        inputs: &[Arc<Memory>],
-        fresh: &[Arc<Memory>],
-        tick: f64,
-    ) -> Result<Vec<f64>> {
-        let device = &self.gpu.device;
-        let count = 2 * steps.len() as u32;
-        let queries = device.create_query_set(&wgpu::QuerySetDescriptor {
-            label: Some("profile"),
-            ty: wgpu::QueryType::Timestamp,
-            count,
-        });
-        let stamps = device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some("profile"),
-            size: u64::from(count) * 8,
-            usage: wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC,
-            mapped_at_creation: false,
-        });
-        let mut encoder = device.create_command_encoder(&Default::default());
-        for (step, at) in steps.iter().zip((0..).step_by(2)) {
-            let timestamp_writes = Some(wgpu::ComputePassTimestampWrites {
-                query_set: &queries,
-                beginning_of_pass_write_index: Some(at),
-                end_of_pass_write_index: Some(at + 1),
-            });
-            let mut pass =
-                encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: None, timestamp_writes });
-            self.dispatch(&mut pass, step, inputs, fresh)?;
-        }
-        encoder.resolve_query_set(&queries, 0..count, &stamps, 0);
-        self.gpu.queue.submit([encoder.finish()]);
-        let ticks: Vec<u64> = self.gpu.read_as(&stamps, count as usize)?;
-        Ok(ticks.chunks(2).map(|t| t[1].saturating_sub(t[0]) as f64 * tick / 1e9).collect())
-    }
-    /// Seconds of each of `steps` by the host's clock.
-    fn waited_for(&self, steps: &[Step], inputs: &[Arc<Memory>], fresh: &[Arc<Memory>]) -> Result<Vec<f64>> {
-        let one = |step: &Step| {
-            let start = std::time::Instant::now();
-            let commands = self.encode(std::slice::from_ref(step), inputs, fresh)?;
-            let index = self.gpu.queue.submit([commands]);
-            self.gpu.wait(Some(index))?;
-            Ok(start.elapsed().as_secs_f64())
+    /// The value of an output after a run.
+    fn value(&self, place: Place, fact: &Fact, run: &Run) -> Result<Value> {
+        let (memory, start) = match (place, &run.outputs) {
+            (Place::Arena(at), Some(outputs)) => (outputs, at - self.layout.copied_out.start),
+            _ => self.memory(place, run)?,
         };
-        steps.iter().map(one).collect()
+        Ok(Value::new(WgpuValue { memory: memory.clone(), start, fact: fact.clone() }))
     }
+}
+
+fn range(buffer: &wgpu::Buffer, offset: u64, size: u64) -> wgpu::BufferBinding<'_> {
+    wgpu::BufferBinding { buffer, offset, size: std::num::NonZeroU64::new(size) }
 }
 
 impl Compiled for Program {
     fn run(&mut self, inputs: &[Value]) -> Result<Vec<Value>> {
-        let inputs = self.receive(inputs)?;
-        let fresh = self.fresh()?;
+        let run = self.begin(inputs)?;
         if !self.steps.is_empty() {
-            let commands = self.encode(&self.steps, &inputs, &fresh)?;
+            let commands = self.encode(&run)?;
             self.submitted.push_back(self.gpu.queue.submit([commands]));
         }
         if self.submitted.len() > IN_FLIGHT {
@@ -358,10 +372,6 @@ impl Compiled for Program {
             self.gpu.wait(oldest)?;
         }
         self.gpu.check()?;
-        let value = |(id, fact): &(StorageId, Fact)| {
-            let memory = self.memory(*id, &inputs, &fresh)?.clone();
-            Ok(Value::new(WgpuValue { memory, fact: fact.clone() }))
-        };
-        self.outputs.iter().map(value).collect()
+        self.outputs.iter().map(|(place, fact)| self.value(*place, fact, &run)).collect()
     }
 }

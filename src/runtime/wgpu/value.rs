@@ -10,6 +10,8 @@ use std::sync::Arc;
 /// A row-major tensor in a buffer, one 32-bit word an element.
 pub struct WgpuValue {
     pub(super) memory: Arc<Memory>,
+    /// The element of the buffer that it begins at.
+    pub(super) start: usize,
     pub(super) fact: Fact,
 }
 
@@ -23,7 +25,7 @@ impl WgpuValue {
             );
             return Err(Error::executor("wgpu", what));
         }
-        Ok(Self { memory: gpu.filled(&words)?, fact: Fact::of(tensor) })
+        Ok(Self { memory: gpu.filled(&words)?, start: 0, fact: Fact::of(tensor) })
     }
 }
 
@@ -32,7 +34,7 @@ impl DeviceValue for WgpuValue {
         self.fact.clone()
     }
     fn to_host(self: std::sync::Arc<Self>) -> Result<Tensor> {
-        let words = self.memory.gpu().read(&self.memory, self.fact.len())?;
+        let words = self.memory.gpu().read(&self.memory, self.start, self.fact.len())?;
         let tensor = from_words(&self.fact, &words);
         tensor.ok_or_else(|| Error::executor("wgpu", format!("{:?} can't be read back", self.fact)))
     }

@@ -384,7 +384,7 @@ impl Lowering {
     ) {
         if groups > 0 {
             self.plan.ops.push(Op::Call(Call {
-                source: kernel.expand(params.len(), values),
+                source: kernel.expand(values),
                 params,
                 reads: reads.iter().map(|o| o.storage).collect(),
                 writes: writes.iter().map(|o| o.storage).collect(),
