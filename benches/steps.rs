@@ -194,8 +194,8 @@ fn case(executor: &str, kind: &str, network: &str, size: &Size, begun: Instant) 
         ExecutorOptions { threads: Some(size.threads), allow_software_gpu, ..ExecutorOptions::default() };
     let executor = runtime::open(choice, &options)?;
     #[cfg(feature = "wgpu")]
-    if kind == "kernels" {
-        return kernels(&executor, network, size.batch);
+    if kind.ends_with("kernels") {
+        return kernels(&executor, kind, network, size.batch);
     }
     let idle = anonymous("self");
     let mut step = match kind {
@@ -277,41 +277,43 @@ fn model_step(executor: &Arc<dyn Executor>, network: &str, batch: usize) -> Resu
     }))
 }
 
-/// Prints what each kernel of a network's model step takes on the GPU: `--case wgpu kernels NETWORK`.
+/// Prints what each kernel of a network's model step takes on the GPU, or of the adapter's into it:
+/// `--case wgpu kernels NETWORK`, `--case wgpu adapter_kernels NETWORK`.
 #[cfg(feature = "wgpu")]
-fn kernels(executor: &Arc<dyn Executor>, network: &str, batch: usize) -> Result<()> {
-    let network = open(executor, network, batch)?;
-    let weights = network.trainable(&[])?;
-    let names: Vec<ValueId> = weights.iter().map(|(id, _)| id.clone()).collect();
-    let step = network.step(&names, Objective::Classes)?;
+fn kernels(executor: &Arc<dyn Executor>, kind: &str, network: &str, batch: usize) -> Result<()> {
+    let (model, facts, known) = match kind {
+        "kernels" => {
+            let network = open(executor, network, batch)?;
+            let weights = network.trainable(&[])?;
+            let names: Vec<ValueId> = weights.iter().map(|(id, _)| id.clone()).collect();
+            let step = network.step(&names, Objective::Classes)?;
+            (step.model, step.facts, weights)
+        }
+        _ => {
+            let (update, _) = adapter(executor, network, 1)?;
+            let state = update.state.into_iter().map(|state| (state.input, state.initial));
+            (update.model, update.facts, state.collect())
+        }
+    };
     let gpu = runtime::WgpuExecutor::open(true)?;
     let mut inputs = vec![];
-    for input in step.model.graph.required_inputs() {
-        let weight = weights.iter().find(|(id, _)| *id == input.id).map(|(_, tensor)| tensor.clone());
-        let fact = &step.facts[&input.id];
-        inputs.push(gpu.upload(&weight.unwrap_or_else(|| Tensor::zeros(fact.dtype, &fact.shape)))?);
+    for input in model.graph.required_inputs() {
+        let value = known.iter().find(|(id, _)| *id == input.id).map(|(_, tensor)| tensor.clone());
+        let fact = &facts[&input.id];
+        inputs.push(gpu.upload(&value.unwrap_or_else(|| Tensor::zeros(fact.dtype, &fact.shape)))?);
     }
+    let times = gpu.profile(&model, &facts, &inputs)?;
     println!("{}, {} kernels", gpu.device(), gpu.kernels());
-    for time in gpu.profile(&step.model, &step.facts, &inputs)? {
-        println!("{:16} {:5} dispatches {:9.3} ms", time.kernel, time.dispatches, time.seconds * 1e3);
+    for time in times {
+        let (calls, milliseconds) = (time.calls, time.seconds * 1e3);
+        println!("{:16} {calls:5} calls {:5} dispatches {milliseconds:9.3} ms", time.kernel, time.dispatches);
     }
     Ok(())
 }
 
 /// The adapter's step for fixed gradients: backward through the maps, AdamW, the next merged weights.
 fn adapter_step(executor: &Arc<dyn Executor>, network: &str, batch: usize) -> Result<Step> {
-    let (target, source) = (open(executor, network, batch)?, open(executor, source_of(network), batch)?);
-    let weights = target.trainable(&[])?;
-    let names: Vec<ValueId> = weights.iter().map(|(id, _)| id.clone()).collect();
-    let pairing = Pairing::automatic(&target.params, &source.params, &[])?;
-    let known = |network: &Network| -> Vec<(ValueId, Tensor)> {
-        let of = |id: &ValueId| network.model.graph.initializers.get(id).cloned();
-        network.params.weights.iter().filter_map(|w| Some((w.name.clone(), of(&w.name)?))).collect()
-    };
-    let from = Side { graph: &source.params, weights: known(&source).into_iter().collect() };
-    let to = Side { graph: &target.params, weights: weights.into_iter().collect() };
-    let config = TrainConfig::default();
-    let update = lpka::build(&to, &[Origin::new(from, &pairing)], &names, &config, 0.5, &**executor, 0)?;
+    let (update, names) = adapter(executor, network, batch)?;
     let mut runner = Runner::new(executor.clone(), &update.step_program())?;
     let links = Links::new(&runner, &update, &names)?;
     for (feed, value) in links.gradients.iter().zip(&links.first) {
@@ -326,6 +328,27 @@ fn adapter_step(executor: &Arc<dyn Executor>, network: &str, batch: usize) -> Re
     }
     runner.set(links.rate, Value::host(Tensor::scalar(DType::F32, 1e-3)))?;
     Ok(Box::new(move || runner.run().map(|_| ())))
+}
+
+/// The update that carries a source's knowledge into a network, and the weights it is made for.
+fn adapter(
+    executor: &Arc<dyn Executor>,
+    network: &str,
+    batch: usize,
+) -> Result<(lpka::UpdateProgram, Vec<ValueId>)> {
+    let (target, source) = (open(executor, network, batch)?, open(executor, source_of(network), batch)?);
+    let weights = target.trainable(&[])?;
+    let names: Vec<ValueId> = weights.iter().map(|(id, _)| id.clone()).collect();
+    let pairing = Pairing::automatic(&target.params, &source.params, &[])?;
+    let known = |network: &Network| -> Vec<(ValueId, Tensor)> {
+        let of = |id: &ValueId| network.model.graph.initializers.get(id).cloned();
+        network.params.weights.iter().filter_map(|w| Some((w.name.clone(), of(&w.name)?))).collect()
+    };
+    let from = Side { graph: &source.params, weights: known(&source).into_iter().collect() };
+    let to = Side { graph: &target.params, weights: weights.into_iter().collect() };
+    let config = TrainConfig::default();
+    let update = lpka::build(&to, &[Origin::new(from, &pairing)], &names, &config, 0.5, &**executor, 0)?;
+    Ok((update, names))
 }
 
 /// Where the update program meets the model step.

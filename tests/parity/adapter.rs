@@ -107,7 +107,13 @@ fn compare(
             })
             .collect();
         for time in gpu.profile(&program.model, &program.facts, &inputs)? {
-            println!("    {:14} {:4} dispatches {:8.2} ms", time.kernel, time.dispatches, 1e3 * time.seconds);
+            println!(
+                "    {:14} {:4} calls {:4} dispatches {:8.2} ms",
+                time.kernel,
+                time.calls,
+                time.dispatches,
+                1e3 * time.seconds
+            );
         }
         println!("    {} kernels compiled so far", gpu.kernels());
     }

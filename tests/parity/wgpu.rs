@@ -589,6 +589,33 @@ fn einsum_contracts_any_labels() -> Result<()> {
 }
 
 #[test]
+fn small_calls_of_a_kernel_go_as_one_dispatch() -> Result<()> {
+    let Some(gpu) = &*GPU else { return Ok(()) };
+    let mut case = Case::new();
+    let mut outputs = vec![];
+    for i in 0..9 {
+        let [a, b, c] = [[3 + i, 5 + 7 * i], [5 + 7 * i, 4], [4, 2 + i]].map(|shape| case.noise(&shape));
+        let ab = case.b.matmul(&a, &b);
+        outputs.push(case.b.matmul(&ab, &c));
+    }
+    let (model, facts, feeds) = case.finish(&outputs);
+    let expected = run(&tract()?, &model, &facts, &feeds)?;
+    let mut program = gpu.compile(&model, &facts)?;
+    let got = program.run(&feeds)?;
+    // What a run gave stays as it is while others run.
+    let zeros = |value: &Value| Value::host(Tensor::zeros(DType::F32, &value.fact().shape));
+    let none = program.run(&feeds.iter().map(zeros).collect::<Vec<_>>())?;
+    for ((got, none), expected) in got.iter().zip(none).zip(expected) {
+        assert!(distance(&got.to_host()?, &expected) < 1e-6);
+        assert!(none.to_host()?.to_f32().iter().all(|&v| v == 0.0));
+    }
+    let times = gpu.profile(&model, &facts, &feeds)?;
+    let counts: Vec<_> = times.iter().map(|t| (t.kernel.as_str(), t.calls, t.dispatches)).collect();
+    assert_eq!(counts, [("matmul_small", 18, 2)]);
+    Ok(())
+}
+
+#[test]
 fn what_has_no_kernel_is_refused_by_name() {
     let Some(gpu) = &*GPU else { return };
     let mut c = Case::new();

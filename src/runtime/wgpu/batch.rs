@@ -149,3 +149,43 @@ impl Kinds {
         Some(members)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::wgpu::kernel::{ARGBEST, COPY};
+    use crate::runtime::wgpu::plan::Storage;
+
+    fn call(kind: usize, reads: &[StorageId], write: StorageId) -> Call {
+        let source = [COPY, ARGBEST][kind].expand(&[]);
+        Call { source, params: vec![], reads: reads.to_vec(), writes: vec![write], groups: 1 }
+    }
+
+    fn order(calls: &[Call], len: usize) -> Vec<Vec<StorageId>> {
+        let storages = vec![Storage { origin: Origin::Computed, len }; 10];
+        let plan = Plan { storages, ..Plan::default() };
+        let writes = |batch: &Batch| batch.calls.iter().flat_map(|call| call.writes.clone()).collect();
+        batches(&plan, calls, 64, 8).iter().map(writes).collect()
+    }
+
+    #[test]
+    fn independent_calls_of_a_kernel_go_together_and_those_near_the_end_wait() {
+        // 1 and 3 come from 0; 2 from 1; 4 from 3; 5 and 6, of the other kernel, from 2 and 3.
+        let calls = [
+            call(0, &[0], 1),
+            call(0, &[1], 2),
+            call(1, &[2], 5),
+            call(0, &[0], 3),
+            call(1, &[3], 6),
+            call(0, &[3], 4),
+        ];
+        assert_eq!(order(&calls, 64), [vec![1, 3], vec![2, 4], vec![5, 6]]);
+        assert_eq!(order(&calls, 65).len(), 6, "too large to go together");
+    }
+
+    #[test]
+    fn what_is_written_again_waits_for_those_who_read_it() {
+        let calls = [call(0, &[0], 1), call(0, &[1], 2), call(0, &[3], 1), call(0, &[1], 4)];
+        assert_eq!(order(&calls, 64), [vec![1], vec![2], vec![1], vec![4]]);
+    }
+}

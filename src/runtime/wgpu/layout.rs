@@ -3,15 +3,37 @@
 //! Tensors of calls that go together lie in the *arena*, one buffer: inputs first (copies of what is given), then outputs (which
 //! are copied out after a run), constants, and what is needed in between, in ranges that are used again after their last
 //! reader. Others have buffers of their own, intermediate results in *slots*, used again likewise. Knows no device. Look at
-//! [`Layout`].
+//! [`arrange`].
 
-use super::batch::Batch;
-use super::plan::{Origin, Plan, StorageId};
+use super::batch::{Batch, batches};
+use super::plan::{Call, Origin, Plan, StorageId};
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
 /// Elements that ranges of the arena begin and end at multiples of: 256 bytes, as bindings want it.
 pub const ALIGNMENT: usize = 64;
+
+/// Elements of the tensors at most whose calls may go together: all of these are tried.
+const LARGEST: [usize; 5] = [1 << 20, 1 << 18, 1 << 17, 1 << 16, 1 << 14];
+/// Elements whose copying into the arena and out of it costs a device what a dispatch costs the host: a few microseconds.
+const COPIED: usize = 1 << 19;
+
+/// The calls as dispatches, and where their tensors lie. Some go together where that halves the work at least, and where the
+/// arena, which is bound as a whole, takes no more than `max_bytes`.
+pub fn arrange(plan: &Plan, calls: &[Call], max_buffers: usize, max_bytes: u64) -> (Vec<Batch>, Layout) {
+    let choice = |largest: usize| {
+        let batches = batches(plan, calls, largest, max_buffers);
+        let layout = Layout::new(plan, &batches);
+        (layout.arena as u64 * 4 <= max_bytes).then_some((batches, layout))
+    };
+    let cost = |(batches, layout): &(Vec<Batch>, Layout)| batches.len() + layout.copied(plan) / COPIED;
+    let best = LARGEST.into_iter().filter_map(choice).min_by_key(cost);
+    best.filter(|best| 2 * cost(best) <= calls.len()).unwrap_or_else(|| {
+        let alone: Vec<Batch> = calls.iter().map(|call| Batch { calls: vec![call.clone()] }).collect();
+        let layout = Layout::new(plan, &alone);
+        (alone, layout)
+    })
+}
 
 /// Where a storage lies.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -76,6 +98,11 @@ impl Layout {
         layout.place_rest(plan, batches, &shared, &mut arena);
         layout.arena = arena.end;
         layout
+    }
+    /// Elements that a run copies.
+    fn copied(&self, plan: &Plan) -> usize {
+        self.copied_in.iter().map(|&(k, _)| padded(plan.inputs[k].len())).sum::<usize>()
+            + self.copied_out.len()
     }
     /// Inputs, outputs, and constants that some kernel reads.
     fn place_ends(&mut self, plan: &Plan, batches: &[Batch], shared: &[bool], arena: &mut Ranges) {
@@ -200,7 +227,7 @@ struct Ranges {
 }
 
 impl Ranges {
-    /// The shortest free range that is long enough, or what comes after all that is taken.
+    /// The shortest free range that is long enough, or new elements at the end.
     fn take(&mut self, len: usize) -> usize {
         let fitting = self.free.iter().filter(|(_, free)| **free >= len).min_by_key(|(_, free)| **free);
         if let Some((at, free)) = fitting.map(|(&at, &free)| (at, free)) {
@@ -210,7 +237,7 @@ impl Ranges {
             }
             return at;
         }
-        // The last range may reach the end.
+        // The last free range may reach the end.
         let at = match self.free.last_key_value() {
             Some((&at, &free)) if at + free == self.end => {
                 self.free.remove(&at);
@@ -232,5 +259,75 @@ impl Ranges {
             len += free;
         }
         self.free.insert(at, len);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::onnx::{DType, Fact};
+    use crate::runtime::wgpu::kernel::COPY;
+    use crate::runtime::wgpu::plan::Storage;
+
+    fn call(from: StorageId, to: StorageId) -> Call {
+        let source = COPY.expand(&[("type", "u32"), ("width", "1"), ("vectors", "0"), ("scalars", "1")]);
+        Call { source, params: vec![], reads: vec![from], writes: vec![to], groups: 1 }
+    }
+
+    /// `chains` inputs, each copied `links` times; the last copy of each is an output.
+    fn chains(chains: usize, links: usize) -> (Plan, Vec<Call>) {
+        let (mut plan, mut calls) = (Plan::default(), vec![]);
+        for chain in 0..chains {
+            let len = 100 * (chain + 1);
+            let fact = Fact::new(DType::F32, &[len]);
+            plan.storages.push(Storage { origin: Origin::Input(chain), len });
+            plan.inputs.push(fact.clone());
+            for _ in 0..links {
+                calls.push(call(plan.storages.len() - 1, plan.storages.len()));
+                plan.storages.push(Storage { origin: Origin::Computed, len });
+            }
+            plan.outputs.push((plan.storages.len() - 1, fact));
+        }
+        (plan, calls)
+    }
+
+    #[test]
+    fn what_is_needed_at_a_time_lies_apart_and_the_rest_is_used_again() {
+        let (plan, calls) = chains(7, 20);
+        let (batches, layout) = arrange(&plan, &calls, 8, 1 << 20);
+        assert_eq!(batches.iter().map(|b| b.calls.len()).collect::<Vec<_>>(), [7; 20]);
+        let at = |id: StorageId| match layout.places[id] {
+            Place::Arena(at) => at..at + padded(plan.storages[id].len),
+            other => panic!("storage {id} is at {other:?}"),
+        };
+        for batch in &batches {
+            let mut taken: Vec<Range<usize>> = batch.tensors().map(at).collect();
+            taken.extend(plan.outputs.iter().map(|&(id, _)| at(id)));
+            taken.sort_by_key(|range| range.start);
+            taken.dedup();
+            assert!(taken.windows(2).all(|pair| pair[0].end <= pair[1].start), "{taken:?}");
+        }
+        let once: usize = plan.inputs.iter().map(|fact| padded(fact.len())).sum();
+        assert!(layout.arena <= 4 * once, "{} for {once}", layout.arena);
+        assert_eq!((layout.copied_in.len(), layout.copied_out.len()), (7, once));
+    }
+
+    #[test]
+    fn calls_go_alone_where_going_together_saves_little() {
+        for (chains, max_bytes) in [(chains(1, 20), 1 << 20), (chains(7, 20), 1 << 10)] {
+            let (batches, layout) = arrange(&chains.0, &chains.1, 8, max_bytes);
+            assert_eq!((batches.len(), layout.arena), (chains.1.len(), 0));
+        }
+    }
+
+    #[test]
+    fn free_ranges_join() {
+        let mut ranges = Ranges::default();
+        let taken: Vec<usize> = (0..4).map(|_| ranges.take(10)).collect();
+        assert_eq!(taken, [0, 10, 20, 30]);
+        [10, 30, 20].into_iter().for_each(|at| ranges.give_back(at, 10));
+        assert_eq!((ranges.take(30), ranges.end), (10, 40));
+        ranges.give_back(10, 30);
+        assert_eq!((ranges.take(40), ranges.end), (10, 50));
     }
 }

@@ -2,10 +2,10 @@
 //!
 //! Outputs get fresh buffers each run, so they can be the next run's inputs without the host's doing. Look at [`Program`].
 
-use super::batch::{Batch, batches};
+use super::batch::Batch;
 use super::gpu::{Gpu, Memory};
 use super::kernel::{alone, block_words, kernel_name, together};
-use super::layout::{ALIGNMENT, Layout, Own, Place, padded};
+use super::layout::{ALIGNMENT, Layout, Own, Place, arrange, padded};
 use super::plan::{Call, Origin, Plan, StorageId};
 use super::value::WgpuValue;
 use crate::error::{Error, Result};
@@ -15,12 +15,11 @@ use std::sync::Arc;
 
 /// Runs that may wait on the device before the host waits for them.
 const IN_FLIGHT: usize = 2;
-/// Elements of the tensors at most whose calls go together: the first of these for which the arena can be bound.
-const LARGEST: &[usize] = &[1 << 20, 1 << 18, 1 << 17, 1 << 16, 1 << 14];
 
 /// A dispatch, ready to go.
 pub(super) struct Step {
     pub kernel: String,
+    pub calls: usize,
     pipeline: wgpu::ComputePipeline,
     layout: wgpu::BindGroupLayout,
     /// What it binds at 0.
@@ -71,27 +70,10 @@ pub(super) struct Run {
     outputs: Option<Arc<Memory>>,
 }
 
-/// The calls as dispatches, and where their tensors lie: together where that makes half as many dispatches or fewer.
-fn arrange(plan: &Plan, calls: &[Call], gpu: &Gpu) -> (Vec<Batch>, Layout) {
-    for &largest in LARGEST {
-        let batches = batches(plan, calls, largest, gpu.max_buffers);
-        if batches.len() * 2 > calls.len() {
-            break;
-        }
-        let layout = Layout::new(plan, &batches);
-        if layout.arena as u64 * 4 <= gpu.max_bytes() {
-            return (batches, layout);
-        }
-    }
-    let batches: Vec<Batch> = calls.iter().map(|call| Batch { calls: vec![call.clone()] }).collect();
-    let layout = Layout::new(plan, &batches);
-    (batches, layout)
-}
-
 impl Program {
     pub fn new(gpu: &Arc<Gpu>, plan: &Plan, calls: Vec<Call>) -> Result<Self> {
         let calls: Vec<Call> = calls.into_iter().filter(|call| call.groups > 0).collect();
-        let (batches, layout) = arrange(plan, &calls, gpu);
+        let (batches, layout) = arrange(plan, &calls, gpu.max_buffers, gpu.max_bytes());
         let arena = (layout.arena > 0).then(|| gpu.buffer(layout.arena)).transpose()?;
         let words = |id: StorageId| match &plan.storages[id].origin {
             Origin::Constant(words) => words.as_slice(),
@@ -179,7 +161,7 @@ impl Program {
         words.resize(words.len().next_multiple_of(self.gpu.uniform_alignment / 4), 0);
         let groups = self.folded(call.groups)?;
         let tensors = call.tensors().map(Bound::Storage).collect();
-        self.step(&alone(&call.source, call.params.len()), table, tensors, groups)
+        self.step(&alone(&call.source, call.params.len()), 1, table, tensors, groups)
     }
     fn together(&self, batch: &Batch, words: &mut Vec<i32>) -> Result<Step> {
         let missing = || Error::executor("wgpu", "a kernel has no form for many calls");
@@ -215,20 +197,19 @@ impl Program {
             Place::Arena(_) => Bound::Arena,
             _ => Bound::Storage(id),
         };
-        self.step(&kernel.text, table, call.tensors().map(bound).collect(), groups)
+        self.step(&kernel.text, batch.calls.len(), table, call.tensors().map(bound).collect(), groups)
     }
-    fn step(&self, text: &str, table: Table, tensors: Vec<Bound>, groups: (u32, u32)) -> Result<Step> {
-        let pipeline = self.gpu.pipeline(text)?;
+    fn step(
+        &self,
+        text: &str,
+        calls: usize,
+        table: Table,
+        tensors: Vec<Bound>,
+        groups: (u32, u32),
+    ) -> Result<Step> {
+        let (kernel, pipeline) = (kernel_name(text).to_owned(), self.gpu.pipeline(text)?);
         let layout = pipeline.get_bind_group_layout(0);
-        Ok(Step {
-            kernel: kernel_name(text).to_owned(),
-            pipeline,
-            layout,
-            table,
-            tensors,
-            groups,
-            bound: None,
-        })
+        Ok(Step { kernel, calls, pipeline, layout, table, tensors, groups, bound: None })
     }
     /// So many workgroups as columns and rows, perhaps a few more.
     fn folded(&self, groups: usize) -> Result<(u32, u32)> {

@@ -8,6 +8,8 @@ use crate::runtime::Value;
 #[derive(Clone, Debug)]
 pub struct KernelTime {
     pub kernel: String,
+    /// Operations of the plan, several of which may go as one dispatch.
+    pub calls: usize,
     pub dispatches: usize,
     pub seconds: f64,
 }
@@ -34,10 +36,16 @@ impl Program {
         for (step, seconds) in self.steps.iter().zip(seconds) {
             match times.iter_mut().find(|time| time.kernel == step.kernel) {
                 Some(time) => {
+                    time.calls += step.calls;
                     time.dispatches += 1;
                     time.seconds += seconds;
                 }
-                None => times.push(KernelTime { kernel: step.kernel.clone(), dispatches: 1, seconds }),
+                None => times.push(KernelTime {
+                    kernel: step.kernel.clone(),
+                    calls: step.calls,
+                    dispatches: 1,
+                    seconds,
+                }),
             }
         }
         times.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
