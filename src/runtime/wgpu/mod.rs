@@ -12,6 +12,7 @@ mod layout;
 mod lower;
 mod plan;
 mod program;
+mod step;
 mod timing;
 mod value;
 mod view;

@@ -1,12 +1,11 @@
-//! A plan on a device: memory for every storage, a pipeline for every dispatch, and one command buffer a run.
+//! A plan on a device: memory for every storage, and one command buffer a run.
 //!
 //! Outputs get fresh buffers each run, so they can be the next run's inputs without the host's doing. Look at [`Program`].
 
-use super::batch::Batch;
 use super::gpu::{Gpu, Memory};
-use super::kernel::{alone, block_words, kernel_name, together};
-use super::layout::{ALIGNMENT, Layout, Own, Place, arrange, padded};
+use super::layout::{Layout, Own, Place, arrange, padded};
 use super::plan::{Call, Origin, Plan, StorageId};
+use super::step::{Bound, Params, Step, prepare};
 use super::value::WgpuValue;
 use crate::error::{Error, Result};
 use crate::onnx::Fact;
@@ -16,43 +15,15 @@ use std::sync::Arc;
 /// Runs that may wait on the device before the host waits for them.
 const IN_FLIGHT: usize = 2;
 
-/// A dispatch, ready to go.
-pub(super) struct Step {
-    pub kernel: String,
-    pub calls: usize,
-    pipeline: wgpu::ComputePipeline,
-    layout: wgpu::BindGroupLayout,
-    /// What it binds at 0.
-    table: Table,
-    tensors: Vec<Bound>,
-    groups: (u32, u32),
-    /// Where it binds the same every run.
-    bound: Option<wgpu::BindGroup>,
-}
-
-/// Byte ranges of what says which parameters a dispatch has.
-#[derive(Clone, Copy)]
-enum Table {
-    Alone(u64, u64),
-    Together(u64, u64),
-}
-
-/// What stands for a tensor in a dispatch.
-#[derive(Clone, Copy, PartialEq)]
-enum Bound {
-    Storage(StorageId),
-    /// The whole arena, of which a table says the place.
-    Arena,
-}
-
 /// A compiled graph.
 pub struct Program {
     pub(super) gpu: Arc<Gpu>,
     pub(super) steps: Vec<Step>,
     layout: Layout,
     lens: Vec<usize>,
-    /// Parameters of dispatches of one call, tables of those of many.
-    params: [Option<wgpu::Buffer>; 2],
+    /// Parameters of the dispatches of one call, and of those of many.
+    alone: wgpu::Buffer,
+    together: wgpu::Buffer,
     arena: Option<Arc<Memory>>,
     own: Vec<Arc<Memory>>,
     inputs: Vec<Fact>,
@@ -93,11 +64,13 @@ impl Program {
             Origin::Input(k) => (Place::Input(k), fact.clone()),
             _ => (layout.places[*id], fact.clone()),
         };
+        let (steps, words) = prepare(gpu, &layout, &batches)?;
         let mut program = Self {
             gpu: gpu.clone(),
-            steps: vec![],
+            steps,
             lens: plan.storages.iter().map(|s| s.len).collect(),
-            params: [None, None],
+            alone: parameters(gpu, &words.alone, wgpu::BufferUsages::UNIFORM),
+            together: parameters(gpu, &words.together, wgpu::BufferUsages::STORAGE),
             arena,
             own,
             inputs: plan.inputs.clone(),
@@ -105,120 +78,20 @@ impl Program {
             layout,
             submitted: Default::default(),
         };
-        program.add_steps(&batches)?;
+        program.bind_what_stays()?;
         Ok(program)
     }
-    fn add_steps(&mut self, batches: &[Batch]) -> Result<()> {
-        let gpu = self.gpu.clone();
-        let mut words: [Vec<i32>; 2] = [vec![], vec![]];
-        for batch in batches {
-            let step = match self.in_arena(batch) {
-                true => self.together(batch, &mut words[1])?,
-                false => self.alone(&batch.calls[0], &mut words[0])?,
-            };
-            self.steps.push(step);
-        }
-        for ((buffer, words), usage) in
-            self.params.iter_mut().zip(&words).zip([wgpu::BufferUsages::UNIFORM, wgpu::BufferUsages::STORAGE])
-        {
-            *buffer = Some(gpu.device.create_buffer(&wgpu::BufferDescriptor {
-                label: Some("parameters"),
-                size: (words.len().max(4) * 4) as u64,
-                usage: usage | wgpu::BufferUsages::COPY_DST,
-                mapped_at_creation: false,
-            }));
-            if let Some(buffer) = buffer {
-                gpu.queue.write_buffer(buffer, 0, bytemuck::cast_slice(words));
-            }
-        }
-        for i in 0..self.steps.len() {
-            let stays = |bound: &Bound| match *bound {
-                Bound::Arena => true,
-                Bound::Storage(id) => matches!(self.layout.places[id], Place::Own(_) | Place::Arena(_)),
-            };
-            if self.steps[i].tensors.iter().all(stays) {
-                let none = Run { inputs: vec![], fresh: vec![], outputs: None };
-                self.steps[i].bound = Some(self.bind(&self.steps[i], &none)?);
-            }
-        }
-        gpu.check()
-    }
-    /// Whether a dispatch finds its tensors by a table: of many calls, or of one that reads and writes the arena, which
-    /// can't be bound for both in any other way.
-    fn in_arena(&self, batch: &Batch) -> bool {
-        let there =
-            |ids: &[StorageId]| ids.iter().any(|&id| matches!(self.layout.places[id], Place::Arena(_)));
-        match batch.calls.as_slice() {
-            [call] => there(&call.reads) && there(&call.writes),
-            _ => true,
-        }
-    }
-    fn alone(&self, call: &Call, words: &mut Vec<i32>) -> Result<Step> {
-        let start = words.len();
-        words.extend(&call.params);
-        words.resize(start + block_words(call.params.len()), 0);
-        let table = Table::Alone(start as u64 * 4, (words.len() - start) as u64 * 4);
-        words.resize(words.len().next_multiple_of(self.gpu.uniform_alignment / 4), 0);
-        let groups = self.folded(call.groups)?;
-        let tensors = call.tensors().map(Bound::Storage).collect();
-        self.step(&alone(&call.source, call.params.len()), 1, table, tensors, groups)
-    }
-    fn together(&self, batch: &Batch, words: &mut Vec<i32>) -> Result<Step> {
-        let missing = || Error::executor("wgpu", "a kernel has no form for many calls");
-        let call = batch.calls.first().ok_or_else(missing)?;
-        let kernel = together(&call.source).ok_or_else(missing)?;
-        let groups = self.folded(batch.calls.iter().map(|call| call.groups).sum())?;
-        let start = words.len();
-        // Two words a workgroup, then the blocks.
-        let rows = (groups.0 * groups.1) as usize;
-        let mut whose: Vec<i32> = Vec::with_capacity(2 * rows);
-        let mut blocks: Vec<i32> = vec![];
-        for call in &batch.calls {
-            let block = (2 * rows + blocks.len()) as i32;
-            (0..call.groups as i32).for_each(|group| whose.extend([block, group]));
-            for (id, width) in call.tensors().zip(&kernel.widths) {
-                blocks.push(match self.layout.places[id] {
-                    Place::Arena(at) => (at / width) as i32,
-                    _ => 0,
-                });
-            }
-            blocks.extend(&call.params);
-        }
-        // What rounds the dispatch up comes after the last call's own workgroups: kernels leave that out.
-        while let (true, [.., block, group]) = (whose.len() < 2 * rows, whose.as_slice()) {
-            let next = [*block, *group + 1];
-            whose.extend(next);
-        }
-        words.extend(whose);
-        words.extend(blocks);
-        let table = Table::Together(start as u64 * 4, (words.len() - start) as u64 * 4);
-        words.resize(words.len().next_multiple_of(ALIGNMENT), 0);
-        let bound = |id| match self.layout.places[id] {
-            Place::Arena(_) => Bound::Arena,
-            _ => Bound::Storage(id),
+    /// Binds once what is the same every run.
+    fn bind_what_stays(&mut self) -> Result<()> {
+        let stays = |bound: &Bound| match *bound {
+            Bound::Arena => true,
+            Bound::Storage(id) => matches!(self.layout.places[id], Place::Own(_) | Place::Arena(_)),
         };
-        self.step(&kernel.text, batch.calls.len(), table, call.tensors().map(bound).collect(), groups)
-    }
-    fn step(
-        &self,
-        text: &str,
-        calls: usize,
-        table: Table,
-        tensors: Vec<Bound>,
-        groups: (u32, u32),
-    ) -> Result<Step> {
-        let (kernel, pipeline) = (kernel_name(text).to_owned(), self.gpu.pipeline(text)?);
-        let layout = pipeline.get_bind_group_layout(0);
-        Ok(Step { kernel, calls, pipeline, layout, table, tensors, groups, bound: None })
-    }
-    /// So many workgroups as columns and rows, perhaps a few more.
-    fn folded(&self, groups: usize) -> Result<(u32, u32)> {
-        let most = self.gpu.max_groups as usize;
-        let rows = groups.div_ceil(most);
-        match rows <= most {
-            true => Ok((groups.div_ceil(rows) as u32, rows as u32)),
-            false => Err(Error::executor("wgpu", "a tensor is too large for one dispatch")),
-        }
+        let none = Run { inputs: vec![], fresh: vec![], outputs: None };
+        let bind = |step: &Step| step.tensors.iter().all(stays).then(|| self.bind(step, &none)).transpose();
+        let bound = self.steps.iter().map(bind).collect::<Result<Vec<_>>>()?;
+        self.steps.iter_mut().zip(bound).for_each(|(step, bound)| step.bound = bound);
+        self.gpu.check()
     }
     /// The buffer of a place in this run, and the element there.
     fn memory<'a>(&'a self, place: Place, run: &'a Run) -> Result<(&'a Arc<Memory>, usize)> {
@@ -232,12 +105,10 @@ impl Program {
         found.ok_or_else(|| Error::executor("wgpu", "a value of the plan has no memory"))
     }
     fn bind(&self, step: &Step, run: &Run) -> Result<wgpu::BindGroup> {
-        let (params, offset, size) = match step.table {
-            Table::Alone(offset, size) => (&self.params[0], offset, size),
-            Table::Together(offset, size) => (&self.params[1], offset, size),
-        };
-        let buffer = params.as_ref().ok_or_else(|| Error::executor("wgpu", "no parameters"))?;
-        let mut ranges = vec![range(buffer, offset, size)];
+        let mut ranges = vec![match step.params {
+            Params::Alone(offset, size) => range(&self.alone, offset, size),
+            Params::Together(offset, size) => range(&self.together, offset, size),
+        }];
         for bound in &step.tensors {
             ranges.push(match (bound, &self.arena) {
                 (Bound::Storage(id), _) => {
@@ -335,6 +206,18 @@ impl Program {
         };
         Ok(Value::new(WgpuValue { memory: memory.clone(), start, fact: fact.clone() }))
     }
+}
+
+/// A buffer of parameters.
+fn parameters(gpu: &Gpu, words: &[i32], usage: wgpu::BufferUsages) -> wgpu::Buffer {
+    let buffer = gpu.device.create_buffer(&wgpu::BufferDescriptor {
+        label: Some("parameters"),
+        size: (words.len().max(4) * 4) as u64,
+        usage: usage | wgpu::BufferUsages::COPY_DST,
+        mapped_at_creation: false,
+    });
+    gpu.queue.write_buffer(&buffer, 0, bytemuck::cast_slice(words));
+    buffer
 }
 
 fn range(buffer: &wgpu::Buffer, offset: u64, size: u64) -> wgpu::BufferBinding<'_> {

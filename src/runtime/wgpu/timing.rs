@@ -1,6 +1,7 @@
 //! Where a program's time goes, kernel by kernel. Look at [`Program::profile`].
 
-use super::program::{Program, Run, Step};
+use super::program::{Program, Run};
+use super::step::Step;
 use crate::error::Result;
 use crate::runtime::Value;
 
