@@ -33,22 +33,21 @@ kernels! {
     CONV_TILED = "conv_tiled" with "window",
     COPY = "copy",
     COPY_TURNED = "copy_turned",
-    ELEMENTWISE = "elementwise",
+    ELEMENTWISE = "elementwise" with "functions",
     GATHER = "gather",
     INTERPOLATE = "interpolate",
-    LAYER_NORM = "layer_norm" with "total",
     MATMUL_SMALL = "matmul_small",
     MATMUL_TILED = "matmul_tiled",
     POOL_MAX = "pool_max",
     POOL_SUM = "pool_sum",
     REDUCE_GROUP = "reduce_group" with "reduce",
     REDUCE_ROWS = "reduce_rows" with "reduce",
+    ROWS = "rows" with "functions",
     SCAN = "scan",
     SCATTER = "scatter",
     SCATTER_APPLY = "scatter_apply",
     SCATTER_LINK = "scatter_link",
     SCATTER_ORDER = "scatter_order",
-    SOFTMAX = "softmax" with "total",
     TOPK = "topk",
 }
 
@@ -70,13 +69,20 @@ impl Kernel {
     pub fn expand(self, params: usize, values: &[(&str, &str)]) -> String {
         let vectors = (block_words(params) / 4).to_string();
         let values: Vec<(&str, &str)> = values.iter().copied().chain([("words", vectors.as_str())]).collect();
-        let mut text =
-            format!("// {}\n{COMMON}{}{}", self.name, self.shared, written_out(self.text, &values));
-        for (name, value) in values {
-            text = text.replace(&format!("{{{{{name}}}}}"), value);
-        }
-        text
+        format!("// {}\n{}", self.name, fill(&[COMMON, self.shared, self.text].concat(), &values))
     }
+}
+
+/// One reduction of a kernel of rows.
+pub const FOLD: &str = include_str!("../../../shaders/fold.wgsl");
+
+/// A text with its loops written out and its placeholders replaced.
+pub fn fill(text: &str, values: &[(&str, &str)]) -> String {
+    let mut text = written_out(text, values);
+    for (name, value) in values {
+        text = text.replace(&format!("{{{{{name}}}}}"), value);
+    }
+    text
 }
 
 /// Repeats what stands between `{{for NAME in 0..COUNT}}` and `{{end}}`, `{{NAME}}` replaced by 0, 1, …; COUNT is a number or
@@ -142,6 +148,9 @@ mod tests {
              }",
         ),
         ("width", "1"),
+        ("members", "1"),
+        ("lanes", "64"),
+        ("folds", ""),
         ("stores", "y0[first] = chain(x0[first]).v0;"),
         ("binding", "@group(0) @binding(3) var<storage, read_write> index: array<i32>;"),
         ("store", "index[i] = plane * size + place;"),
@@ -186,6 +195,9 @@ mod tests {
                 "scatter" | "scatter_apply" => &[("combine", "v + u")],
                 "copy" => &[("type", "u32"), ("scalars", "1")],
                 "elementwise" => &[("loads", "")],
+                "rows" => {
+                    &[("passes", ""), ("body", "if (live && turn < vectors) { y0[i] = x0[i] / length; }")]
+                }
                 "topk" => &[("better", "u > v")],
                 "concat" => &[(
                     "bindings",

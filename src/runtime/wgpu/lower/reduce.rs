@@ -1,6 +1,7 @@
 //! Reductions over any axes; see [`over`].
 
 use super::{Elem, GROUP, Lowering, Node, Operand, Outcome, Row, View, Walk, axis_of, kernel};
+use crate::runtime::wgpu::plan::{Fold, Kind, Op};
 
 pub const TABLE: &[Row] = &[
     ("ReduceL1", reduce),
@@ -15,6 +16,10 @@ pub const TABLE: &[Row] = &[
     ("ReduceSumSquare", reduce),
 ];
 
+/// Rows that are a workgroup each where a GPU should be busy, and elements of a row that takes no longer than starting a
+/// kernel.
+const MANY_ROWS: usize = 128;
+const SHORT_ROW: usize = 2048;
 /// Rows shorter than this are reduced by one invocation each.
 const SHORT: usize = 32;
 /// Invocations that keep a GPU busy; reductions with fewer are split where they are long.
@@ -23,15 +28,6 @@ const BUSY: usize = 131_072;
 const PART: usize = 32;
 /// Invocations of a workgroup that reduces a row, and of one that reduces one of few long rows.
 const GROUPS: [usize; 2] = [64, 256];
-
-/// A reduction: `finish(combine over all v of map(v))`, from a start value.
-struct Kind {
-    map: &'static str,
-    combine: &'static str,
-    finish: &'static str,
-    start: f32,
-    start_i32: i32,
-}
 
 fn kind(op: &str) -> Option<Kind> {
     let sum = Kind { map: "v", combine: "a + b", finish: "v", start: 0.0, start_i32: 0 };
@@ -93,6 +89,11 @@ pub fn over(l: &mut Lowering, op: &str, x: &Operand, axes: &[usize]) -> Outcome<
     let reduction = Reduction::new(&x.view, axes);
     let out_shape: Vec<usize> =
         (0..x.view.rank()).map(|i| if axes.contains(&i) { 1 } else { x.view.shape[i] }).collect();
+    if x.elem == Elem::F32 && reduction.is_of_rows(&x.view, axes) {
+        let y = l.fresh(x.elem, &out_shape)?;
+        l.plan.ops.push(Op::Fold(Fold { kind, input: x.clone(), rows: reduction.n, out: y.storage }));
+        return Ok(y);
+    }
     let values = [("type", x.elem.wgsl()), ("map", kind.map), ("combine", kind.combine)];
     let parts = reduction.parts();
     if parts == 1 {
@@ -129,6 +130,16 @@ impl Reduction {
         };
         let ((n, kept), (len, reduced)) = (part(false), part(true));
         Reduction { n, len, offset: view.offset, kept, reduced }
+    }
+    /// Whether rows lie dense along the last axes, and keep a GPU busy with a workgroup each: then neighbours fuse.
+    fn is_of_rows(&self, view: &View, axes: &[usize]) -> bool {
+        let longer = |&i: &usize| view.shape[i] != 1;
+        let last = (0..view.rank()).filter(longer).rev().take_while(|i| axes.contains(i)).count();
+        let dense = self.reduced.rank() == 1 && self.reduced.strides[0] == [1];
+        dense
+            && self.n > 0
+            && last == axes.iter().copied().filter(longer).count()
+            && (self.n >= MANY_ROWS || self.len <= SHORT_ROW)
     }
     /// Invocations that share a row; 1 for short rows, and where neighbours in memory belong to different rows.
     fn lanes(&self) -> usize {
