@@ -47,7 +47,7 @@ pub fn into_call(group: &Group, uses: &[usize]) -> Call {
 
 /// The changing parts of a group's kernel.
 struct Text<'a> {
-    group: &'a Group,
+    group: &'a Group<'a>,
     reads: &'a [StorageId],
     /// Which loads aren't read at an element's own place.
     strided: Vec<usize>,

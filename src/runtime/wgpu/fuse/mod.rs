@@ -44,9 +44,9 @@ pub fn fuse(plan: &Plan, max_buffers: usize) -> Vec<Call> {
         .collect()
 }
 
-enum Placed {
+enum Placed<'a> {
     Call(Call),
-    Group(Group),
+    Group(Group<'a>),
 }
 
 struct Fuser<'a> {
@@ -54,7 +54,7 @@ struct Fuser<'a> {
     uses: Vec<usize>,
     /// Which placed step makes a storage complete.
     ready: Vec<Option<usize>>,
-    placed: Vec<Placed>,
+    placed: Vec<Placed<'a>>,
     max_buffers: usize,
 }
 
@@ -91,8 +91,8 @@ impl<'a> Guest<'a> {
     }
 }
 
-impl Fuser<'_> {
-    fn place(&mut self, op: &Op) {
+impl<'a> Fuser<'a> {
+    fn place(&mut self, op: &'a Op) {
         let guest = match op {
             Op::Call(call) => {
                 call.writes.iter().for_each(|&w| self.ready[w] = Some(self.placed.len()));
@@ -102,16 +102,51 @@ impl Fuser<'_> {
             Op::Map(map) => Guest::map(map),
             Op::Fold(fold) => Guest::fold(fold),
         };
+        self.unite(&guest);
         let found = self.host(&guest).or_else(|| {
             self.placed.push(Placed::Group(Group::new(guest.shape)));
             let at = self.placed.len() - 1;
             self.seat(&guest, at).map(|seat| (at, seat))
         });
         debug_assert!(found.is_some(), "an operation finds room in a kernel of its own");
-        let Some((at, seat)) = found else { return };
+        if let Some((at, seat)) = found {
+            self.join(&guest, at, seat);
+        }
+    }
+    /// Where an operation reads what several kernels make, moves the last of them into an earlier one if all that it reads
+    /// is there by then.
+    fn unite(&mut self, guest: &Guest) {
+        let mut homes: Vec<usize> = guest.inputs.iter().filter_map(|i| self.ready[i.storage]).collect();
+        homes.sort_unstable();
+        homes.dedup();
+        let Some(last) = homes.pop() else { return };
+        for home in homes {
+            if self.moves(last, home) {
+                return;
+            }
+        }
+    }
+    /// Moves all operations of the kernel `from` into the earlier `to`; nothing changes where one of them can't join.
+    fn moves(&mut self, from: usize, to: usize) -> bool {
+        let (Placed::Group(leaving), Placed::Group(joined)) = (&self.placed[from], &self.placed[to]) else {
+            return false;
+        };
+        let (guests, before) = (leaving.guests.clone(), joined.clone());
+        for (k, guest) in guests.iter().enumerate() {
+            let Some(seat) = self.seat(guest, to) else {
+                guests[..k].iter().for_each(|moved| self.ready[moved.out] = Some(from));
+                self.placed[to] = Placed::Group(before);
+                return false;
+            };
+            self.join(guest, to, seat);
+        }
+        self.placed[from] = Placed::Group(Group::new(&[]));
+        true
+    }
+    fn join(&mut self, guest: &Guest<'a>, at: usize, seat: Seat) {
         self.ready[guest.out] = Some(at);
         if let Placed::Group(group) = &mut self.placed[at] {
-            group.add(self.plan, &guest, seat);
+            group.add(self.plan, guest, seat);
         }
     }
     /// The kernel that an operation can join: the first that can have it, among those it depends on or shares an operand
@@ -163,7 +198,10 @@ enum Per {
 }
 
 /// A kernel in the making.
-struct Group {
+#[derive(Clone)]
+struct Group<'a> {
+    /// The operations, in order.
+    guests: Vec<Guest<'a>>,
     /// Without dimensions of size 1.
     shape: Vec<usize>,
     /// In a kernel of rows: how many leading dimensions count them.
@@ -178,7 +216,7 @@ struct Group {
     names: HashMap<StorageId, usize>,
 }
 
-#[derive(PartialEq)]
+#[derive(Clone, PartialEq)]
 struct Load {
     storage: StorageId,
     /// Over the group's shape.
@@ -187,6 +225,7 @@ struct Load {
 }
 
 /// A value of a group.
+#[derive(Clone)]
 struct Made {
     storage: StorageId,
     elem: Elem,
@@ -197,6 +236,7 @@ struct Made {
     inside: usize,
 }
 
+#[derive(Clone)]
 enum By {
     /// WGSL, with the names of what it reads.
     Map(String),
@@ -211,9 +251,10 @@ enum Source {
     Made(usize),
 }
 
-impl Group {
+impl<'a> Group<'a> {
     fn new(shape: &[usize]) -> Self {
         Group {
+            guests: vec![],
             shape: squeezed(shape),
             outer: None,
             loads: vec![],
@@ -305,10 +346,11 @@ impl Group {
         self.written(uses).count()
     }
     /// The values that others read, by where they are in `made`.
-    fn written<'a>(&'a self, uses: &'a [usize]) -> impl Iterator<Item = usize> + 'a {
+    fn written(&self, uses: &[usize]) -> impl Iterator<Item = usize> {
         (0..self.made.len()).filter(|&i| uses[self.made[i].storage] > self.made[i].inside)
     }
-    fn add(&mut self, plan: &Plan, guest: &Guest, seat: Seat) {
+    fn add(&mut self, plan: &Plan, guest: &Guest<'a>, seat: Seat) {
+        self.guests.push(*guest);
         self.outer = seat.outer;
         let mut reads = vec![];
         let mut names = vec![];

@@ -158,7 +158,7 @@ fn levels(group: &Group) -> Vec<usize> {
 /// The changing parts of a group's kernel. Names in it: load i is a{i}, the vector of its chunk k w{i}_{k}, element e of that
 /// a{i}_{k}_{e}; value i is v{i}; what pass p returns for that element is q{p}_{k}_{e}.
 struct Text<'a> {
-    group: &'a Group,
+    group: &'a Group<'a>,
     reads: &'a [StorageId],
     /// Dimensions that count the rows.
     rank: usize,
