@@ -40,8 +40,9 @@ kernels! {
     MATMUL_TILED = "matmul_tiled",
     POOL_MAX = "pool_max",
     POOL_SUM = "pool_sum",
-    REDUCE_GROUP = "reduce_group" with "reduce",
-    REDUCE_ROWS = "reduce_rows" with "reduce",
+    REDUCE_COLUMNS = "reduce_columns" with "reduce",
+    REDUCE_EACH = "reduce_each" with "reduce" with "reduce_walk",
+    REDUCE_GROUP = "reduce_group" with "reduce" with "reduce_walk",
     ROWS = "rows" with "functions",
     SCAN = "scan",
     SCATTER = "scatter",
@@ -114,6 +115,10 @@ mod tests {
     /// Values for every placeholder of every kernel.
     const SAMPLE: &[(&str, &str)] = &[
         ("type", "f32"),
+        ("scalar", "f32"),
+        ("across", "16"),
+        ("down", "4"),
+        ("unrolled", "4"),
         ("size", "64"),
         ("centre", "1"),
         ("map", "v * v"),

@@ -322,6 +322,11 @@ impl Lowering {
         let storage = self.scalar_storage(Elem::F32, value.to_bits())?;
         Ok(Operand { storage, view: View::contiguous(&[]), elem: Elem::F32 })
     }
+    /// A size, as an operand without dimensions.
+    pub fn scalar_i32(&mut self, value: usize) -> Outcome<Operand> {
+        let storage = self.scalar_storage(Elem::I32, value as u32)?;
+        Ok(Operand { storage, view: View::contiguous(&[]), elem: Elem::I32 })
+    }
     /// A table that a kernel reads; equal ones are one storage.
     pub fn table(&mut self, values: Vec<i32>) -> Outcome<Operand> {
         let len = values.len();
