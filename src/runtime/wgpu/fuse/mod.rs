@@ -113,18 +113,49 @@ impl<'a> Fuser<'a> {
             self.join(&guest, at, seat);
         }
     }
-    /// Where an operation reads what several kernels make, moves the last of them into an earlier one if all that it reads
-    /// is there by then.
+    /// Where an operation reads what several kernels make, tries to have the last of them out of the way, so that the
+    /// operation can join an earlier one.
     fn unite(&mut self, guest: &Guest) {
         let mut homes: Vec<usize> = guest.inputs.iter().filter_map(|i| self.ready[i.storage]).collect();
         homes.sort_unstable();
         homes.dedup();
         let Some(last) = homes.pop() else { return };
         for home in homes {
-            if self.moves(last, home) {
+            let Some(to) = self.clear(last, home, false) else { continue };
+            if self.moves(last, to) || self.clear(last, to, true).is_some() {
                 return;
             }
         }
+    }
+    /// Puts what the kernel `from` needs (and, where `with_it`, itself) before the kernel `to`. Says where that is then;
+    /// `None`, and nothing changes, where something of it depends on `to` or isn't a kernel of ours to move.
+    fn clear(&mut self, from: usize, to: usize, with_it: bool) -> Option<usize> {
+        let mut moving = if with_it { vec![from] } else { vec![] };
+        let mut seen = vec![from];
+        while let Some(at) = seen.pop() {
+            let Placed::Group(group) = &self.placed[at] else { return None };
+            for made in group.loads.iter().filter_map(|load| self.ready[load.storage]) {
+                if made == to && (at != from || with_it) {
+                    return None;
+                }
+                if made > to && !moving.contains(&made) {
+                    moving.push(made);
+                    seen.push(made);
+                }
+            }
+        }
+        moving.sort_unstable();
+        for (step, to) in moving.iter().zip(to..) {
+            self.placed[to..=*step].rotate_right(1);
+            for made in self.ready.iter_mut().flatten() {
+                match *made {
+                    at if at == *step => *made = to,
+                    at if (to..*step).contains(&at) => *made += 1,
+                    _ => {}
+                }
+            }
+        }
+        Some(to + moving.len())
     }
     /// Moves all operations of the kernel `from` into the earlier `to`; nothing changes where one of them can't join.
     fn moves(&mut self, from: usize, to: usize) -> bool {
