@@ -415,7 +415,8 @@ fn rows_of_all_lengths() -> Result<()> {
             let log_p = c.b.op_with("LogSoftmax", &[&x], &[("axis", Attr::Int(-1))]);
             let picked = c.b.op_with("GatherElements", &[&log_p, &labels], &[("axis", Attr::Int(1))]);
             let seed = c.noise(&[rows, 1]);
-            let found = onnx_merge::autodiff::backward(&mut c.b, &[(picked.clone(), seed)], &[x.clone()]);
+            let found =
+                onnx_merge::autodiff::backward(&mut c.b, &[(picked.clone(), seed)], std::slice::from_ref(&x));
             vec![found.expect("all have rules")[&x].clone(), picked]
         })?;
     }

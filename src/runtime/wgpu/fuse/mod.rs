@@ -7,6 +7,8 @@
 
 mod elements;
 mod rows;
+#[cfg(test)]
+mod tests;
 
 use super::plan::{Call, Elem, Fold, Kind, Map, Op, Operand, Origin, Plan, StorageId};
 use super::view::View;
@@ -298,23 +300,20 @@ impl<'a> Group<'a> {
         self.shape.iter().product()
     }
     fn seat(&self, plan: &Plan, guest: &Guest) -> Option<Seat> {
-        let (per, outer) = match (guest.does, self.outer) {
-            (Does::Map(_), outer) if guest.len() == self.len() => (Per::Element, outer),
-            (Does::Map(_), Some(outer)) if guest.len() == product(&self.shape[..outer]) => {
-                (Per::Row, Some(outer))
+        let outer = match (guest.does, self.outer) {
+            (Does::Fold(_, rows), None) => {
+                Some((0..self.shape.len()).find(|&outer| product(&self.shape[..outer]) == rows)?)
             }
-            (Does::Fold(_, rows), None) if guest.len() == self.len() => {
-                let counts = |&outer: &usize| product(&self.shape[..outer]) == rows;
-                (Per::Row, Some((0..self.shape.len()).find(counts)?))
-            }
-            (Does::Fold(_, rows), Some(outer))
-                if guest.len() == self.len() && rows == product(&self.shape[..outer]) =>
-            {
-                (Per::Row, Some(outer))
-            }
+            (_, outer) => outer,
+        };
+        let rows = outer.map(|outer| product(&self.shape[..outer]));
+        let whole = guest.len() == self.len();
+        let (per, read_per) = match guest.does {
+            Does::Map(_) if whole => (Per::Element, Per::Element),
+            Does::Map(_) if rows == Some(guest.len()) => (Per::Row, Per::Row),
+            Does::Fold(_, count) if whole && rows == Some(count) => (Per::Row, Per::Element),
             _ => return None,
         };
-        let read_per = if matches!(guest.does, Does::Fold(..)) { Per::Element } else { per };
         let views: Option<Vec<View>> =
             guest.inputs.iter().map(|i| self.walked(plan, i, read_per, outer)).collect();
         let views = views?;
