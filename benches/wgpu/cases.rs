@@ -1,7 +1,8 @@
 //! What is measured: single operators of the sizes that known networks have, as graphs of this program.
 
 use onnx_merge::autodiff;
-use onnx_merge::onnx::{Builder, DType, Fact, Facts, Forms, Model, ValueId, WORKING_OPSET};
+use onnx_merge::onnx::{Builder, DType, Fact, Facts, Forms, Model, Tensor, ValueId, WORKING_OPSET};
+use onnx_merge::train::loss::cross_entropy;
 use onnx_merge::{Error, Result};
 use serde::Serialize;
 
@@ -25,11 +26,23 @@ pub enum Case {
     Softmax {
         rows: usize,
         cols: usize,
+        pass: Pass,
     },
     LayerNorm {
         rows: usize,
         cols: usize,
         pass: Pass,
+    },
+    /// Division by the root of the mean square.
+    RmsNorm {
+        rows: usize,
+        cols: usize,
+        pass: Pass,
+    },
+    /// The gradient of the mean cross-entropy of rows of logits.
+    CrossEntropy {
+        rows: usize,
+        cols: usize,
     },
     /// `x + gelu(y)`, elementwise.
     AddGelu {
@@ -119,12 +132,19 @@ pub fn all() -> Vec<Case> {
     }
     let (rows, cols) = (16384, 1024);
     cases.extend([
-        Case::Softmax { rows, cols },
+        Case::Softmax { rows, cols, pass: Pass::Forward },
+        Case::Softmax { rows, cols, pass: Pass::Input },
         Case::LayerNorm { rows, cols, pass: Pass::Forward },
         Case::LayerNorm { rows, cols, pass: Pass::Input },
+        Case::LayerNorm { rows, cols, pass: Pass::Weight },
+        Case::RmsNorm { rows, cols, pass: Pass::Forward },
+        Case::RmsNorm { rows, cols, pass: Pass::Input },
+        Case::CrossEntropy { rows, cols },
         Case::AddGelu { rows, cols },
         Case::Sum { rows, cols, axis: 1 },
         Case::Sum { rows, cols, axis: 0 },
+        Case::Sum { rows: 262_144, cols: 64, axis: 0 },
+        Case::Sum { rows: 256, cols: 65_536, axis: 0 },
         Case::Transpose { rows, cols },
     ]);
     cases
@@ -146,8 +166,10 @@ impl Case {
                 let (n, size, k, stride) = (c.n, c.size, c.kernel, c.stride);
                 format!("{kind} {n}×{}×{size}² → {}, {k}×{k}/{stride}{}", c.c, c.o, way(pass))
             }
-            Case::Softmax { rows, cols } => format!("softmax {rows}×{cols}"),
+            Case::Softmax { rows, cols, pass } => format!("softmax {rows}×{cols}{}", way(pass)),
             Case::LayerNorm { rows, cols, pass } => format!("layer norm {rows}×{cols}{}", way(pass)),
+            Case::RmsNorm { rows, cols, pass } => format!("RMS norm {rows}×{cols}{}", way(pass)),
+            Case::CrossEntropy { rows, cols } => format!("cross-entropy {rows}×{cols}, gradient"),
             Case::AddGelu { rows, cols } => format!("add, GELU {rows}×{cols}"),
             Case::Sum { rows, cols, axis: 1 } => format!("row sums {rows}×{cols}"),
             Case::Sum { rows, cols, .. } => format!("column sums {rows}×{cols}"),
@@ -162,9 +184,12 @@ impl Case {
         match *self {
             Case::Product { batch, m, k, n } => Work::Operations((2 * batch * m * k * n) as f64),
             Case::Conv { conv, .. } => Work::Operations(conv.flops() as f64),
-            Case::Softmax { rows, cols } => moved(2, rows, cols),
-            Case::LayerNorm { rows, cols, pass: Pass::Forward } => moved(2, rows, cols),
-            Case::LayerNorm { rows, cols, .. } => moved(3, rows, cols),
+            Case::Softmax { rows, cols, pass }
+            | Case::LayerNorm { rows, cols, pass }
+            | Case::RmsNorm { rows, cols, pass } => {
+                moved(if pass == Pass::Input { 3 } else { 2 }, rows, cols)
+            }
+            Case::CrossEntropy { rows, cols } => moved(2, rows, cols),
             Case::AddGelu { rows, cols } => moved(3, rows, cols),
             Case::Sum { rows, cols, .. } => moved(1, rows, cols),
             Case::Transpose { rows, cols } => moved(2, rows, cols),
@@ -200,9 +225,10 @@ impl Case {
                 );
                 through(&mut b, y, &x, &w, pass)?
             }
-            Case::Softmax { rows, cols } => {
+            Case::Softmax { rows, cols, pass } => {
                 let x = input(&mut b, "x", &[rows, cols]);
-                b.softmax(&x, -1)
+                let y = b.softmax(&x, -1);
+                through(&mut b, y, &x, &x, pass)?
             }
             Case::LayerNorm { rows, cols, pass } => {
                 let x = input(&mut b, "x", &[rows, cols]);
@@ -210,6 +236,20 @@ impl Case {
                 let bias = input(&mut b, "bias", &[cols]);
                 let y = b.op("LayerNormalization", &[&x, &scale, &bias]);
                 through(&mut b, y, &x, &scale, pass)?
+            }
+            Case::RmsNorm { rows, cols, pass } => {
+                let x = input(&mut b, "x", &[rows, cols]);
+                let scale = input(&mut b, "scale", &[cols]);
+                let y = b.op("RMSNormalization", &[&x, &scale]);
+                b.set_fact(&y, Fact::new(DType::F32, &[rows, cols]));
+                through(&mut b, y, &x, &scale, pass)?
+            }
+            Case::CrossEntropy { rows, cols } => {
+                let x = input(&mut b, "x", &[rows, cols]);
+                let labels: Vec<i64> = (0..rows).map(|i| (i * 7919 % cols) as i64).collect();
+                let labels = b.constant(Tensor::i64(&[rows], &labels));
+                let loss = cross_entropy(&mut b, &x, &labels);
+                through(&mut b, loss, &x, &x, Pass::Input)?
             }
             Case::AddGelu { rows, cols } => {
                 let x = input(&mut b, "x", &[rows, cols]);

@@ -40,7 +40,31 @@ def layer_norm(case):
     g = rand(*x.shape)
     _, mean, rstd = torch.ops.aten.native_layer_norm(x, [case["cols"]], scale, bias, 1e-5)
     backward = torch.ops.aten.native_layer_norm_backward
-    return lambda: backward(g, x, [case["cols"]], mean, rstd, scale, bias, [True, False, False])
+    mask = [case["pass"] == "input", case["pass"] == "weight", False]
+    return lambda: backward(g, x, [case["cols"]], mean, rstd, scale, bias, mask)
+
+
+def softmax(case):
+    x = rand(case["rows"], case["cols"])
+    if case["pass"] == "forward":
+        return lambda: torch.softmax(x, -1)
+    g = rand(*x.shape)
+    # As on our side, from x.
+    return lambda: torch.ops.aten._softmax_backward_data(g, torch.softmax(x, -1), -1, torch.float32)
+
+
+def rms_norm(case):
+    x, scale = rand(case["rows"], case["cols"]).requires_grad_(case["pass"] != "forward"), rand(case["cols"])
+    if case["pass"] == "forward":
+        return lambda: F.rms_norm(x, (case["cols"],), scale, 1e-5)
+    g = rand(*x.shape)
+    return lambda: torch.autograd.grad(F.rms_norm(x, (case["cols"],), scale, 1e-5), x, g)
+
+
+def cross_entropy(case):
+    x = rand(case["rows"], case["cols"]).requires_grad_()
+    labels = torch.arange(case["rows"], device=DEVICE) * 7919 % case["cols"]
+    return lambda: torch.autograd.grad(F.cross_entropy(x, labels), x)
 
 
 def product(case):
@@ -61,7 +85,9 @@ KINDS = {
     "product": product,
     "conv": conv,
     "layer_norm": layer_norm,
-    "softmax": matrix(lambda case, x, y: lambda: torch.softmax(x, -1)),
+    "softmax": softmax,
+    "rms_norm": rms_norm,
+    "cross_entropy": cross_entropy,
     "add_gelu": matrix(lambda case, x, y: lambda: x + F.gelu(y)),
     "sum": matrix(lambda case, x, y: lambda: x.sum(case["axis"])),
     "transpose": matrix(lambda case, x, y: lambda: x.t().contiguous()),

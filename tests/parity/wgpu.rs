@@ -388,6 +388,43 @@ fn softmax_and_normalisation() -> Result<()> {
     })
 }
 
+/// Rows of one invocation and of many, held in registers or not, with operands that lie in every way.
+#[test]
+fn rows_of_all_lengths() -> Result<()> {
+    for [rows, len] in
+        [[3, 2], [130, 7], [65, 64], [5, 1000], [9, 1001], [130, 4100], [129, 9000], [128, 9001]]
+    {
+        agree(&format!("{rows} rows of {len}"), 5e-5, |c| {
+            let (wide, turned) = (c.noise(&[rows, len + 1]), c.noise(&[len, rows]));
+            let (scale, shift) = (c.noise(&[len]), c.noise(&[rows, 1]));
+            let x = c.b.slice(&wide, &[1], &[len as i64 + 1], &[1]);
+            let turned = c.b.transpose(&turned, &[1, 0]);
+            let scaled = c.b.mul(&x, &scale);
+            let shifted = c.b.add(&scaled, &shift);
+            let z = c.b.mul(&shifted, &turned);
+            let y = c.b.softmax(&z, -1);
+            let along = c.b.mul(&y, &z);
+            let total = c.b.sum(&along, &[1], true);
+            let rest = c.b.sub(&z, &total);
+            let mean = c.b.mean(&z, &[1], false);
+            let column = c.b.sum(&rest, &[0], false);
+            vec![c.b.mul(&y, &rest), c.b.op("Exp", &[&mean]), column, shifted]
+        })?;
+        agree(&format!("cross-entropy of {rows} rows of {len}"), 5e-5, |c| {
+            let x = c.noise(&[rows, len]);
+            let labels: Vec<i64> = (0..rows).map(|i| (i * 7 % len) as i64 - (i % 2 * len) as i64).collect();
+            let labels = c.b.constant(Tensor::i64(&[rows, 1], &labels));
+            let log_p = c.b.op_with("LogSoftmax", &[&x], &[("axis", Attr::Int(-1))]);
+            let picked = c.b.op_with("GatherElements", &[&log_p, &labels], &[("axis", Attr::Int(1))]);
+            let seed = c.noise(&[rows, 1]);
+            let found =
+                onnx_merge::autodiff::backward(&mut c.b, &[(picked.clone(), seed)], std::slice::from_ref(&x));
+            vec![found.expect("all have rules")[&x].clone(), picked]
+        })?;
+    }
+    Ok(())
+}
+
 #[test]
 fn moving_elements() -> Result<()> {
     for (shape, perm) in [
@@ -395,6 +432,7 @@ fn moving_elements() -> Result<()> {
         (vec![3, 33, 20, 2], vec![0, 2, 3, 1]),
         (vec![17, 2, 40, 3], vec![2, 1, 3, 0]),
         (vec![5, 64, 6, 6], vec![1, 0, 2, 3]),
+        (vec![3, 132, 68], vec![0, 2, 1]),
     ] {
         agree(&format!("{shape:?} turned to {perm:?}"), 0.0, |c| {
             let x = c.noise(&shape);

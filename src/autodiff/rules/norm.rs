@@ -6,7 +6,7 @@ use super::compose::compose;
 use super::{Context, Cotangents, Row, rule};
 use crate::error::{Error, Result};
 use crate::onnx::infer::normalise_axis;
-use crate::onnx::{Attr, Builder, DType, Fact, Forms, Node, Tensor, ValueId};
+use crate::onnx::{Attr, Builder, Node, ValueId};
 
 pub const TABLE: &[Row] = &[
     rule("BatchNormalization", batch),
@@ -48,9 +48,6 @@ struct Standardised {
 }
 
 fn standardise(b: &mut Builder, x: &ValueId, axes: &[i64], epsilon: f64, centre: bool) -> Standardised {
-    if centre && b.forms == Forms::Windows && b.dtype(x) == DType::F32 {
-        return standardise_whole(b, x, axes, epsilon);
-    }
     let centred = if centre {
         let mean = b.mean(x, axes, true);
         b.sub(x, &mean)
@@ -61,22 +58,6 @@ fn standardise(b: &mut Builder, x: &ValueId, axes: &[i64], epsilon: f64, centre:
     let variance = b.mean(&squares, axes, true);
     let inverse = inverse_deviation(b, &variance, epsilon);
     Standardised { normal: b.mul(&centred, &inverse), inverse }
-}
-
-/// [`standardise`] over the last axes as one operator, where that is one kernel.
-fn standardise_whole(b: &mut Builder, x: &ValueId, axes: &[i64], epsilon: f64) -> Standardised {
-    let shape = b.shape(x);
-    let axis = shape.len() - axes.len();
-    debug_assert!(axes.iter().zip(axis..).all(|(&a, last)| a == last as i64));
-    let ones = &shape[axis..];
-    let ones = b.constant(Tensor::f32(ones, &vec![1.0; ones.iter().product()]));
-    let attrs = [("axis", Attr::Int(axis as i64)), ("epsilon", Attr::Float(epsilon as f32))];
-    let outputs = b.op_full("", "LayerNormalization", &[Some(x), Some(&ones)], &attrs, 3);
-    let rows: Vec<usize> = shape.iter().enumerate().map(|(i, &d)| if i < axis { d } else { 1 }).collect();
-    for output in &outputs[1..] {
-        b.set_fact(output, Fact::new(DType::F32, &rows));
-    }
-    Standardised { normal: outputs[0].clone(), inverse: outputs[2].clone() }
 }
 
 /// The cotangent of x, from `g`, that of `normal`: `inverse · (g − mean(g) − normal · mean(g · normal))`,

@@ -3,8 +3,8 @@
 //! A dispatch costs the host as much for a small product as for a large one, and an adapter's step is thousands of small
 //! ones. Tensors of calls that go together lie in one buffer, the *arena*. Knows no device. Look at [`batches`].
 
-use super::kernel::together;
 use super::plan::{Call, Origin, Plan, StorageId};
+use super::together::together;
 use std::collections::{BTreeMap, HashMap};
 
 /// Workgroups of a call at most, to go with others: larger ones fill a device by themselves.

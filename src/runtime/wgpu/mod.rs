@@ -13,7 +13,9 @@ mod lower;
 mod plan;
 mod program;
 mod step;
+mod template;
 mod timing;
+mod together;
 mod value;
 mod view;
 

@@ -34,6 +34,13 @@ impl Elem {
             Elem::Bool => "u32",
         }
     }
+    /// In WGSL, the type of `width` of them next to each other.
+    pub fn vector(self, width: usize) -> String {
+        match width {
+            1 => self.wgsl().to_owned(),
+            width => format!("vec{width}<{}>", self.wgsl()),
+        }
+    }
 }
 
 /// A tensor's elements as 32-bit words, as kernels see them.
@@ -101,6 +108,28 @@ pub struct Map {
     pub shape: Vec<usize>,
 }
 
+/// How values become one: `finish(combine over all v of map(v))`. All are WGSL, `map` an expression of `v`, `combine` of `a` and
+/// `b`, `finish` of `v` and `len`, which is how many values there were.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Kind {
+    pub map: &'static str,
+    pub combine: &'static str,
+    pub finish: &'static str,
+    /// What combining starts from.
+    pub start: f32,
+    pub start_i32: i32,
+}
+
+/// A reduction of float32 rows: `out[i] = kind of input[i, j] over all j`.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Fold {
+    pub kind: Kind,
+    /// Its last dimensions are a row's.
+    pub input: Operand,
+    pub rows: usize,
+    pub out: StorageId,
+}
+
 /// One dispatch of a kernel.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Call {
@@ -123,6 +152,7 @@ impl Call {
 #[derive(Clone, PartialEq, Debug)]
 pub enum Op {
     Map(Map),
+    Fold(Fold),
     Call(Call),
 }
 
@@ -145,11 +175,13 @@ impl Plan {
         for (op, keep) in self.ops.iter().zip(&mut keep).rev() {
             *keep = match op {
                 Op::Map(map) => needed[map.out],
+                Op::Fold(fold) => needed[fold.out],
                 Op::Call(call) => call.writes.iter().any(|&w| needed[w]),
             };
             if *keep {
                 match op {
                     Op::Map(map) => map.inputs.iter().for_each(|i| needed[i.storage] = true),
+                    Op::Fold(fold) => needed[fold.input.storage] = true,
                     // What it writes may hold what an earlier call wrote, too.
                     Op::Call(call) => call.reads.iter().chain(&call.writes).for_each(|&s| needed[s] = true),
                 }
@@ -164,6 +196,7 @@ impl Plan {
         for op in &self.ops {
             match op {
                 Op::Map(map) => map.inputs.iter().for_each(|i| uses[i.storage] += 1),
+                Op::Fold(fold) => uses[fold.input.storage] += 1,
                 Op::Call(call) => call.reads.iter().for_each(|&r| uses[r] += 1),
             }
         }

@@ -2,9 +2,10 @@
 
 use super::batch::Batch;
 use super::gpu::Gpu;
-use super::kernel::{alone, block_words, kernel_name, together};
+use super::kernel::{alone, block_words, kernel_name};
 use super::layout::{ALIGNMENT, Layout, Place};
 use super::plan::{Call, StorageId};
+use super::together::together;
 use crate::error::{Error, Result};
 
 /// A dispatch, ready to go.

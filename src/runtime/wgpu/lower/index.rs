@@ -1,6 +1,6 @@
 //! Operators that find elements by index, or indices of elements.
 
-use super::{Elem, GROUP, Lowering, Node, Operand, Outcome, Row, View, Walk, axis_of, kernel};
+use super::{Elem, GROUP, Lowering, Node, Op, Operand, Outcome, Row, View, Walk, axis_of, kernel, reduce};
 use crate::onnx::Tensor;
 
 pub const TABLE: &[Row] = &[
@@ -95,6 +95,9 @@ pub fn along_axis(l: &mut Lowering, x: &Operand, index: &Operand, axis: usize) -
 fn gather_elements(l: &mut Lowering, node: &Node) -> Outcome {
     let (x, index) = (l.arg(node, 0)?, l.arg(node, 1)?);
     let axis = axis_of(node.int_or("axis", 0), x.view.rank())?;
+    if let Some(y) = one_a_row(l, &x, &index, axis)? {
+        return l.set(node, 0, y);
+    }
     let mut data = x.view.strides.clone();
     data[axis] = 0;
     let picks = Picks {
@@ -106,6 +109,23 @@ fn gather_elements(l: &mut Lowering, node: &Node) -> Outcome {
     };
     let y = pick(l, &x, &index, &picks)?;
     l.set(node, 0, y)
+}
+
+/// One element of each row of what is computed on the way: a sum of the row with all others left out, which fuses with what
+/// computes it, as in a cross-entropy.
+fn one_a_row(l: &mut Lowering, x: &Operand, index: &Operand, axis: usize) -> Outcome<Option<Operand>> {
+    let mut rows = x.view.shape.clone();
+    rows[axis] = 1;
+    let computed = l.plan.ops.iter().any(|op| matches!(op, Op::Map(map) if map.out == x.storage));
+    let fuses = computed && x.elem == Elem::F32 && reduce::goes_by_rows(&x.view, &[axis]);
+    if !fuses || index.view.shape != rows || index.elem != Elem::I32 {
+        return Ok(None);
+    }
+    let place = l.counter(x.view.rank(), axis, x.view.shape[axis])?;
+    let size = l.scalar_i32(x.view.shape[axis])?;
+    let expr = "select(0.0, {0}, clamp(select({1}, {1} + {3}, {1} < 0), 0, {3} - 1) == {2})";
+    let alone = l.map_f32(expr, &[x, index, &place, &size])?;
+    reduce::over(l, "ReduceSum", &alone, &[axis]).map(Some)
 }
 
 fn gather_nd(l: &mut Lowering, node: &Node) -> Outcome {

@@ -1,6 +1,6 @@
 //! Normalisations: softmax and its kin, and layers that subtract a mean and divide by a deviation.
 
-use super::{Elem, Lowering, Node, Operand, Outcome, Row, View, Walk, axis_of, expect_f32, kernel, reduce};
+use super::{Lowering, Node, Operand, Outcome, Row, axis_of, expect_f32, reduce};
 
 pub const TABLE: &[Row] = &[
     ("BatchNormalization", batch_norm),
@@ -16,25 +16,25 @@ pub const TABLE: &[Row] = &[
     ("Softmax", softmax),
 ];
 
+/// With the largest element taken out first, so that nothing overflows.
 fn softmax(l: &mut Lowering, node: &Node) -> Outcome {
     let x = l.arg(node, 0)?;
     expect_f32(&x)?;
     let axis = axis_of(node.int_or("axis", -1), x.view.rank())?;
-    let y = l.fresh(Elem::F32, &x.view.shape)?;
-    let without = |strides: &[i32]| [&strides[..axis], &strides[axis + 1..]].concat();
-    let shape = &x.view.shape;
-    let rows = [&shape[..axis], &shape[axis + 1..]].concat();
-    let walk = Walk::new(&rows, &[&without(&x.view.strides), &without(&y.view.strides)]);
-    let n: usize = rows.iter().product();
-    let mut params = vec![n as i32, shape[axis] as i32, x.view.offset];
-    params.extend([x.view.strides[axis], y.view.strides[axis], walk.rank()]);
-    params.extend(walk.dims.iter().chain(walk.strides.iter().flatten()));
-    let finish = match node.op.as_str() {
-        "Softmax" => "exp(shifted) / whole",
-        _ => "shifted - log(whole)",
+    let largest = reduce::over(l, "ReduceMax", &x, &[axis])?;
+    let y = match node.op.as_str() {
+        "Softmax" => {
+            let powers = l.map_f32("exp({0} - {1})", &[&x, &largest])?;
+            let sum = reduce::over(l, "ReduceSum", &powers, &[axis])?;
+            l.map_f32("{0} / {1}", &[&powers, &sum])?
+        }
+        _ => {
+            let shifted = l.map_f32("{0} - {1}", &[&x, &largest])?;
+            let powers = l.map_f32("exp({0})", &[&shifted])?;
+            let sum = reduce::over(l, "ReduceSum", &powers, &[axis])?;
+            l.map_f32("{0} - ln({1})", &[&shifted, &sum])?
+        }
     };
-    let groups = if shape[axis] == 0 { 0 } else { n };
-    l.call(kernel::SOFTMAX, &[("finish", finish)], params, &[&x], &[&y], groups);
     l.set(node, 0, y)
 }
 
@@ -93,63 +93,27 @@ fn along_channels(l: &mut Lowering, operand: &Operand, rank: usize) -> Outcome<O
 
 /// Over the axes from `axis` on; mean and 1/√(…) are further outputs.
 fn layer_norm(l: &mut Lowering, node: &Node) -> Outcome {
-    let [y, mean, inverse] = along_rows(l, node, true)?;
+    let (normal, mean, inverse) = along_rows(l, node, true)?;
+    let y = scaled(l, node, normal, false)?;
     l.set(node, 0, y)?;
-    l.set(node, 1, mean)?;
+    if let Some(mean) = mean {
+        l.set(node, 1, mean)?;
+    }
     l.set(node, 2, inverse)
 }
 
 fn root_mean_square(l: &mut Lowering, node: &Node) -> Outcome {
-    let [y, ..] = along_rows(l, node, false)?;
+    let (normal, ..) = along_rows(l, node, false)?;
+    let y = scaled(l, node, normal, false)?;
     l.set(node, 0, y)
 }
 
-/// The normalised rows, their means (0 where none is subtracted) and the factors. A row is what the axes from `axis` on
-/// hold.
-fn along_rows(l: &mut Lowering, node: &Node, centre: bool) -> Outcome<[Operand; 3]> {
+fn along_rows(l: &mut Lowering, node: &Node, centre: bool) -> Outcome<(Operand, Option<Operand>, Operand)> {
     let x = l.arg(node, 0)?;
     expect_f32(&x)?;
     let axis = axis_of(node.int_or("axis", -1), x.view.rank())?;
-    let epsilon = node.float_or("epsilon", 1e-5);
-    let one = l.scalar(1.0)?;
-    let zero = l.scalar(0.0)?;
-    let scale = l.optional(node, 1)?.unwrap_or(one);
-    let bias = l.optional(node, 2)?.unwrap_or(zero);
-    let (outer, inner) = x.view.shape.split_at(axis);
-    let (rows, len) = (outer.iter().product::<usize>(), inner.iter().product::<usize>());
-    // Scale and bias are mostly as long as a row, or one number; whatever else they are, they broadcast to it.
-    let along = |l: &mut Lowering, operand: Operand| {
-        if operand.view.len() == 1 {
-            return Ok(Operand {
-                view: View { strides: vec![0], shape: vec![len], ..operand.view },
-                ..operand
-            });
-        }
-        let wide = l.broadcast(&operand, inner)?;
-        l.reshape(&wide, &[len])
-    };
-    let (scale, bias) = (along(l, scale)?, along(l, bias)?);
-    let mut lines = l.reshape(&x, &[rows, len])?;
-    if lines.view.strides[1] != 1 && len > 1 {
-        lines = l.contiguous(&lines)?;
-    }
-    let kept = [outer, &vec![1; inner.len()]].concat();
-    let (y, mean) = (l.fresh(Elem::F32, &x.view.shape)?, l.fresh(Elem::F32, &kept)?);
-    let inverse = l.fresh(Elem::F32, &kept)?;
-    let mut params = vec![rows as i32, len as i32, lines.view.offset, lines.view.strides[0]];
-    params.push(epsilon.to_bits() as i32);
-    params.extend([&scale, &bias].iter().flat_map(|o| [o.view.offset, o.view.strides[0]]));
-    let centre = if centre { "1" } else { "0" };
-    let (reads, writes) = ([&lines, &scale, &bias], [&y, &mean, &inverse]);
-    l.call(
-        kernel::LAYER_NORM,
-        &[("centre", centre)],
-        params,
-        &reads,
-        &writes,
-        if len == 0 { 0 } else { rows },
-    );
-    Ok([y, mean, inverse])
+    let axes: Vec<usize> = (axis..x.view.rank()).collect();
+    standardise(l, &x, &axes, node.float_or("epsilon", 1e-5), centre)
 }
 
 fn instance_norm(l: &mut Lowering, node: &Node) -> Outcome {

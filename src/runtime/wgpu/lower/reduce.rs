@@ -1,6 +1,9 @@
 //! Reductions over any axes; see [`over`].
 
-use super::{Elem, GROUP, Lowering, Node, Operand, Outcome, Row, View, Walk, axis_of, kernel};
+use super::{
+    Elem, GROUP, Lowering, Node, Operand, Outcome, Row, View, WIDE, Walk, axis_of, kernel, lies_in_vectors,
+};
+use crate::runtime::wgpu::plan::{Fold, Kind, Op};
 
 pub const TABLE: &[Row] = &[
     ("ReduceL1", reduce),
@@ -15,23 +18,22 @@ pub const TABLE: &[Row] = &[
     ("ReduceSumSquare", reduce),
 ];
 
+/// Rows that are a workgroup each where a GPU should be busy, and elements of a row that takes no longer than starting a
+/// kernel.
+const MANY_ROWS: usize = 128;
+const SHORT_ROW: usize = 2048;
 /// Rows shorter than this are reduced by one invocation each.
 const SHORT: usize = 32;
 /// Invocations that keep a GPU busy; reductions with fewer are split where they are long.
 const BUSY: usize = 131_072;
 /// Elements for each invocation of a split reduction at least.
 const PART: usize = 32;
+/// Invocations of a workgroup that reduces columns, how many of them share one at most, and elements that each reads at once.
+const COLUMN_GROUP: usize = 256;
+const MAX_DOWN: usize = 16;
+const COLUMN_LOADS: usize = 4;
 /// Invocations of a workgroup that reduces a row, and of one that reduces one of few long rows.
 const GROUPS: [usize; 2] = [64, 256];
-
-/// A reduction: `finish(combine over all v of map(v))`, from a start value.
-struct Kind {
-    map: &'static str,
-    combine: &'static str,
-    finish: &'static str,
-    start: f32,
-    start_i32: i32,
-}
 
 fn kind(op: &str) -> Option<Kind> {
     let sum = Kind { map: "v", combine: "a + b", finish: "v", start: 0.0, start_i32: 0 };
@@ -93,21 +95,43 @@ pub fn over(l: &mut Lowering, op: &str, x: &Operand, axes: &[usize]) -> Outcome<
     let reduction = Reduction::new(&x.view, axes);
     let out_shape: Vec<usize> =
         (0..x.view.rank()).map(|i| if axes.contains(&i) { 1 } else { x.view.shape[i] }).collect();
-    let values = [("type", x.elem.wgsl()), ("map", kind.map), ("combine", kind.combine)];
+    if x.elem == Elem::F32 && reduction.is_of_rows(&x.view, axes) {
+        let y = l.fresh(x.elem, &out_shape)?;
+        l.plan.ops.push(Op::Fold(Fold { kind, input: x.clone(), rows: reduction.n, out: y.storage }));
+        return Ok(y);
+    }
+    let texts = [x.elem.wgsl(), kind.map, kind.combine];
     let parts = reduction.parts();
     if parts == 1 {
         let y = l.fresh(x.elem, &out_shape)?;
-        reduction.emit(l, &values, kind.finish, [start, 1, reduction.len as i32], x, &y);
+        reduction.emit(l, texts, kind.finish, [start, 1, reduction.len as i32], x, &y);
         return Ok(y);
     }
     // Parts are combined in order, so the result is the same every time.
     let partial = l.fresh(x.elem, &[&[parts], &out_shape[..]].concat())?;
-    reduction.emit(l, &values, "v", [start, parts as i32, 0], x, &partial);
-    let values = [("type", x.elem.wgsl()), ("map", "v"), ("combine", kind.combine)];
+    reduction.emit(l, texts, "v", [start, parts as i32, 0], x, &partial);
+    let texts = [x.elem.wgsl(), "v", kind.combine];
     let y = l.fresh(x.elem, &out_shape)?;
     let total = [start, 1, reduction.len as i32];
-    Reduction::new(&partial.view, &[0]).emit(l, &values, kind.finish, total, &partial, &y);
+    Reduction::new(&partial.view, &[0]).emit(l, texts, kind.finish, total, &partial, &y);
     Ok(y)
+}
+
+/// Whether a reduction of float32 values becomes part of a kernel of rows.
+pub fn goes_by_rows(view: &View, axes: &[usize]) -> bool {
+    Reduction::new(view, axes).is_of_rows(view, axes)
+}
+
+/// How outputs are shared out to invocations.
+#[derive(Clone, Copy, PartialEq)]
+enum Form {
+    /// One each.
+    Each,
+    /// One to a workgroup of this many.
+    Group(usize),
+    /// Neighbours in memory belong to different outputs: `width` of them to an invocation, `across` times as many to a
+    /// workgroup, with `down` invocations to each.
+    Columns { width: usize, across: usize, down: usize },
 }
 
 /// How the elements of a view are read: `n` outputs, of `len` elements each.
@@ -130,24 +154,47 @@ impl Reduction {
         let ((n, kept), (len, reduced)) = (part(false), part(true));
         Reduction { n, len, offset: view.offset, kept, reduced }
     }
-    /// Invocations that share a row; 1 for short rows, and where neighbours in memory belong to different rows.
-    fn lanes(&self) -> usize {
+    /// Whether rows lie dense along the last axes, and keep a GPU busy with a workgroup each: then neighbours fuse.
+    fn is_of_rows(&self, view: &View, axes: &[usize]) -> bool {
+        let longer = |&i: &usize| view.shape[i] != 1;
+        let last = (0..view.rank()).filter(longer).rev().take_while(|i| axes.contains(i)).count();
+        let dense = self.reduced.rank() == 1 && self.reduced.strides[0] == [1];
+        dense
+            && self.n > 0
+            && last == axes.iter().copied().filter(longer).count()
+            && (self.n >= MANY_ROWS || self.len <= SHORT_ROW)
+    }
+    fn form(&self) -> Form {
         let dense = |walk: &Walk| walk.strides[0].last() == Some(&1);
+        if dense(&self.kept) && !dense(&self.reduced) {
+            let aligned = lies_in_vectors(&self.kept.strides[0], self.offset)
+                && self.kept.dims.last().is_some_and(|&d| d % WIDE as i32 == 0)
+                && self.reduced.strides[0].iter().all(|s| s % WIDE as i32 == 0);
+            let width = if aligned { WIDE } else { 1 };
+            let down = previous_power_of_two(self.len / COLUMN_LOADS).min(MAX_DOWN);
+            let across = (self.n / width).next_power_of_two().min(COLUMN_GROUP / down);
+            return Form::Columns { width, across, down };
+        }
         match () {
-            _ if self.len < SHORT => 1,
-            _ if dense(&self.kept) && !dense(&self.reduced) => 1,
-            _ => GROUPS[usize::from(self.len >= 4 * GROUPS[1] && self.n * GROUPS[0] < BUSY)],
+            _ if self.len < SHORT => Form::Each,
+            _ => Form::Group(GROUPS[usize::from(self.len >= 4 * GROUPS[1] && self.n * GROUPS[0] < BUSY)]),
         }
     }
     fn parts(&self) -> usize {
-        let lanes = self.lanes();
-        (BUSY / (self.n * lanes).max(1)).min(self.len / (lanes * PART)).max(1)
+        let (invocations, sharing, least) = match self.form() {
+            Form::Each => (self.n, 1, PART),
+            Form::Group(lanes) => (self.n * lanes, lanes, PART),
+            Form::Columns { width, across, down } => {
+                ((self.n / width).next_multiple_of(across) * down, down, COLUMN_LOADS)
+            }
+        };
+        (BUSY / invocations.max(1)).min(self.len / (sharing * least)).max(1)
     }
     /// Adds the dispatch. `numbers`: the start value's bits, the parts, and what `finish` calls len.
     fn emit(
         &self,
         l: &mut Lowering,
-        values: &[(&str, &str); 3],
+        [scalar, map, combine]: [&str; 3],
         finish: &str,
         numbers: [i32; 3],
         x: &Operand,
@@ -160,14 +207,29 @@ impl Reduction {
         for walk in [&self.kept, &self.reduced] {
             params.extend(walk.dims.iter().chain(&walk.strides[0]));
         }
-        let lanes = self.lanes();
         let outputs = self.n * parts as usize;
-        let (kernel, groups) = match lanes {
-            1 => (kernel::REDUCE_ROWS, outputs.div_ceil(GROUP)),
-            _ => (kernel::REDUCE_GROUP, outputs),
+        let mut values = vec![("scalar", scalar.to_owned()), ("type", scalar.to_owned())];
+        values
+            .extend([("map", map), ("combine", combine), ("finish", finish)].map(|(k, v)| (k, v.to_owned())));
+        let (kernel, groups) = match self.form() {
+            Form::Each => (kernel::REDUCE_EACH, outputs.div_ceil(GROUP)),
+            Form::Group(lanes) => {
+                values.push(("size", lanes.to_string()));
+                (kernel::REDUCE_GROUP, outputs)
+            }
+            Form::Columns { width, across, down } => {
+                values[1].1 = x.elem.vector(width);
+                let numbers =
+                    [("width", width), ("across", across), ("down", down), ("unrolled", COLUMN_LOADS)];
+                values.extend(numbers.map(|(name, number)| (name, number.to_string())));
+                (kernel::REDUCE_COLUMNS, (self.n / width).div_ceil(across) * parts as usize)
+            }
         };
-        let size = lanes.to_string();
-        let all = [&values[..], &[("finish", finish), ("size", &size)]].concat();
-        l.call(kernel, &all, params, &[x], &[y], groups);
+        let values: Vec<(&str, &str)> = values.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        l.call(kernel, &values, params, &[x], &[y], groups);
     }
+}
+
+fn previous_power_of_two(n: usize) -> usize {
+    if n == 0 { 1 } else { 1 << n.ilog2() }
 }

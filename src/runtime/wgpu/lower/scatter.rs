@@ -132,6 +132,9 @@ fn scatter_elements(l: &mut Lowering, node: &Node) -> Outcome {
     if index.view.rank() != x.view.rank() || update.view.shape != index.view.shape {
         return Err("data, indices and updates differ in shape".into());
     }
+    if let Some(y) = one_a_line(l, node, [&x, &index, &update], axis)? {
+        return l.set(node, 0, y);
+    }
     let without_axis = |strides: &[i32]| {
         let mut strides = strides.to_vec();
         strides[axis] = 0;
@@ -156,6 +159,28 @@ fn scatter_elements(l: &mut Lowering, node: &Node) -> Outcome {
         fill: 1,
     };
     scatter(l, node, [&x, &index, &update], &places, &updates)
+}
+
+/// Where every line along the axis has one update that replaces or adds: elementwise, so that it fuses.
+fn one_a_line(
+    l: &mut Lowering,
+    node: &Node,
+    [x, index, update]: [&Operand; 3],
+    axis: usize,
+) -> Outcome<Option<Operand>> {
+    let expr = match node.str("reduction").unwrap_or("none") {
+        "none" => "select({0}, {2}, select({1}, {1} + {4}, {1} < 0) == {3})",
+        "add" if x.elem != Elem::Bool => "select({0}, {0} + {2}, select({1}, {1} + {4}, {1} < 0) == {3})",
+        _ => return Ok(None),
+    };
+    let mut lines = x.view.shape.clone();
+    lines[axis] = 1;
+    if index.view.shape != lines || index.elem != Elem::I32 || update.elem != x.elem {
+        return Ok(None);
+    }
+    let place = l.counter(x.view.rank(), axis, x.view.shape[axis])?;
+    let size = l.scalar_i32(x.view.shape[axis])?;
+    l.map(expr, &[x, index, update, &place, &size], x.elem).map(Some)
 }
 
 fn scatter_nd(l: &mut Lowering, node: &Node) -> Outcome {

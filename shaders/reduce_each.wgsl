@@ -1,5 +1,4 @@
-// Reduction (see reduce.wgsl), one invocation an output and part: for short rows, and where neighbouring outputs read
-// neighbouring elements.
+// Reduction (see reduce.wgsl), one invocation an output and part: for short rows.
 
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
