@@ -5,6 +5,7 @@
 //! kernel that a reduction joins is one of rows; from then on, what there is one of for each row can join, too. Kernels are
 //! written so that equal chains get equal texts, and so share one pipeline. Knows no device. Look at [`fuse`].
 
+mod again;
 mod elements;
 mod rows;
 #[cfg(test)]
@@ -28,6 +29,8 @@ pub fn fuse(plan: &Plan, max_buffers: usize) -> Vec<Call> {
         uses: plan.uses(),
         ready: vec![None; plan.storages.len()],
         placed: vec![],
+        maps: HashMap::new(),
+        kept: again::kept(plan),
         max_buffers,
     };
     for op in &plan.ops {
@@ -57,6 +60,10 @@ struct Fuser<'a> {
     /// Which placed step makes a storage complete.
     ready: Vec<Option<usize>>,
     placed: Vec<Placed<'a>>,
+    /// Elementwise operations so far, by what they make.
+    maps: HashMap<StorageId, Guest<'a>>,
+    /// What is in memory whoever else reads it.
+    kept: Vec<bool>,
     max_buffers: usize,
 }
 
@@ -69,6 +76,8 @@ struct Guest<'a> {
     shape: &'a [usize],
     out: StorageId,
     elem: Elem,
+    /// Whether it is done once more, where its value is at hand for others.
+    again: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -81,12 +90,12 @@ enum Does<'a> {
 impl<'a> Guest<'a> {
     fn map(map: &'a Map) -> Self {
         let does = Does::Map(map.expr);
-        Guest { does, inputs: &map.inputs, shape: &map.shape, out: map.out, elem: map.elem }
+        Guest { does, inputs: &map.inputs, shape: &map.shape, out: map.out, elem: map.elem, again: false }
     }
     fn fold(fold: &'a Fold) -> Self {
         let does = Does::Fold(fold.kind, fold.rows);
         let (input, shape) = (std::slice::from_ref(&fold.input), &fold.input.view.shape);
-        Guest { does, inputs: input, shape, out: fold.out, elem: fold.input.elem }
+        Guest { does, inputs: input, shape, out: fold.out, elem: fold.input.elem, again: false }
     }
     fn len(&self) -> usize {
         self.shape.iter().product()
@@ -112,7 +121,11 @@ impl<'a> Fuser<'a> {
         });
         debug_assert!(found.is_some(), "an operation finds room in a kernel of its own");
         if let Some((at, seat)) = found {
+            let seat = self.prepare(&guest, at).unwrap_or(seat);
             self.join(&guest, at, seat);
+        }
+        if matches!(guest.does, Does::Map(_)) {
+            self.maps.insert(guest.out, guest);
         }
     }
     /// Where an operation reads what several kernels make, tries to have the last of them out of the way, so that the
@@ -164,11 +177,15 @@ impl<'a> Fuser<'a> {
         let (Placed::Group(leaving), Placed::Group(joined)) = (&self.placed[from], &self.placed[to]) else {
             return false;
         };
-        let (guests, before) = (leaving.guests.clone(), joined.clone());
+        let (guests, before, uses) = (leaving.guests.clone(), joined.clone(), self.uses.clone());
+        if guests.iter().any(|guest| guest.again) {
+            return false;
+        }
         for (k, guest) in guests.iter().enumerate() {
             let Some(seat) = self.seat(guest, to) else {
                 guests[..k].iter().for_each(|moved| self.ready[moved.out] = Some(from));
                 self.placed[to] = Placed::Group(before);
+                self.uses = uses;
                 return false;
             };
             self.join(guest, to, seat);
@@ -177,9 +194,17 @@ impl<'a> Fuser<'a> {
         true
     }
     fn join(&mut self, guest: &Guest<'a>, at: usize, seat: Seat) {
-        self.ready[guest.out] = Some(at);
-        if let Placed::Group(group) = &mut self.placed[at] {
-            group.add(self.plan, guest, seat);
+        let Placed::Group(group) = &mut self.placed[at] else { return };
+        for (input, view) in guest.inputs.iter().zip(&seat.views) {
+            // What is computed again has one reader more, and is itself read where it is.
+            self.uses[input.storage] += usize::from(guest.again);
+            if group.local(input.storage, view).is_some_and(|i| group.made[i].again) {
+                self.uses[input.storage] -= 1;
+            }
+        }
+        group.add(self.plan, guest, seat);
+        if !guest.again {
+            self.ready[guest.out] = Some(at);
         }
     }
     /// The kernel that an operation can join: the first that can have it, among those it depends on or shares an operand
@@ -267,6 +292,8 @@ struct Made {
     reads: Vec<Source>,
     /// How often the group itself reads it.
     inside: usize,
+    /// Whether another group computes it for all others.
+    again: bool,
 }
 
 #[derive(Clone)]
@@ -377,7 +404,8 @@ impl<'a> Group<'a> {
     }
     /// The values that others read, by where they are in `made`.
     fn written(&self, uses: &[usize]) -> impl Iterator<Item = usize> {
-        (0..self.made.len()).filter(|&i| uses[self.made[i].storage] > self.made[i].inside)
+        (0..self.made.len())
+            .filter(|&i| !self.made[i].again && uses[self.made[i].storage] > self.made[i].inside)
     }
     fn add(&mut self, plan: &Plan, guest: &Guest<'a>, seat: Seat) {
         self.guests.push(*guest);
@@ -404,7 +432,7 @@ impl<'a> Group<'a> {
         };
         self.names.insert(guest.out, self.made.len());
         let (storage, elem, per) = (guest.out, guest.elem, seat.per);
-        self.made.push(Made { storage, elem, per, by, reads, inside: 0 });
+        self.made.push(Made { storage, elem, per, by, reads, inside: 0, again: guest.again });
     }
     /// A number, as an expression: read from the parameters, so that it isn't part of the text.
     fn number(&mut self, word: u32, elem: Elem) -> String {

@@ -1,3 +1,4 @@
+use super::super::kernel::alone;
 use super::*;
 use crate::autodiff;
 use crate::onnx::{Attr, Builder, DType, Fact, Model, Tensor, ValueId, WORKING_OPSET};
@@ -42,12 +43,13 @@ fn gradient(op: &str, operands: usize, rows: usize, len: usize) -> Vec<Call> {
 }
 
 fn assert_valid(call: &Call) {
-    let module = naga::front::wgsl::parse_str(&call.source)
-        .unwrap_or_else(|e| panic!("{}\n{}", e.emit_to_string(&call.source), call.source));
+    let text = alone(&call.source, call.params.len());
+    let module =
+        naga::front::wgsl::parse_str(&text).unwrap_or_else(|e| panic!("{}\n{text}", e.emit_to_string(&text)));
     let flags = naga::valid::ValidationFlags::all();
     let mut validator = naga::valid::Validator::new(flags, naga::valid::Capabilities::empty());
     if let Err(e) = validator.validate(&module) {
-        panic!("{}\n{}", e.emit_to_string(&call.source), call.source);
+        panic!("{}\n{text}", e.emit_to_string(&text));
     }
 }
 
@@ -101,4 +103,20 @@ fn what_a_product_needs_stays_before_it() {
         b.add(&z, &y)
     });
     assert_eq!(names(&calls), ["rows", "matmul_tiled", "rows"]);
+}
+
+#[test]
+fn steps_of_an_activation_are_computed_again_on_the_way_back() {
+    let calls = calls(|b| {
+        let (x, w, bias) = (input(b, "x", &[64, 64]), input(b, "w", &[64, 64]), input(b, "bias", &[64]));
+        let product = b.matmul(&x, &w);
+        let shifted = b.add(&product, &bias);
+        let active = b.op("Gelu", &[&shifted]);
+        let y = b.matmul(&active, &w);
+        let seed = input(b, "seed", &[64, 64]);
+        let found = autodiff::backward(b, &[(y.clone(), seed)], std::slice::from_ref(&x)).unwrap();
+        b.add(&y, &found[&x])
+    });
+    let active = calls.iter().find(|call| kernel_name(&call.source) == "elementwise").unwrap();
+    assert_eq!(active.writes.len(), 1, "only what the next product reads");
 }
