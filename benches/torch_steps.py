@@ -3,7 +3,7 @@
     python benches/torch_steps.py model digits_cnn 64 2 200        # kind, case, batch, threads, steps
     python benches/torch_steps.py adapter digits_small_cnn 64 2 200
 
-    python benches/torch_steps.py export FOLDER                    # the larger networks, as ONNX files
+    python benches/torch_steps.py export FOLDER [NAME…]            # the larger networks, or these, as ONNX files
 
 Run by the bench when ONNX_MERGE_TORCH names a Python that has torch; never by the program itself. `seconds` is the
 fastest step (noise only ever adds), `median` the middle one, `first` the time from the start of the process to the end
@@ -141,11 +141,13 @@ def torchvision_models():
     return {name: getattr(models, name) for name in ("resnet50", "mobilenet_v2")}
 
 
-def export(folder):
+def export(folder, names):
     """Batch normalisation keeps its running statistics (as in training by this program) and its nodes."""
     # Its fused kernel for inference can't be exported.
     torch.backends.mha.set_fastpath_enabled(False)
     for name, make in {**LARGE, **torchvision_models()}.items():
+        if names and name not in names:
+            continue
         model, shape = make().eval(), getattr(make, "shape", (3, 224, 224))
         settings = dict(training=torch.onnx.TrainingMode.PRESERVE, dynamo=False, opset_version=18)
         axes = {"x": {0: "n"}, "y": {0: "n"}}
@@ -266,7 +268,7 @@ def timed(step, steps, started, idle):
 
 def main():
     if sys.argv[1] == "export":
-        return export(sys.argv[2])
+        return export(sys.argv[2], sys.argv[3:])
     kind, case, batch, threads, steps = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:6])
     torch.set_num_threads(threads)
     kinds = models()

@@ -88,7 +88,15 @@ impl WgpuExecutor {
         let program = self.program(model, facts)?;
         // Drivers finish compiling a kernel when it first runs.
         program.profile(inputs)?;
-        program.profile(inputs)
+        let total = |times: &[KernelTime]| -> f64 { times.iter().map(|time| time.seconds).sum() };
+        let mut best = program.profile(inputs)?;
+        for _ in 0..2 {
+            let times = program.profile(inputs)?;
+            if total(&times) < total(&best) {
+                best = times;
+            }
+        }
+        Ok(best)
     }
 }
 
