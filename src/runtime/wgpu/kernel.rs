@@ -168,7 +168,6 @@ mod tests {
         for kernel in ALL {
             let own: &[(&str, &str)] = match kernel.name {
                 "scatter" | "scatter_apply" => &[("combine", "v + u")],
-                "copy_turned" => &[("type", "u32"), ("scalars", "1"), ("side", "32"), ("steps", "4")],
                 "copy" => &[("type", "u32"), ("scalars", "1")],
                 "elementwise" => &[("loads", "")],
                 "rows" => {

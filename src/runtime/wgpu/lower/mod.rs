@@ -428,26 +428,8 @@ impl Lowering {
         let mut params = vec![rows, columns, from.view.offset, to.view.offset];
         params.extend([walk.strides[0][column], walk.strides[1][row], batches, rest.len() as i32]);
         params.extend([of(&walk.dims), of(&walk.strides[0]), of(&walk.strides[1])].concat());
-        let even = |size: &i32| size % WIDE as i32 == 0;
-        let wide = rows.min(columns) as usize >= WIDE_SQUARE
-            && params[..6].iter().chain(&params[8 + rest.len()..]).all(even);
-        let (side, width) = if wide { (WIDE_SQUARE, WIDE) } else { (SQUARE, 1) };
-        let (across, down) = (side / width, COPYING * width / side);
-        let numbers = [
-            ("side", side),
-            ("width", width),
-            ("across", across),
-            ("down", down),
-            ("steps", side / down),
-            ("vectors", usize::from(wide)),
-            ("scalars", usize::from(!wide)),
-        ];
-        let numbers = numbers.map(|(name, number)| (name, number.to_string()));
-        let mut values: Vec<(&str, &str)> =
-            numbers.iter().map(|(name, text)| (*name, text.as_str())).collect();
-        values.push(("type", if wide { "vec4<u32>" } else { "u32" }));
-        let squares = (rows as usize).div_ceil(side) * (columns as usize).div_ceil(side);
-        self.call(kernel::COPY_TURNED, &values, params, &[from], &[to], batches as usize * squares);
+        let squares = (rows as usize).div_ceil(SQUARE) * (columns as usize).div_ceil(SQUARE);
+        self.call(kernel::COPY_TURNED, &[], params, &[from], &[to], batches as usize * squares);
     }
     /// The same values as the whole of a storage, row-major.
     pub fn contiguous(&mut self, operand: &Operand) -> Outcome<Operand> {
@@ -480,11 +462,8 @@ impl Lowering {
     }
 }
 
-/// Rows and columns that a workgroup of `copy_turned.wgsl` moves, one element or one vector an invocation at a time, and its
-/// invocations.
+/// Rows and columns that a workgroup of `copy_turned.wgsl` moves.
 const SQUARE: usize = 32;
-const WIDE_SQUARE: usize = 64;
-const COPYING: usize = 256;
 
 /// The axes along which the first and the second operand are dense, where they are different ones and both long.
 fn turned(walk: &Walk) -> Option<[usize; 2]> {
