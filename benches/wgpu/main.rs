@@ -1,13 +1,15 @@
-//! Operators on the GPU executor against PyTorch on the same device, in one run.
+//! Operators on the GPU executor against PyTorch and burn on the same device, in one run.
 //!
-//!     ONNX_MERGE_TORCH=/path/to/python cargo bench --bench wgpu
+//!     ONNX_MERGE_TORCH=/path/to/python ONNX_MERGE_BURN=/path/to/burn-ops cargo bench --bench wgpu
 //!
-//! The variable names a Python whose torch sees the GPU; without it only this program is measured. Device time is by the
-//! device's own clock, summed over the dispatches of a run; wall time is per run of many in a row, submitting included. On
-//! PyTorch's side both are by CUDA's events over many runs in a row. Everything is float32; PyTorch's TF32 is off.
+//! The first variable names a Python whose torch sees the GPU, the second programs built from `benches/burn` (several are
+//! parted by colons, as in PATH; a column is named after its file); without them only this program is measured. Device time
+//! is by the device's own clock, summed over the dispatches of a run; wall time is per run of many in a row, submitting
+//! included. On PyTorch's side both are by CUDA's events over many runs in a row, on burn's by the device's own clock, from a
+//! run's first dispatch to its last. Everything is float32; PyTorch's TF32 is off.
 //! `ONNX_MERGE_BENCH_CASES` chooses cases by a part of their names, `ONNX_MERGE_BENCH_SOFTWARE=1` allows a software
 //! driver (figures then say nothing about GPUs), `ONNX_MERGE_BENCH_KERNELS=1` shows the kernels of each case. Figures:
-//! docs/benchmarks.md.
+//! docs/benchmarks-gpu.md.
 
 mod cases;
 
@@ -35,25 +37,28 @@ fn main() -> Result<()> {
     };
     let only = setting("CASES");
     let cases: Vec<Case> = cases::all().into_iter().filter(|case| case.name().contains(&only)).collect();
-    let torch = by_torch(&cases);
+    let peers = peers(&cases);
     println!("{}\n", gpu.device());
-    println!("| operator | dispatches | device, ms | rate | wall, ms | PyTorch, ms | device ÷ PyTorch |");
-    println!("|---|---|---|---|---|---|---|");
+    print!("| operator | dispatches | device, ms | rate | wall, ms |");
+    peers.iter().for_each(|peer| print!(" {0}, ms | device ÷ {0} |", peer.name));
+    println!("\n|---|---|---|---|---|{}", "---|---|".repeat(peers.len()));
     for (i, case) in cases.iter().enumerate() {
-        let reference = torch.as_ref().and_then(|all| all.get(i).copied());
-        match measure(&gpu, case) {
-            Ok(m) => println!(
-                "| {} | {} | {:.3} | {} | {:.3} | {} | {} |",
-                case.name(),
-                m.dispatches,
-                m.device * 1e3,
-                case.work().rate(m.device),
-                m.wall * 1e3,
-                reference.map_or("–".into(), |r| format!("{:.3}", r * 1e3)),
-                reference.map_or("–".into(), |r| format!("{:.2}", m.device / r)),
-            ),
-            Err(error) => println!("| {} | can't run: {error} | | | | | |", case.name()),
+        let m = match measure(&gpu, case) {
+            Ok(m) => m,
+            Err(error) => {
+                println!("| {} | can't run: {error} | | | |{}", case.name(), " | |".repeat(peers.len()));
+                continue;
+            }
+        };
+        let (device, wall, rate) = (m.device * 1e3, m.wall * 1e3, case.work().rate(m.device));
+        print!("| {} | {} | {device:.3} | {rate} | {wall:.3} |", case.name(), m.dispatches);
+        for peer in &peers {
+            match peer.seconds.get(i).copied().flatten() {
+                Some(theirs) => print!(" {:.3} | {:.2} |", theirs * 1e3, m.device / theirs),
+                None => print!(" – | – |"),
+            }
         }
+        println!();
     }
     Ok(())
 }
@@ -97,23 +102,48 @@ fn measure(gpu: &WgpuExecutor, case: &Case) -> Result<Measured> {
     })
 }
 
-/// PyTorch's seconds of every case; `None` where it isn't asked for, or fails.
-fn by_torch(cases: &[Case]) -> Option<Vec<f64>> {
-    let python = std::env::var_os("ONNX_MERGE_TORCH")?;
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/wgpu/torch_ops.py");
-    let script = if script.exists() { script } else { "benches/wgpu/torch_ops.py".into() };
-    let run = || -> std::result::Result<Vec<f64>, Box<dyn std::error::Error>> {
-        let mut child = Command::new(&python)
-            .arg(&script)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
-            .spawn()?;
-        let mut stdin = child.stdin.take().ok_or_else(|| Error::usage("PyTorch's side takes no input"))?;
-        stdin.write_all(&serde_json::to_vec(cases)?)?;
-        drop(stdin);
-        let output = child.wait_with_output()?;
-        Ok(serde_json::from_slice(&output.stdout)?)
+/// Another program's seconds of every case; none where it can't do one.
+struct Peer {
+    name: String,
+    seconds: Vec<Option<f64>>,
+}
+
+/// Those that are asked for, less those that fail.
+fn peers(cases: &[Case]) -> Vec<Peer> {
+    let mut programs = vec![];
+    if let Some(python) = std::env::var_os("ONNX_MERGE_TORCH") {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/wgpu/torch_ops.py");
+        let script = if script.exists() { script } else { "benches/wgpu/torch_ops.py".into() };
+        let mut command = Command::new(python);
+        command.arg(script);
+        programs.push(("PyTorch".to_string(), command));
+    }
+    for program in std::env::split_paths(&std::env::var_os("ONNX_MERGE_BURN").unwrap_or_default()) {
+        let name = program.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        programs.push((name, Command::new(program)));
+    }
+    let ask = |(name, command)| match ask(command, cases) {
+        Ok(seconds) => Some(Peer { name, seconds }),
+        Err(error) => {
+            eprintln!("{name} failed: {error}");
+            None
+        }
     };
-    run().inspect_err(|error| eprintln!("PyTorch's side failed: {error}")).ok()
+    programs.into_iter().filter_map(ask).collect()
+}
+
+/// A program's answer: it reads the cases as JSON and prints seconds as JSON.
+fn ask(
+    mut program: Command,
+    cases: &[Case],
+) -> std::result::Result<Vec<Option<f64>>, Box<dyn std::error::Error>> {
+    let mut child = program.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn()?;
+    let mut stdin = child.stdin.take().ok_or_else(|| Error::usage("it takes no input"))?;
+    stdin.write_all(&serde_json::to_vec(cases)?)?;
+    drop(stdin);
+    let output = child.wait_with_output()?;
+    if !output.status.success() {
+        return Err(output.status.to_string().into());
+    }
+    Ok(serde_json::from_slice(&output.stdout)?)
 }

@@ -1,0 +1,233 @@
+//! The cases of `benches/wgpu/cases.rs`, as burn's user writes them.
+
+use burn::backend::{Dispatch, DispatchTensor, ops::ModuleOps};
+use burn::tensor::ops::ConvOptions;
+use burn::tensor::{Device, Tensor, TensorData, activation, module};
+use serde::Deserialize;
+
+/// An operator with its sizes. The bench's own type has the same names, and says what they mean.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Case {
+    Product {
+        batch: usize,
+        m: usize,
+        k: usize,
+        n: usize,
+    },
+    Conv {
+        #[serde(flatten)]
+        conv: Conv,
+        pass: Pass,
+    },
+    Softmax {
+        rows: usize,
+        cols: usize,
+    },
+    LayerNorm {
+        rows: usize,
+        cols: usize,
+        pass: Pass,
+    },
+    AddGelu {
+        rows: usize,
+        cols: usize,
+    },
+    Sum {
+        rows: usize,
+        cols: usize,
+        axis: usize,
+    },
+    Transpose {
+        rows: usize,
+        cols: usize,
+    },
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub struct Conv {
+    n: usize,
+    c: usize,
+    size: usize,
+    o: usize,
+    kernel: usize,
+    stride: usize,
+    group: usize,
+}
+
+#[derive(Clone, Copy, PartialEq, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pass {
+    Forward,
+    Input,
+    Weight,
+}
+
+/// One run: registers the work and gives what comes of it.
+pub type Step = Box<dyn FnOnce() -> DispatchTensor + Send>;
+
+/// A case with its inputs on a device.
+pub struct Operator {
+    prepare: Box<dyn Fn() -> Step>,
+    /// How many runs may be prepared at a time: those of a gradient hold a forward pass each.
+    pub at_once: usize,
+}
+
+impl Operator {
+    fn new<const D: usize>(run: impl Fn() -> Tensor<D> + Clone + Send + 'static) -> Self {
+        let prepare = move || -> Step {
+            let run = run.clone();
+            Box::new(move || run().into_dispatch())
+        };
+        Operator { prepare: Box::new(prepare), at_once: usize::MAX }
+    }
+    pub fn prepare(&self) -> Step {
+        (self.prepare)()
+    }
+}
+
+impl Case {
+    /// Every tensor is float32, with values from −1 to 1.
+    pub fn on(&self, device: &Device) -> Operator {
+        match *self {
+            Case::Product { batch: 1, m, k, n } => {
+                let (a, b) = (values([m, k], 0, device), values([k, n], 1, device));
+                Operator::new(move || a.clone().matmul(b.clone()))
+            }
+            Case::Product { batch, m, k, n } => {
+                let (a, b) = (values([batch, m, k], 0, device), values([batch, k, n], 1, device));
+                Operator::new(move || a.clone().matmul(b.clone()))
+            }
+            Case::Conv { conv, pass } => conv.on(pass, device),
+            Case::Softmax { rows, cols } => {
+                let x = values([rows, cols], 0, device);
+                Operator::new(move || activation::softmax(x.clone(), 1))
+            }
+            Case::LayerNorm { rows, cols, pass: Pass::Forward } => {
+                let (x, scale, bias) = layer_norm_inputs(rows, cols, device);
+                Operator::new(move || layer_norm(&x, &scale, &bias))
+            }
+            Case::LayerNorm { rows, cols, pass } => layer_norm_gradient(rows, cols, pass, device),
+            Case::AddGelu { rows, cols } => {
+                let (x, y) = (values([rows, cols], 0, device), values([rows, cols], 1, device));
+                Operator::new(move || x.clone() + activation::gelu(y.clone()))
+            }
+            Case::Sum { rows, cols, axis } => {
+                let x = values([rows, cols], 0, device);
+                Operator::new(move || x.clone().sum_dim(axis))
+            }
+            // A transposed tensor is a view; to reshape it, burn has to write it out.
+            Case::Transpose { rows, cols } => {
+                let x = values([rows, cols], 0, device);
+                Operator::new(move || x.clone().transpose().reshape([rows * cols]))
+            }
+        }
+    }
+}
+
+impl Conv {
+    fn on(self, pass: Pass, device: &Device) -> Operator {
+        let x = values([self.n, self.c, self.size, self.size], 0, device);
+        let w = values([self.o, self.c / self.group, self.kernel, self.kernel], 1, device);
+        let options = ConvOptions::new([self.stride; 2], [self.kernel / 2; 2], [1; 2], self.group);
+        let out = (self.size + 2 * (self.kernel / 2) - self.kernel) / self.stride + 1;
+        let cotangent = || values([self.n, self.o, out, out], 2, device);
+        match pass {
+            Pass::Forward => {
+                Operator::new(move || module::conv2d(x.clone(), w.clone(), None, options.clone()))
+            }
+            Pass::Weight => {
+                let g = cotangent();
+                Operator::new(move || {
+                    module::conv2d_weight_backward(x.clone(), w.clone(), g.clone(), options.clone())
+                })
+            }
+            // What burn's autodiff calls. Tensors have no method for it.
+            Pass::Input => {
+                let g = cotangent();
+                Operator::new(move || {
+                    let [x, w, g] = [&x, &w, &g].map(|t| t.clone().into_dispatch());
+                    Tensor::<4>::from_dispatch(Dispatch::conv2d_x_backward(x, w, g, options.clone()))
+                })
+            }
+        }
+    }
+}
+
+type LayerNormInputs = (Tensor<2>, Tensor<1>, Tensor<1>);
+
+fn layer_norm_inputs(rows: usize, cols: usize, device: &Device) -> LayerNormInputs {
+    (values([rows, cols], 0, device), values([cols], 1, device), values([cols], 2, device))
+}
+
+fn layer_norm(x: &Tensor<2>, scale: &Tensor<1>, bias: &Tensor<1>) -> Tensor<2> {
+    module::layer_norm(x.clone(), scale.clone(), Some(bias.clone()), 1e-5)
+}
+
+/// By autodiff, for a cotangent of ones: burn has no operator for it. Forward passes are not a part of the run.
+fn layer_norm_gradient(rows: usize, cols: usize, pass: Pass, device: &Device) -> Operator {
+    let (mut x, mut scale, bias) = layer_norm_inputs(rows, cols, &device.clone().autodiff());
+    match pass {
+        Pass::Weight => scale = scale.require_grad(),
+        _ => x = x.require_grad(),
+    }
+    let prepare = move || -> Step {
+        let y = layer_norm(&x, &scale, &bias);
+        let (x, scale) = (x.clone(), scale.clone());
+        Box::new(move || {
+            let mut found = y.backward();
+            match pass {
+                Pass::Weight => scale.grad_remove(&mut found).map(Tensor::into_dispatch),
+                _ => x.grad_remove(&mut found).map(Tensor::into_dispatch),
+            }
+            .expect("what requires a gradient has one")
+        })
+    };
+    Operator { prepare: Box::new(prepare), at_once: 16 }
+}
+
+/// The bench's own values of its `k`-th input.
+fn values<const D: usize>(shape: [usize; D], k: usize, device: &Device) -> Tensor<D> {
+    let count = shape.iter().product::<usize>();
+    let values: Vec<f32> = (0..count).map(|i| ((i * 7919 + k * 31) % 1999) as f32 / 999.0 - 1.0).collect();
+    Tensor::from_data(TensorData::new(values, shape), device)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::DeviceKind;
+
+    const CASES: &str = r#"[
+        {"kind": "product", "batch": 1, "m": 65, "k": 130, "n": 33},
+        {"kind": "product", "batch": 3, "m": 32, "k": 16, "n": 20},
+        {"kind": "conv", "n": 2, "c": 8, "size": 9, "o": 6, "kernel": 3, "stride": 2, "group": 1, "pass": "forward"},
+        {"kind": "conv", "n": 2, "c": 8, "size": 9, "o": 6, "kernel": 3, "stride": 2, "group": 1, "pass": "input"},
+        {"kind": "conv", "n": 2, "c": 8, "size": 9, "o": 6, "kernel": 3, "stride": 2, "group": 1, "pass": "weight"},
+        {"kind": "conv", "n": 2, "c": 8, "size": 6, "o": 8, "kernel": 3, "stride": 1, "group": 8, "pass": "forward"},
+        {"kind": "conv", "n": 2, "c": 8, "size": 6, "o": 8, "kernel": 3, "stride": 1, "group": 8, "pass": "input"},
+        {"kind": "conv", "n": 2, "c": 8, "size": 6, "o": 8, "kernel": 3, "stride": 1, "group": 8, "pass": "weight"},
+        {"kind": "softmax", "rows": 40, "cols": 70},
+        {"kind": "layer_norm", "rows": 40, "cols": 70, "pass": "forward"},
+        {"kind": "layer_norm", "rows": 40, "cols": 70, "pass": "input"},
+        {"kind": "add_gelu", "rows": 40, "cols": 70},
+        {"kind": "sum", "rows": 40, "cols": 70, "axis": 1},
+        {"kind": "sum", "rows": 40, "cols": 70, "axis": 0},
+        {"kind": "transpose", "rows": 40, "cols": 70}
+    ]"#;
+
+    #[test]
+    fn every_case_gives_what_the_cpu_gives() {
+        let cases: Vec<Case> = serde_json::from_str(CASES).expect("cases");
+        for case in cases {
+            let [cpu, gpu] = [Device::flex(), Device::wgpu(DeviceKind::DefaultDevice)].map(|device| {
+                let result = case.on(&device).prepare()();
+                Tensor::<1>::from_dispatch(result).into_data().to_vec::<f32>().expect("float32")
+            });
+            assert_eq!(cpu.len(), gpu.len(), "{case:?}");
+            for (a, b) in cpu.iter().zip(&gpu) {
+                assert!((a - b).abs() <= 1e-4 * (1.0 + a.abs()), "{case:?}: {a} on the CPU, {b} on the GPU");
+            }
+        }
+    }
+}
