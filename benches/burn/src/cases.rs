@@ -189,45 +189,12 @@ fn layer_norm_gradient(rows: usize, cols: usize, pass: Pass, device: &Device) ->
 /// The bench's own values of its `k`-th input.
 fn values<const D: usize>(shape: [usize; D], k: usize, device: &Device) -> Tensor<D> {
     let count = shape.iter().product::<usize>();
-    let values: Vec<f32> = (0..count).map(|i| ((i * 7919 + k * 31) % 1999) as f32 / 999.0 - 1.0).collect();
-    Tensor::from_data(TensorData::new(values, shape), device)
+    Tensor::from_data(TensorData::new((0..count).map(|i| value(i, k)).collect(), shape), device)
+}
+
+fn value(i: usize, k: usize) -> f32 {
+    ((i * 7919 + k * 31) % 1999) as f32 / 999.0 - 1.0
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use burn::tensor::DeviceKind;
-
-    const CASES: &str = r#"[
-        {"kind": "product", "batch": 1, "m": 65, "k": 130, "n": 33},
-        {"kind": "product", "batch": 3, "m": 32, "k": 16, "n": 20},
-        {"kind": "conv", "n": 2, "c": 8, "size": 9, "o": 6, "kernel": 3, "stride": 2, "group": 1, "pass": "forward"},
-        {"kind": "conv", "n": 2, "c": 8, "size": 9, "o": 6, "kernel": 3, "stride": 2, "group": 1, "pass": "input"},
-        {"kind": "conv", "n": 2, "c": 8, "size": 9, "o": 6, "kernel": 3, "stride": 2, "group": 1, "pass": "weight"},
-        {"kind": "conv", "n": 2, "c": 8, "size": 6, "o": 8, "kernel": 3, "stride": 1, "group": 8, "pass": "forward"},
-        {"kind": "conv", "n": 2, "c": 8, "size": 6, "o": 8, "kernel": 3, "stride": 1, "group": 8, "pass": "input"},
-        {"kind": "conv", "n": 2, "c": 8, "size": 6, "o": 8, "kernel": 3, "stride": 1, "group": 8, "pass": "weight"},
-        {"kind": "softmax", "rows": 40, "cols": 70},
-        {"kind": "layer_norm", "rows": 40, "cols": 70, "pass": "forward"},
-        {"kind": "layer_norm", "rows": 40, "cols": 70, "pass": "input"},
-        {"kind": "add_gelu", "rows": 40, "cols": 70},
-        {"kind": "sum", "rows": 40, "cols": 70, "axis": 1},
-        {"kind": "sum", "rows": 40, "cols": 70, "axis": 0},
-        {"kind": "transpose", "rows": 40, "cols": 70}
-    ]"#;
-
-    #[test]
-    fn every_case_gives_what_the_cpu_gives() {
-        let cases: Vec<Case> = serde_json::from_str(CASES).expect("cases");
-        for case in cases {
-            let [cpu, gpu] = [Device::flex(), Device::wgpu(DeviceKind::DefaultDevice)].map(|device| {
-                let result = case.on(&device).prepare()();
-                Tensor::<1>::from_dispatch(result).into_data().to_vec::<f32>().expect("float32")
-            });
-            assert_eq!(cpu.len(), gpu.len(), "{case:?}");
-            for (a, b) in cpu.iter().zip(&gpu) {
-                assert!((a - b).abs() <= 1e-4 * (1.0 + a.abs()), "{case:?}: {a} on the CPU, {b} on the GPU");
-            }
-        }
-    }
-}
+mod tests;
