@@ -31,9 +31,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let i = i32(local.x);
     let j = i32(local.y);
     // All are loaded before the first is used; what is outside, from the edge.
-    let from = base_x + min(row0 + i, param(0) - 1);
+    let first = base_x + min(row0 + i, param(0) - 1);
 {{for k in 0..4}}
-    let v{{k}} = x[from + min(col0 + j + 8 * {{k}}, param(1) - 1) * param(4)];
+    let v{{k}} = x[first + min(col0 + j + 8 * {{k}}, param(1) - 1) * param(4)];
 {{end}}
 {{for k in 0..4}}
     square[(j + 8 * {{k}}) * LINE + i] = v{{k}};
