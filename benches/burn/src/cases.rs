@@ -23,6 +23,8 @@ pub enum Case {
     Softmax {
         rows: usize,
         cols: usize,
+        #[allow(dead_code, reason = "other passes are refused when they are read")]
+        pass: Forward,
     },
     LayerNorm {
         rows: usize,
@@ -53,6 +55,13 @@ pub struct Conv {
     kernel: usize,
     stride: usize,
     group: usize,
+}
+
+/// The one pass of what is measured forward only.
+#[derive(Clone, Copy, PartialEq, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Forward {
+    Forward,
 }
 
 #[derive(Clone, Copy, PartialEq, Debug, Deserialize)]
@@ -99,7 +108,7 @@ impl Case {
                 Operator::new(move || a.clone().matmul(b.clone()))
             }
             Case::Conv { conv, pass } => conv.on(pass, device),
-            Case::Softmax { rows, cols } => {
+            Case::Softmax { rows, cols, .. } => {
                 let x = values([rows, cols], 0, device);
                 Operator::new(move || activation::softmax(x.clone(), 1))
             }
