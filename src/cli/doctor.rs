@@ -77,8 +77,8 @@ pub fn run(args: Args) -> Result<u8> {
     }
     diagnosis.gpus.iter().for_each(|gpu| describe_gpu(&mut text, gpu));
     if let Some(KernelCache { folder, bytes }) = &diagnosis.kernel_cache {
-        let size = *bytes as f64 / f64::from(1 << 20);
-        let _ = writeln!(text, "\nCompiled GPU kernels: {size:.1} MiB in {}", folder.display());
+        let size = bytes.div_ceil(1 << 10);
+        let _ = writeln!(text, "\nCompiled GPU kernels: {size} KiB in {}", folder.display());
     }
     if !speeds.is_empty() {
         text += "\nProducts of 512 × 512 matrices:\n";
