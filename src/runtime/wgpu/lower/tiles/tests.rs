@@ -39,7 +39,7 @@ fn run(
         }
     }
     let inputs: Vec<Value> = plan.inputs.iter().zip(1..).map(|(fact, seed)| noise(fact, seed)).collect();
-    let mut program = Program::new(gpu, &plan, calls).unwrap();
+    let mut program = Program::new(gpu, &plan, calls, None).unwrap();
     let outputs = program.run(&inputs).unwrap();
     let bits = |value: &Value| value.to_host().unwrap().elements::<u32>().into_owned();
     (outputs.iter().map(bits).collect(), taken)
@@ -66,7 +66,7 @@ fn finish(mut b: Builder, outputs: &[ValueId]) -> (Model, Facts) {
 
 #[test]
 fn results_are_the_same_bit_by_bit_by_all_tiles() {
-    let Ok(gpu) = Gpu::open(true) else { return println!("skipped: no GPU, no software driver") };
+    let Ok(gpu) = Gpu::open(true, None) else { return println!("skipped: no GPU, no software driver") };
     let mut seen = Seen::new();
     // Columns by fours or not, k cut into parts or not, whole steps or not; which operands are turned.
     let products: [(&[usize], &[usize], &[u32]); 3] = [
