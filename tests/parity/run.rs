@@ -49,6 +49,17 @@ fn a_merge_trains_model_and_adapter_on_the_gpu() -> std::io::Result<()> {
     let events = trace["traceEvents"].as_array().map_or(0, Vec::len);
     assert!(events > 16, "{events} events");
 
+    // The second run finds what the first one compiled, if the driver gives that away.
+    let doctor = Command::new(env!("CARGO_BIN_EXE_onnx-merge"))
+        .args(["doctor", "--json"])
+        .env("ONNX_MERGE_CACHE", &cache)
+        .output()?;
+    let doctor: serde_json::Value = serde_json::from_slice(&doctor.stdout)?;
+    assert_eq!(doctor["kernel_cache"]["folder"].as_str().map(Path::new), Some(&*cache));
+    let kept = doctor["kernel_cache"]["bytes"].as_u64().unwrap_or_default();
+    let gives_away = doctor["gpus"].to_string().contains("pipeline cache");
+    assert_eq!(kept > 0, gives_away, "{doctor}");
+
     let again = tempfile::tempdir()?;
     let twin = merge(again.path(), &cache, &gpu[..3])?;
     let twin: serde_json::Value = serde_json::from_slice(&twin.stdout)?;
