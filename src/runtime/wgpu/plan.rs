@@ -169,11 +169,12 @@ pub struct Form {
 }
 
 impl Form {
-    /// The kernel's expanded text.
+    /// The kernel's expanded text, whose name says the tile.
     pub fn source(&self) -> String {
+        let ([down, across], name) = (self.tile, self.kernel.name);
         let values: Vec<(&str, &str)> =
             self.values.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        self.kernel.expand(&values)
+        self.kernel.expand(&values).replacen(name, &format!("{name} {down}×{across}"), 1)
     }
 }
 
