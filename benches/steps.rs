@@ -8,8 +8,8 @@
 //! sides, since a machine's speed drifts. `ONNX_MERGE_BENCH_THREADS`, `…_BATCH`, `…_STEPS` and `…_ROUNDS` change the
 //! size, `…_EXECUTORS` which executors run (`ort,tract`), `…_DEVICE` where PyTorch runs (`cpu`). With `…_MODELS` naming a
 //! folder, the larger networks that `torch_steps.py export FOLDER` writes there take part. `…_SOFTWARE` allows a software
-//! driver as a GPU, `…_CASES=resnet18,encoder` leaves only these networks. Figures and what they mean:
-//! docs/benchmarks.md.
+//! driver as a GPU, `…_CASES=resnet18,encoder` leaves only these networks, `…_CACHE` names a folder for compiled GPU
+//! kernels. Figures and what they mean: docs/benchmarks.md.
 
 use onnx_merge::lpka::{self, Origin, Side};
 use onnx_merge::onnx::{DType, Tensor, ValueId};
@@ -190,8 +190,12 @@ fn case(executor: &str, kind: &str, network: &str, size: &Size, begun: Instant) 
         _ => ExecutorChoice::Tract,
     };
     let allow_software_gpu = std::env::var_os("ONNX_MERGE_BENCH_SOFTWARE").is_some();
-    let options =
-        ExecutorOptions { threads: Some(size.threads), allow_software_gpu, ..ExecutorOptions::default() };
+    let options = ExecutorOptions {
+        threads: Some(size.threads),
+        allow_software_gpu,
+        kernel_cache: std::env::var_os("ONNX_MERGE_BENCH_CACHE").map(PathBuf::from),
+        ..ExecutorOptions::default()
+    };
     let executor = runtime::open(choice, &options)?;
     #[cfg(feature = "wgpu")]
     if kind.ends_with("kernels") {

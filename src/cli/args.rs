@@ -2,7 +2,7 @@
 
 use crate::data::{DataOptions, parse_number, parse_numbers, parse_size};
 use crate::error::{Error, Result};
-use crate::runtime::ExecutorOptions;
+use crate::runtime::{self, ExecutorOptions};
 use crate::train::{ExecutorChoice, TrainConfig};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use serde::de::{DeserializeOwned, IntoDeserializer};
@@ -152,6 +152,7 @@ pub fn executor_options(config: &TrainConfig) -> ExecutorOptions {
         threads: config.threads,
         ort_lib: config.ort_lib.clone(),
         allow_software_gpu: config.allow_software_gpu,
+        kernel_cache: runtime::kernel_folder(),
         profile: None,
     }
 }

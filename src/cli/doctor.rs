@@ -3,7 +3,7 @@
 use super::args::{ExecutorArgs, executor_options};
 use super::terminal::Paint;
 use crate::error::Result;
-use crate::runtime::{ExecutorChoice, ExecutorOptions, Gpu, Health, bench, diagnose, open};
+use crate::runtime::{ExecutorChoice, ExecutorOptions, Gpu, Health, KernelCache, bench, diagnose, open};
 use crate::train::TrainConfig;
 use serde_json::json;
 use std::fmt::Write;
@@ -11,7 +11,9 @@ use std::fmt::Write;
 /// Shows which executors are there, what they would run on, and why one can't be used.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  onnx-merge doctor\n  onnx-merge doctor --ort-lib /opt/onnxruntime/lib --json"
+    after_help = "Compiled GPU kernels are kept for the next start. Deleting the folder that is shown clears them;\n\
+                  ONNX_MERGE_CACHE=FOLDER keeps them elsewhere, ONNX_MERGE_CACHE=off nowhere.\n\n\
+                  Examples:\n  onnx-merge doctor\n  onnx-merge doctor --ort-lib /opt/onnxruntime/lib --json"
 )]
 pub struct Args {
     #[command(flatten)]
@@ -49,6 +51,7 @@ pub fn run(args: Args) -> Result<u8> {
             "executors": diagnosis.executors,
             "libraries": libraries,
             "gpus": diagnosis.gpus,
+            "kernel_cache": diagnosis.kernel_cache,
             "gigaflops": speeds.iter().cloned().collect::<serde_json::Map<_, _>>(),
         });
         super::print_json(&value)?;
@@ -73,6 +76,10 @@ pub fn run(args: Args) -> Result<u8> {
         text += "\nGPUs found:\n";
     }
     diagnosis.gpus.iter().for_each(|gpu| describe_gpu(&mut text, gpu));
+    if let Some(KernelCache { folder, bytes }) = &diagnosis.kernel_cache {
+        let size = bytes.div_ceil(1 << 10);
+        let _ = writeln!(text, "\nCompiled GPU kernels: {size} KiB in {}", folder.display());
+    }
     if !speeds.is_empty() {
         text += "\nProducts of 512 × 512 matrices:\n";
     }

@@ -30,7 +30,8 @@ pub use wgpu::WgpuExecutor;
 
 pub use profile::{Line as ProfileLine, Profile};
 pub use select::{
-    Diagnosis, ExecutorChoice, ExecutorOptions, Gpu, Health, all_threads, diagnose, open, pick,
+    Diagnosis, ExecutorChoice, ExecutorOptions, Gpu, Health, KernelCache, all_threads, diagnose,
+    kernel_folder, open, pick,
 };
 #[cfg(feature = "wgpu")]
 pub use split::SplitExecutor;

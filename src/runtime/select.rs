@@ -32,6 +32,8 @@ pub struct ExecutorOptions {
     pub ort_lib: Option<PathBuf>,
     /// Accept a GPU that is emulated on the CPU: for tests, it is slow.
     pub allow_software_gpu: bool,
+    /// A folder for compiled GPU kernels, so that the next start is quicker; `None` to compile them every time.
+    pub kernel_cache: Option<PathBuf>,
     /// Write down where the time of every run goes.
     pub profile: Option<Profile>,
 }
@@ -127,6 +129,15 @@ pub struct Diagnosis {
     pub libraries: Vec<Candidate>,
     /// Every GPU, software ones too.
     pub gpus: Vec<Gpu>,
+    /// Where compiled GPU kernels are kept, if anywhere.
+    pub kernel_cache: Option<KernelCache>,
+}
+
+/// A folder of compiled GPU kernels.
+#[derive(Clone, Debug, Serialize)]
+pub struct KernelCache {
+    pub folder: PathBuf,
+    pub bytes: u64,
 }
 
 /// A GPU, or a driver that plays one.
@@ -168,6 +179,28 @@ fn gpus() -> Vec<Gpu> {
     vec![]
 }
 
+/// The user's folder for compiled GPU kernels; `None` where there is none or `ONNX_MERGE_CACHE` is `off`.
+#[cfg(feature = "wgpu")]
+pub fn kernel_folder() -> Option<PathBuf> {
+    super::wgpu::kernel_folder()
+}
+
+#[cfg(not(feature = "wgpu"))]
+pub fn kernel_folder() -> Option<PathBuf> {
+    None
+}
+
+#[cfg(feature = "wgpu")]
+fn kernel_cache(options: &ExecutorOptions) -> Option<KernelCache> {
+    let folder = options.kernel_cache.clone()?;
+    Some(KernelCache { bytes: super::wgpu::kernel_bytes(&folder), folder })
+}
+
+#[cfg(not(feature = "wgpu"))]
+fn kernel_cache(_: &ExecutorOptions) -> Option<KernelCache> {
+    None
+}
+
 /// Tries every executor.
 pub fn diagnose(options: &ExecutorOptions) -> Diagnosis {
     let health = |executor: &'static str, opened: Result<Arc<dyn Executor>>| match opened {
@@ -188,6 +221,7 @@ pub fn diagnose(options: &ExecutorOptions) -> Diagnosis {
         ],
         libraries: discover::candidates(options.ort_lib.as_deref()),
         gpus: gpus(),
+        kernel_cache: kernel_cache(options),
     }
 }
 
@@ -214,7 +248,10 @@ fn open_tract(_: &ExecutorOptions) -> Result<Arc<dyn Executor>> {
 
 #[cfg(feature = "wgpu")]
 fn open_wgpu(options: &ExecutorOptions) -> Result<Arc<dyn Executor>> {
-    let gpu = Arc::new(super::WgpuExecutor::open(options.allow_software_gpu)?);
+    let gpu = Arc::new(match &options.kernel_cache {
+        Some(folder) => super::WgpuExecutor::open_cached(options.allow_software_gpu, folder)?,
+        None => super::WgpuExecutor::open(options.allow_software_gpu)?,
+    });
     // What has no kernel runs on the CPU; a build without a CPU executor refuses it.
     match open_ort(options).or_else(|_| open_tract(options)) {
         Ok(cpu) => Ok(Arc::new(super::SplitExecutor::new(gpu, cpu, options.profile.clone()))),

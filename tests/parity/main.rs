@@ -4,6 +4,8 @@
 
 #[cfg(all(feature = "wgpu", feature = "tract"))]
 mod adapter;
+#[cfg(all(feature = "wgpu", feature = "tract"))]
+mod cache;
 mod executors;
 #[cfg(all(feature = "wgpu", feature = "tract"))]
 mod far;

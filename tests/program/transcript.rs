@@ -73,7 +73,8 @@ impl Sandbox {
     /// The program with some arguments, in this folder, without an ONNX Runtime from the environment.
     pub fn program(&self, arguments: &[String]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_onnx-merge"));
-        command.args(arguments).current_dir(self.0.path()).env_remove("ORT_DYLIB_PATH").env("NO_COLOR", "1");
+        command.args(arguments).current_dir(self.0.path());
+        command.env_remove("ORT_DYLIB_PATH").env("NO_COLOR", "1").env("ONNX_MERGE_CACHE", "off");
         command
     }
 

@@ -4,7 +4,7 @@ mod layout;
 mod page;
 mod text;
 
-use super::args::{ExecutorArgs, choice};
+use super::args::{ExecutorArgs, choice, executor_options};
 use super::terminal::message;
 use crate::autodiff::{facts, prepare};
 use crate::error::Result;
@@ -127,13 +127,7 @@ fn inspect(path: &Path, executor: &ExecutorArgs, spectra: bool) -> Result<Inspec
 /// The model without what can be computed beforehand, and facts from a run on made-up inputs; free dimensions are
 /// tried in several sizes.
 fn probed(model: &Model, config: &TrainConfig) -> Result<(Model, Facts)> {
-    let options = runtime::ExecutorOptions {
-        threads: config.threads,
-        ort_lib: config.ort_lib.clone(),
-        allow_software_gpu: config.allow_software_gpu,
-        profile: None,
-    };
-    let executor = runtime::open(config.executor, &options)?;
+    let executor = runtime::open(config.executor, &executor_options(config))?;
     let mut first_error = None;
     for size in [32, 1, 256, 640] {
         match probed_at(executor.as_ref(), model, size) {

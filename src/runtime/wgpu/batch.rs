@@ -158,7 +158,7 @@ mod tests {
 
     fn call(kind: usize, reads: &[StorageId], write: StorageId) -> Call {
         let source = [COPY, ARGBEST][kind].expand(&[]);
-        Call { source, params: vec![], reads: reads.to_vec(), writes: vec![write], groups: 1 }
+        Call { source, params: vec![], reads: reads.to_vec(), writes: vec![write], groups: 1, tiling: None }
     }
 
     fn order(calls: &[Call], len: usize) -> Vec<Vec<StorageId>> {

@@ -3,8 +3,10 @@
 //!
 //! Knows nothing of graphs. Look at [`Gpu`].
 
+use super::cache::KernelCache;
 use crate::error::{Error, Result};
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -111,6 +113,8 @@ pub struct Gpu {
     /// Nanoseconds of a tick of the device's clock; `None` where it has none to read.
     pub tick: Option<f64>,
     pipelines: Mutex<HashMap<String, wgpu::ComputePipeline>>,
+    /// Pipelines of earlier runs.
+    cache: Option<KernelCache>,
     free: Mutex<HashMap<u64, Vec<wgpu::Buffer>>>,
     /// Bytes of all tensors' buffers, waiting ones included, and what they may come to.
     allocated: AtomicU64,
@@ -119,11 +123,12 @@ pub struct Gpu {
 }
 
 impl Gpu {
-    /// Opens the best adapter: discrete before integrated before virtual, software only where allowed.
+    /// Opens the best adapter: discrete before integrated before virtual, software only where allowed. Compiled kernels
+    /// are kept in `cache`, a folder.
     ///
     /// # Errors
     /// [`Error::Executor`], with a hint, when there is none or it can't be opened.
-    pub fn open(allow_software: bool) -> Result<Arc<Self>> {
+    pub fn open(allow_software: bool, cache: Option<&Path>) -> Result<Arc<Self>> {
         let rank = |adapter: &wgpu::Adapter| match adapter.get_info().device_type {
             wgpu::DeviceType::DiscreteGpu => Some(0),
             wgpu::DeviceType::IntegratedGpu => Some(1),
@@ -143,9 +148,9 @@ impl Gpu {
                     .hint("install your GPU's Vulkan driver, or use --executor tract"),
             });
         };
-        Self::on(adapter)
+        Self::on(adapter, cache)
     }
-    fn on(adapter: wgpu::Adapter) -> Result<Arc<Self>> {
+    fn on(adapter: wgpu::Adapter, cache: Option<&Path>) -> Result<Arc<Self>> {
         let report = AdapterReport::of(&adapter);
         let limits = adapter.limits();
         let (shared, together) =
@@ -161,7 +166,8 @@ impl Gpu {
         }
         let request = adapter.request_device(&wgpu::DeviceDescriptor {
             label: Some("onnx-merge"),
-            required_features: adapter.features() & wgpu::Features::TIMESTAMP_QUERY,
+            required_features: adapter.features()
+                & (wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::PIPELINE_CACHE),
             required_limits: limits.clone(),
             memory_hints: wgpu::MemoryHints::Performance,
             ..Default::default()
@@ -187,6 +193,7 @@ impl Gpu {
             })
         }));
         device.set_device_lost_callback(move |_, message| on_lost(format!("{LOST}: {message}")));
+        let cache = cache.and_then(|folder| KernelCache::open(&device, &adapter.get_info(), folder));
         Ok(Arc::new(Self {
             device,
             queue,
@@ -197,6 +204,7 @@ impl Gpu {
             uniform_alignment: limits.min_uniform_buffer_offset_alignment.max(16) as usize,
             tick,
             pipelines: Mutex::default(),
+            cache,
             free: Mutex::default(),
             allocated: AtomicU64::new(0),
             budget: AtomicU64::new(u64::MAX),
@@ -319,7 +327,7 @@ impl Gpu {
                 zero_initialize_workgroup_memory: false,
                 ..Default::default()
             },
-            cache: None,
+            cache: self.cache.as_ref().map(|cache| &cache.pipelines),
         });
         self.check()?;
         lock(&self.pipelines).insert(source.to_owned(), pipeline.clone());
@@ -328,6 +336,10 @@ impl Gpu {
     /// How many different kernels were compiled so far.
     pub fn pipeline_count(&self) -> usize {
         lock(&self.pipelines).len()
+    }
+    /// Bytes of compiled kernels that earlier runs left; `None` where none are kept.
+    pub fn found_bytes(&self) -> Option<usize> {
+        self.cache.as_ref().map(|cache| cache.found)
     }
     /// Bytes of the buffers that wait to be used again.
     pub fn free_bytes(&self) -> u64 {
@@ -368,6 +380,15 @@ impl Gpu {
         drop(view);
         staging.unmap();
         Ok(words)
+    }
+}
+
+impl Drop for Gpu {
+    /// By now the driver has finished compiling: some wait with that for a kernel's first run.
+    fn drop(&mut self) {
+        if let Some(cache) = self.cache.as_ref().filter(|_| self.pipeline_count() > 0) {
+            cache.store();
+        }
     }
 }
 

@@ -271,7 +271,7 @@ mod tests {
 
     fn call(from: StorageId, to: StorageId) -> Call {
         let source = COPY.expand(&[("type", "u32"), ("width", "1"), ("vectors", "0"), ("scalars", "1")]);
-        Call { source, params: vec![], reads: vec![from], writes: vec![to], groups: 1 }
+        Call { source, params: vec![], reads: vec![from], writes: vec![to], groups: 1, tiling: None }
     }
 
     /// `chains` inputs, each copied `links` times; the last copy of each is an output.

@@ -5,6 +5,7 @@
 //! of gradients or training. Look at [`WgpuExecutor`]; `docs/gpu.md` tells the whole way.
 
 mod batch;
+mod cache;
 mod fuse;
 mod gpu;
 mod kernel;
@@ -12,6 +13,7 @@ mod layout;
 mod lower;
 mod plan;
 mod program;
+mod search;
 mod step;
 mod template;
 mod timing;
@@ -19,6 +21,7 @@ mod together;
 mod value;
 mod view;
 
+pub use cache::{bytes_in as kernel_bytes, user_folder as kernel_folder};
 pub use gpu::{AdapterReport, adapters};
 pub use lower::Survey;
 pub use timing::KernelTime;
@@ -27,11 +30,14 @@ use super::{Compiled, Executor, Value};
 use crate::error::Result;
 use crate::onnx::{DType, Facts, Forms, Model, Node, Tensor};
 use gpu::Gpu;
+use search::Search;
+use std::path::Path;
 use std::sync::Arc;
 
 /// Runs graphs on a GPU.
 pub struct WgpuExecutor {
     gpu: Arc<Gpu>,
+    search: Option<Search>,
 }
 
 impl WgpuExecutor {
@@ -40,7 +46,20 @@ impl WgpuExecutor {
     /// # Errors
     /// [`crate::Error::Executor`], with a hint, when there is none or it can't be opened.
     pub fn open(allow_software: bool) -> Result<Self> {
-        Ok(Self { gpu: Gpu::open(allow_software)? })
+        Self::on(allow_software, None)
+    }
+    /// As [`open`](Self::open), with the compiled kernels of earlier runs, where the driver gives them away: `cache` is a
+    /// folder, which need not be there, and with the tiles that earlier runs found to be the fastest. It is written when tiles
+    /// are found and when the device is closed. Trouble with it is no error.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_cached(allow_software: bool, cache: &Path) -> Result<Self> {
+        Self::on(allow_software, Some(cache))
+    }
+    fn on(allow_software: bool, cache: Option<&Path>) -> Result<Self> {
+        let gpu = Gpu::open(allow_software, cache)?;
+        Ok(Self { search: Search::open(&gpu.report, cache)?, gpu })
     }
     /// Whether there is a kernel for a node's operator, whatever it is applied to.
     pub fn covers(node: &Node) -> bool {
@@ -57,6 +76,10 @@ impl WgpuExecutor {
     /// How many different kernels were compiled so far.
     pub fn kernels(&self) -> usize {
         self.gpu.pipeline_count()
+    }
+    /// Bytes of compiled kernels that earlier runs left; `None` where none are kept.
+    pub fn found_bytes(&self) -> Option<usize> {
+        self.gpu.found_bytes()
     }
     /// Bytes of device memory that wait to be used again.
     pub fn idle_bytes(&self) -> u64 {
@@ -78,7 +101,7 @@ impl WgpuExecutor {
         let mut plan = lower::lower(model, facts, self.gpu.max_bytes())?;
         plan.prune();
         let calls = fuse::fuse(&plan, self.gpu.max_buffers);
-        program::Program::new(&self.gpu, &plan, calls)
+        program::Program::new(&self.gpu, &plan, calls, self.search.as_ref())
     }
     /// What each kernel takes in one run of `model` on `inputs`, dispatch by dispatch, most expensive first.
     ///

@@ -2,8 +2,10 @@
 //!
 //! Made by [`super::lower`], fused by [`super::fuse`], given memory by [`super::program`]. Look at [`Plan`].
 
+use super::kernel::Kernel;
 use super::view::View;
 use crate::onnx::{DType, Fact, Tensor};
+use std::sync::Arc;
 
 /// An element type on the device; each takes one 32-bit word.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -140,9 +142,47 @@ pub struct Call {
     pub writes: Vec<StorageId>,
     /// Number of workgroups.
     pub groups: usize,
+    /// Where it is computed by tiles: those that could.
+    pub tiling: Option<Arc<Tiling>>,
+}
+
+/// Kernels by tiles of different sizes, for the same parameters and tensors. Whichever computes it, an element is summed in the
+/// same order, so that results are the same bit by bit.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Tiling {
+    /// Multiplications with an addition each.
+    pub work: usize,
+    /// The first is the call's own.
+    pub forms: Vec<Form>,
+}
+
+/// A kernel by tiles of one size.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Form {
+    /// Height and width of a tile, in those of the smallest.
+    pub tile: [usize; 2],
+    pub kernel: Kernel,
+    /// What the kernel's placeholders are filled with.
+    pub values: Vec<(&'static str, String)>,
+    /// Number of workgroups.
+    pub groups: usize,
+}
+
+impl Form {
+    /// The kernel's expanded text, whose name says the tile.
+    pub fn source(&self) -> String {
+        let ([down, across], name) = (self.tile, self.kernel.name);
+        let values: Vec<(&str, &str)> =
+            self.values.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        self.kernel.expand(&values).replacen(name, &format!("{name} {down}×{across}"), 1)
+    }
 }
 
 impl Call {
+    /// Has it computed by another of its forms.
+    pub fn take(&mut self, form: &Form) {
+        (self.source, self.groups) = (form.source(), form.groups);
+    }
     /// What it binds, in order.
     pub fn tensors(&self) -> impl Iterator<Item = StorageId> {
         self.reads.iter().chain(&self.writes).copied()

@@ -5,6 +5,7 @@
 use super::gpu::{Gpu, Memory};
 use super::layout::{Layout, Own, Place, arrange, padded};
 use super::plan::{Call, Origin, Plan, StorageId};
+use super::search::Search;
 use super::step::{Bound, Params, Step, prepare};
 use super::value::WgpuValue;
 use crate::error::{Error, Result};
@@ -42,9 +43,16 @@ pub(super) struct Run {
 }
 
 impl Program {
-    pub fn new(gpu: &Arc<Gpu>, plan: &Plan, calls: Vec<Call>) -> Result<Self> {
+    /// The tiles of large calls are chosen by `search`, where there is one.
+    ///
+    /// # Errors
+    /// When memory is short, a dispatch too large for the device, or a kernel can't be compiled.
+    pub fn new(gpu: &Arc<Gpu>, plan: &Plan, calls: Vec<Call>, search: Option<&Search>) -> Result<Self> {
         let calls: Vec<Call> = calls.into_iter().filter(|call| call.groups > 0).collect();
-        let (batches, layout) = arrange(plan, &calls, gpu.max_buffers, gpu.max_bytes());
+        let (mut batches, layout) = arrange(plan, &calls, gpu.max_buffers, gpu.max_bytes());
+        if let Some(search) = search {
+            search.choose(gpu, plan, &mut batches);
+        }
         let arena = (layout.arena > 0).then(|| gpu.buffer(layout.arena)).transpose()?;
         let words = |id: StorageId| match &plan.storages[id].origin {
             Origin::Constant(words) => words.as_slice(),

@@ -26,13 +26,7 @@ impl Program {
         let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
         self.copy_in(&mut encoder, &run);
         self.gpu.queue.submit([encoder.finish()]);
-        let mut seconds = vec![];
-        for steps in self.steps.chunks(wgpu::QUERY_SET_MAX_QUERIES as usize / 2) {
-            seconds.extend(match self.gpu.tick {
-                Some(tick) => self.clocked(steps, &run, tick)?,
-                None => self.waited_for(steps, &run)?,
-            });
-        }
+        let seconds = self.seconds(&self.steps, &run)?;
         let mut times: Vec<KernelTime> = vec![];
         for (step, seconds) in self.steps.iter().zip(seconds) {
             match times.iter_mut().find(|time| time.kernel == step.kernel) {
@@ -51,6 +45,17 @@ impl Program {
         }
         times.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
         Ok(times)
+    }
+    /// Seconds of each of `steps`, one after the other.
+    pub(super) fn seconds(&self, steps: &[Step], run: &Run) -> Result<Vec<f64>> {
+        let mut seconds = vec![];
+        for steps in steps.chunks(wgpu::QUERY_SET_MAX_QUERIES as usize / 2) {
+            seconds.extend(match self.gpu.tick {
+                Some(tick) => self.clocked(steps, run, tick)?,
+                None => self.waited_for(steps, run)?,
+            });
+        }
+        Ok(seconds)
     }
     /// Seconds of each of `steps` by the device's clock, each in a pass of its own.
     fn clocked(&self, steps: &[Step], run: &Run, tick: f64) -> Result<Vec<f64>> {

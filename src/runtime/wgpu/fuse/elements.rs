@@ -42,6 +42,7 @@ pub fn into_call(group: &Group, uses: &[usize]) -> Call {
         // A group whose results nobody reads computes nothing.
         groups: if written.is_empty() { 0 } else { (n / width).div_ceil(GROUP) },
         reads,
+        tiling: None,
     }
 }
 

@@ -92,6 +92,7 @@ pub fn into_call(group: &Group, outer: usize, uses: &[usize]) -> Call {
         writes: written.iter().map(|&i| group.made[i].storage).collect(),
         groups: if written.is_empty() { 0 } else { rows.div_ceil(members) },
         reads,
+        tiling: None,
     }
 }
 

@@ -3,7 +3,8 @@
 //! Both become [`Sum`]s, see `shaders/window.wgsl`. A transposed convolution is one for each residue of its stride:
 //! output elements of one residue see the same taps, so nothing is scattered and no tap is wasted.
 
-use super::sums::{Sum, TILE, Tap};
+use super::sums::{Sum, Tap};
+use super::tiles::TILE;
 use super::window::{AXES, Windows, spatial};
 use super::{Elem, Lowering, Node, Operand, Outcome, Row, expect_f32, linear, reduce};
 use crate::runtime::wgpu::view::row_major;

@@ -1,5 +1,6 @@
 //! Matrix products. Transposes are only other strides; `Gemm`'s scaling and bias fuse with what follows.
 
+use super::tiles::{DEPTH, Grid, PART, Tile, parts_of};
 use super::{Elem, GROUP, Lowering, Node, Operand, Outcome, Row, View, Walk, expect_f32, kernel, reduce};
 use crate::onnx::infer::broadcast;
 
@@ -7,16 +8,8 @@ pub const TABLE: &[Row] = &[("Gemm", gemm), ("MatMul", matmul)];
 
 /// Rows and columns of C above which the tiled kernel is used; below, tiles would mostly be empty.
 const TILED_FROM: usize = 32;
-/// Width and height of the tiled kernel's smallest tiles; larger ones are a multiple.
-const TILE: usize = 64;
-/// Length of a step along k in tiles.
-const DEPTH: usize = 16;
-/// Workgroups that larger tiles must leave; with fewer, smaller ones share the work better.
-const MANY_TILES: usize = 128;
-/// Workgroups that keep a GPU busy; products with fewer are split along k where that is long.
-const BUSY: usize = 256;
-/// Length of a part of k at least.
-const PART: usize = 256;
+/// Larger tiles of the tiled kernel, the best first.
+const LARGE: [Tile; 3] = [[2, 2], [1, 2], [2, 1]];
 
 fn matmul(l: &mut Lowering, node: &Node) -> Outcome {
     let (a, b) = (l.arg(node, 0)?, l.arg(node, 1)?);
@@ -102,8 +95,13 @@ pub fn product(l: &mut Lowering, a: &Operand, b: &Operand) -> Outcome<Operand> {
     let rank = batch.len();
     let walk = Walk::new(&batch, &[&va.strides[..rank], &vb.strides[..rank]]);
     let batches: usize = batch.iter().product();
-    let shape = Shape { m, k, n, batches };
-    let parts = shape.parts();
+    let grid = Grid { matrices: batches, rows: m, columns: n, terms: k };
+    let tile = (m >= TILED_FROM && n >= TILED_FROM && k >= 8).then(|| grid.usual(&LARGE));
+    // Where an element is an invocation's, k is cut as well.
+    let parts = match tile {
+        Some(tile) => grid.parts(tile),
+        None => parts_of((batches * m * n).div_ceil(GROUP), k, PART),
+    };
     let mut params: Vec<i32> = [m, k, n, batches].iter().map(|&d| d as i32).collect();
     params.extend([va.offset, va.strides[rank], va.strides[rank + 1]]);
     params.extend([vb.offset, vb.strides[rank], vb.strides[rank + 1]]);
@@ -111,74 +109,37 @@ pub fn product(l: &mut Lowering, a: &Operand, b: &Operand) -> Outcome<Operand> {
     params.extend([walk.rank(), parts as i32, part as i32]);
     params.extend(walk.dims.iter().chain(walk.strides.iter().flatten()));
     let to = l.fresh(Elem::F32, &[&[parts], &batch[..], &[m, n]].concat())?;
-    match shape.quads() {
+    match tile {
         None => {
             let groups = (parts * batches * m * n).div_ceil(GROUP);
             l.call(kernel::MATMUL_SMALL, &[], params, &[a, b], &[&to], groups);
         }
-        Some([qm, qn]) => {
+        Some(tile) => {
             let load_a = load(&va, &walk.strides[0], [rank, rank + 1], [m, k]);
             let load_b = load(&vb, &walk.strides[1], [rank + 1, rank], [n, k]);
             let vectors = n.is_multiple_of(4);
             let number = |v: usize| v.to_string();
-            let values = [
-                ("quads_m", number(qm)),
-                ("quads_n", number(qn)),
-                ("whole", number(usize::from(k.is_multiple_of(DEPTH) && part.is_multiple_of(DEPTH)))),
-                ("load_a", load_a),
-                ("load_b", load_b),
-                ("loads_a", number(qm)),
-                ("loads_b", number(qn)),
-                ("c", if vectors { "vec4<f32>" } else { "f32" }.to_owned()),
-                ("vectors", number(usize::from(vectors))),
-                ("scalars", number(if vectors { 0 } else { 4 })),
-            ];
-            let values = values.each_ref().map(|(name, value)| (*name, value.as_str()));
-            let groups = parts * shape.tiles([qm, qn]);
-            l.call(kernel::MATMUL_TILED, &values, params, &[a, b, a, b], &[&to], groups);
+            let values = |[down, across]: Tile| {
+                vec![
+                    ("quads_m", number(down)),
+                    ("quads_n", number(across)),
+                    ("whole", number(usize::from(k.is_multiple_of(DEPTH) && part.is_multiple_of(DEPTH)))),
+                    ("load_a", load_a.clone()),
+                    ("load_b", load_b.clone()),
+                    ("loads_a", number(down)),
+                    ("loads_b", number(across)),
+                    ("c", if vectors { "vec4<f32>" } else { "f32" }.to_owned()),
+                    ("vectors", number(usize::from(vectors))),
+                    ("scalars", number(if vectors { 0 } else { 4 })),
+                ]
+            };
+            let tiling = grid.tiling(kernel::MATMUL_TILED, tile, parts, values);
+            l.call_tiled(tiling, params, &[a, b, a, b], &[&to]);
         }
     }
     // The parts are added in order, so the result is the same every time.
     let c = if parts == 1 { to } else { reduce::over(l, "ReduceSum", &to, &[0])? };
     l.reshape(&c, &[&batch[..], &[m, n]].concat())
-}
-
-/// The sizes of a batch of products.
-struct Shape {
-    m: usize,
-    k: usize,
-    n: usize,
-    batches: usize,
-}
-
-impl Shape {
-    /// Workgroups of tiles that are 64 times these high and wide.
-    fn tiles(&self, [qm, qn]: [usize; 2]) -> usize {
-        self.batches * self.m.div_ceil(TILE * qm) * self.n.div_ceil(TILE * qn)
-    }
-    /// How many times 64 a tile is high and wide; `None` where an invocation an element is better.
-    fn quads(&self) -> Option<[usize; 2]> {
-        if self.m < TILED_FROM || self.n < TILED_FROM || self.k < 8 {
-            return None;
-        }
-        let full = |size: usize, quads: usize| quads == 1 || size > TILE * quads / 2;
-        let fits = |[qm, qn]: [usize; 2]| {
-            let tiles = self.tiles([qm, qn]);
-            let enough = tiles * self.parts_of(tiles) >= MANY_TILES;
-            full(self.m, qm) && full(self.n, qn) && enough
-        };
-        Some([[2, 2], [1, 2], [2, 1]].into_iter().find(|&quads| fits(quads)).unwrap_or([1, 1]))
-    }
-    fn parts_of(&self, groups: usize) -> usize {
-        (BUSY / groups.max(1)).min(self.k / PART).max(1)
-    }
-    /// Parts that k is cut into, where it is long and there is too little else to do at once.
-    fn parts(&self) -> usize {
-        self.parts_of(match self.quads() {
-            Some(quads) => self.tiles(quads),
-            None => (self.batches * self.m * self.n).div_ceil(GROUP),
-        })
-    }
 }
 
 /// How the tiled kernel loads an operand: 1 by vectors along k, 2 by vectors along the other axis, 0 by elements.

@@ -17,15 +17,17 @@ mod resize;
 mod scatter;
 mod shape;
 mod sums;
+mod tiles;
 mod window;
 
 use super::kernel::{self, Kernel};
-use super::plan::{Call, Elem, Map, Op, Operand, Origin, Plan, Storage, StorageId, words};
+use super::plan::{Call, Elem, Map, Op, Operand, Origin, Plan, Storage, StorageId, Tiling, words};
 use super::view::{View, WIDE, Walk, lies_in_vectors};
 use crate::error::Error;
 use crate::onnx::infer::{self, normalise_axis};
 use crate::onnx::{Fact, Facts, Model, Node, Tensor, ValueId, WORKING_OPSET, node_reads};
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 /// The error says what of a node isn't supported.
 pub type Outcome<T = ()> = Result<T, String>;
@@ -394,6 +396,20 @@ impl Lowering {
                 reads: reads.iter().map(|o| o.storage).collect(),
                 writes: writes.iter().map(|o| o.storage).collect(),
                 groups,
+                tiling: None,
+            }));
+        }
+    }
+    /// [`Lowering::call`] of a kernel by tiles.
+    pub fn call_tiled(&mut self, tiling: Tiling, params: Vec<i32>, reads: &[&Operand], writes: &[&Operand]) {
+        if let Some(own) = tiling.forms.first().filter(|form| form.groups > 0) {
+            self.plan.ops.push(Op::Call(Call {
+                source: own.source(),
+                params,
+                reads: reads.iter().map(|o| o.storage).collect(),
+                writes: writes.iter().map(|o| o.storage).collect(),
+                groups: own.groups,
+                tiling: Some(Arc::new(tiling)),
             }));
         }
     }

@@ -2,23 +2,18 @@
 //!
 //! Knows no nodes. Look at [`Sum`].
 
+use super::tiles::{DEPTH, Grid, PART, Tile, parts_of};
 use super::window::AXES;
 use super::{GROUP, Lowering, Operand, Outcome, kernel};
 
-/// Width and height of the tiled kernel's tiles.
-pub const TILE: usize = 64;
+/// Larger tiles of the tiled kernel, the best first.
+const LARGE: [Tile; 2] = [[2, 1], [1, 2]];
 /// Rows from which tiles are worth while; below, most of a tile would be empty.
 const TILED_FROM: usize = 16;
-/// Taps that a part of a split sum has at least.
-const PART: usize = 256;
 /// Taps from which a workgroup shares an output, where there are few.
 const DEEP_FROM: usize = 1024;
-/// Workgroups that keep a GPU busy; sums with fewer are split where they are long.
-const BUSY: usize = 256;
-/// Workgroups that large tiles must leave.
-const MANY_TILES: usize = 128;
-/// Length of a step along the taps in tiles.
-const DEPTH: usize = 16;
+/// Outputs from which an invocation each keeps a GPU busy.
+const MANY_OUTPUTS: usize = 256 * GROUP;
 /// A place that no image has.
 const NOWHERE: i32 = 1 << 30;
 /// The bit of taps that are missing; those below it are of places.
@@ -69,28 +64,15 @@ impl Sum<'_> {
     fn shape(&self) -> Shape {
         let taps = self.taps.len();
         if self.rows >= TILED_FROM && self.columns() >= TILED_FROM && taps >= 8 {
-            let fits = |&[r, c]: &[usize; 2]| {
-                let work = self.work(Shape::Tiled([r, c]));
-                let full = (r == 1 || self.rows > TILE) && (c == 1 || self.columns() > TILE);
-                full && work * self.parts_of(work, PART) >= MANY_TILES
-            };
-            let quads = [[2, 1], [1, 2]].into_iter().find(fits);
-            return Shape::Tiled(quads.unwrap_or([1, 1]));
+            return Shape::Tiled(self.grid().usual(&LARGE));
         }
-        match taps >= DEEP_FROM && self.outputs() < BUSY * GROUP {
+        match taps >= DEEP_FROM && self.outputs() < MANY_OUTPUTS {
             true => Shape::Deep,
             false => Shape::Direct,
         }
     }
-    /// Workgroups without splitting.
-    fn work(&self, shape: Shape) -> usize {
-        match shape {
-            Shape::Tiled([r, c]) => {
-                self.groups * self.rows.div_ceil(TILE * r) * self.columns().div_ceil(TILE * c)
-            }
-            Shape::Deep => self.outputs(),
-            Shape::Direct => self.outputs().div_ceil(GROUP),
-        }
+    fn grid(&self) -> Grid {
+        Grid { matrices: self.groups, rows: self.rows, columns: self.columns(), terms: self.taps.len() }
     }
     /// Whether neighbours in memory are neighbouring taps rather than neighbouring windows.
     fn along_taps(&self) -> bool {
@@ -115,13 +97,14 @@ impl Sum<'_> {
         let at = self.first[axis] + self.step[axis] * window as i32 + place;
         at < 0 || at >= self.sizes[axis] as i32
     }
-    fn parts_of(&self, work: usize, part: usize) -> usize {
-        (BUSY / work.max(1)).min(self.taps.len() / part).max(1)
-    }
     /// Parts that a long sum is cut into where there is too little else to do at once.
     pub fn parts(&self) -> usize {
-        let shape = self.shape();
-        self.parts_of(self.work(shape), if shape == Shape::Deep { DEEP_FROM } else { PART })
+        let taps = self.taps.len();
+        match self.shape() {
+            Shape::Tiled(tile) => self.grid().parts(tile),
+            Shape::Deep => parts_of(self.outputs(), taps, DEEP_FROM),
+            Shape::Direct => parts_of(self.outputs().div_ceil(GROUP), taps, PART),
+        }
     }
     /// Adds the dispatch; partial sums stand in `y` one behind the other, `part_stride` apart.
     ///
@@ -145,13 +128,12 @@ impl Sum<'_> {
         let reads = [self.w, self.x, &table];
         let params = self.params([count, parts, part], part_stride);
         match shape {
-            Shape::Tiled(quads) => {
-                let values = self.tiles(quads, &check, self.quadruples(part_stride));
-                let values: Vec<(&str, &str)> =
-                    values.iter().map(|(name, value)| (*name, value.as_str())).collect();
-                l.call(kernel::CONV_TILED, &values, params, &reads, &[y], self.work(shape) * parts);
+            Shape::Tiled(tile) => {
+                let values = |tile| self.values(tile, &check, self.quadruples(part_stride));
+                let tiling = self.grid().tiling(kernel::CONV_TILED, tile, parts, values);
+                l.call_tiled(tiling, params, &reads, &[y]);
             }
-            Shape::Deep => l.call(kernel::CONV_DEEP, &[], params, &reads, &[y], self.work(shape) * parts),
+            Shape::Deep => l.call(kernel::CONV_DEEP, &[], params, &reads, &[y], parts * self.outputs()),
             Shape::Direct => {
                 let groups = (parts * self.outputs()).div_ceil(GROUP);
                 l.call(kernel::CONV_DIRECT, &[], params, &reads, &[y], groups);
@@ -174,7 +156,7 @@ impl Sum<'_> {
         params
     }
     /// What the tiled kernel's text is filled with.
-    fn tiles(&self, [r, c]: [usize; 2], check: &Check, vectors: bool) -> Vec<(&'static str, String)> {
+    fn values(&self, [r, c]: Tile, check: &Check, vectors: bool) -> Vec<(&'static str, String)> {
         let along_taps = usize::from(self.along_taps());
         let number = |v: usize| v.to_string();
         vec![
@@ -297,8 +279,7 @@ struct Bits {
 /// Which kernel sums, and how.
 #[derive(Clone, Copy, PartialEq)]
 enum Shape {
-    /// Tiles of 64 rows and columns, times these.
-    Tiled([usize; 2]),
+    Tiled(Tile),
     /// A workgroup an output.
     Deep,
     /// An invocation an output.
