@@ -23,6 +23,8 @@ const LIMIT: Duration = Duration::from_secs(2);
 const RUNS: usize = 3;
 /// What other tiles may take at most, as a share of what the usual ones take: less of a gain may be chance.
 const SHARE: f64 = 0.97;
+/// What takes so many times what the fastest takes isn't run again.
+const HOPELESS: f64 = 1.25;
 
 /// Height and width of a tile, by call ([`key`]).
 type Tiles = BTreeMap<String, [usize; 2]>;
@@ -167,22 +169,22 @@ fn read(file: &Path) -> Devices {
 /// The size of tiles that takes the least time, the usual one where others gain little; `None` where that can't be found
 /// out in time, or for lack of memory.
 fn fastest(gpu: &Arc<Gpu>, plan: &Plan, call: &Call, tiling: &Tiling, until: Instant) -> Option<[usize; 2]> {
-    let is_over = || Instant::now() >= until;
     let (own, calls) = trial(plan, call, tiling);
-    for call in &calls {
-        if is_over() {
-            return None;
-        }
-        gpu.pipeline(&alone(&call.source, call.params.len())).ok()?;
-    }
+    compile(gpu, &calls);
     let program = Program::new(gpu, &own, calls, None).ok()?;
     let run = program.begin(&[]).ok()?;
     let mut best = vec![f64::INFINITY; tiling.forms.len()];
-    // By turns, since clocks rise and fall.
-    for turn in 0..=RUNS {
+    // By turns, since clocks rise and fall; the first one warms up.
+    'turns: for turn in 0..=RUNS {
+        let lowest = best.iter().copied().fold(f64::INFINITY, f64::min);
         for (step, best) in program.steps.chunks(1).zip(&mut best) {
-            if is_over() {
-                return None;
+            if *best > HOPELESS * lowest {
+                continue;
+            }
+            match turn {
+                _ if Instant::now() < until => {}
+                0 | 1 => return None,
+                _ => break 'turns,
             }
             let seconds = program.seconds(step, &run).ok()?.into_iter().sum();
             if turn > 0 {
@@ -193,6 +195,16 @@ fn fastest(gpu: &Arc<Gpu>, plan: &Plan, call: &Call, tiling: &Tiling, until: Ins
     let (form, seconds) = tiling.forms.iter().zip(&best).min_by(|a, b| a.1.total_cmp(b.1))?;
     let is_gain = *seconds > 0.0 && *seconds < SHARE * best[0];
     Some(if is_gain { form.tile } else { tiling.forms[0].tile })
+}
+
+/// Compiles kernels side by side.
+fn compile(gpu: &Gpu, calls: &[Call]) {
+    std::thread::scope(|scope| {
+        for call in calls {
+            // Who asks for the pipeline next meets the same error.
+            scope.spawn(|| gpu.pipeline(&alone(&call.source, call.params.len())).map(drop));
+        }
+    });
 }
 
 /// A plan with the call's tensors alone, and the call by each of its forms. Of constants the contents are the same, since they
