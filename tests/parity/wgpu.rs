@@ -369,6 +369,22 @@ fn reductions_over_any_axes() -> Result<()> {
     })
 }
 
+/// A kernel of rows is left without what a later kernel computes again for itself, and without the operands of that.
+#[test]
+fn what_is_computed_again_elsewhere_leaves_its_first_kernel() -> Result<()> {
+    agree("computed again", 5e-5, |c| {
+        let (x, z, w) = (c.noise(&[130, 40]), c.noise(&[130, 40]), c.noise(&[130, 40]));
+        let (a, b) = (c.noise(&[130, 8]), c.noise(&[8, 40]));
+        let product = c.b.mul(&x, &z);
+        let sums = c.b.sum(&product, &[1], true);
+        let sum = c.b.add(&x, &w);
+        let again = c.b.op("Tanh", &[&sum]);
+        let other = c.b.matmul(&a, &b);
+        let weighted = c.b.mul(&other, &w);
+        vec![sums, c.b.mul(&weighted, &again)]
+    })
+}
+
 #[test]
 fn softmax_and_normalisation() -> Result<()> {
     for (shape, axis) in [(&[4, 7][..], -1), (&[3, 100], 1), (&[5, 6, 4], 1), (&[2, 3], 0)] {

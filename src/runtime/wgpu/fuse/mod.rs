@@ -41,10 +41,13 @@ pub fn fuse(plan: &Plan, max_buffers: usize) -> Vec<Call> {
         .into_iter()
         .map(|step| match step {
             Placed::Call(call) => call,
-            Placed::Group(group) => match group.outer {
-                None => elements::into_call(&group, &uses),
-                Some(outer) => rows::into_call(&group, outer, &uses),
-            },
+            Placed::Group(group) => {
+                let group = group.live(plan, &uses);
+                match group.outer {
+                    None => elements::into_call(&group, &uses),
+                    Some(outer) => rows::into_call(&group, outer, &uses),
+                }
+            }
         })
         .collect()
 }
@@ -406,6 +409,27 @@ impl<'a> Group<'a> {
     fn written(&self, uses: &[usize]) -> impl Iterator<Item = usize> {
         (0..self.made.len())
             .filter(|&i| !self.made[i].again && uses[self.made[i].storage] > self.made[i].inside)
+    }
+    /// The group without what nobody needs any more, as others compute it again.
+    fn live(self, plan: &Plan, uses: &[usize]) -> Self {
+        let mut live = vec![false; self.made.len()];
+        self.written(uses).for_each(|i| live[i] = true);
+        for i in (0..live.len()).rev() {
+            if live[i] {
+                let made = |source: &Source| if let Source::Made(j) = source { Some(*j) } else { None };
+                self.made[i].reads.iter().filter_map(made).for_each(|j| live[j] = true);
+            }
+        }
+        let mut rest = Group { outer: self.outer, ..Group::new(&self.shape) };
+        let mut inside = vec![];
+        for (i, guest) in self.guests.iter().enumerate().filter(|(i, _)| live[*i]) {
+            let Some(seat) = rest.seat(plan, guest) else { return self };
+            rest.add(plan, guest, seat);
+            inside.push(self.made[i].inside);
+        }
+        // Others' readings are what `uses` has beyond this.
+        rest.made.iter_mut().zip(inside).for_each(|(made, inside)| made.inside = inside);
+        rest
     }
     fn add(&mut self, plan: &Plan, guest: &Guest<'a>, seat: Seat) {
         self.guests.push(*guest);
