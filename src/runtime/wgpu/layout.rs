@@ -18,7 +18,7 @@ const LARGEST: [usize; 5] = [1 << 20, 1 << 18, 1 << 17, 1 << 16, 1 << 14];
 /// Elements whose copying into the arena and out of it costs a device what a dispatch costs the host: a few microseconds.
 const COPIED: usize = 1 << 19;
 
-/// The calls as dispatches, and where their tensors lie. Some go together where that saves two fifths of the work, and where the
+/// The calls as dispatches, and where their tensors lie. Some go together where that halves the work at least, and where the
 /// arena, which is bound as a whole, takes no more than `max_bytes`.
 pub fn arrange(plan: &Plan, calls: &[Call], max_buffers: usize, max_bytes: u64) -> (Vec<Batch>, Layout) {
     let choice = |largest: usize| {
@@ -28,7 +28,7 @@ pub fn arrange(plan: &Plan, calls: &[Call], max_buffers: usize, max_bytes: u64) 
     };
     let cost = |(batches, layout): &(Vec<Batch>, Layout)| batches.len() + layout.copied(plan) / COPIED;
     let best = LARGEST.into_iter().filter_map(choice).min_by_key(cost);
-    best.filter(|best| 5 * cost(best) <= 3 * calls.len()).unwrap_or_else(|| {
+    best.filter(|best| 2 * cost(best) <= calls.len()).unwrap_or_else(|| {
         let alone: Vec<Batch> = calls.iter().map(|call| Batch { calls: vec![call.clone()] }).collect();
         let layout = Layout::new(plan, &alone);
         (alone, layout)
