@@ -3,6 +3,7 @@
 //! Exact for every operator that the executor knows, custom ones included. Knows executors, nothing of rules. Look at
 //! [`probe`] and [`example_inputs`].
 
+use super::survey::survey;
 use crate::error::{Error, ONLY_NUMBERS, Result, ResultExt};
 use crate::onnx::{DType, Dim, Fact, Facts, Graph, Model, Tensor, ValueId, ValueInfo};
 use crate::runtime::{Executor, Value};
@@ -75,8 +76,9 @@ const FIRST_PART: usize = 16;
 /// Bytes that the values of a part should take.
 const PART_BYTES: usize = 64 << 20;
 
-/// Runs the model for the values `wanted`: once, or in parts one after the other so that a large batch isn't held in every
-/// layer at once. Otherwise preparing would take more memory than training.
+/// Runs the model for the values `wanted`: once, or so that a large batch isn't held in every layer at once, as else preparing
+/// would take more memory than training: once for types and shapes and once for what is kept, or, where that can't be, in parts
+/// one after the other.
 fn probe_in_parts(
     executor: &dyn Executor,
     model: &Model,
@@ -85,6 +87,17 @@ fn probe_in_parts(
     probe: &mut Probe,
 ) -> Result<()> {
     let inputs: usize = feeds.iter().map(|feed| feed.fact().bytes()).sum();
+    if inputs > SMALL_INPUTS
+        && let Ok(facts) = survey(executor, model, feeds, wanted, &probe.facts)
+    {
+        let kept = |id: &&ValueId| facts.get(*id).is_some_and(keeps);
+        let kept: Vec<ValueId> = wanted.iter().filter(kept).cloned().collect();
+        probe.facts.extend(facts.into_iter().filter(|(_, fact)| !matches!(fact.dtype, DType::Other(_))));
+        return match kept.is_empty() {
+            true => Ok(()),
+            false => probe_values(executor, model, feeds, &kept, probe),
+        };
+    }
     let mut rest = wanted;
     let mut count = if inputs <= SMALL_INPUTS { rest.len() } else { FIRST_PART };
     while !rest.is_empty() {
@@ -155,14 +168,19 @@ fn run_for(
     Ok(())
 }
 
+/// Whether a probe keeps a value's elements.
+fn keeps(fact: &Fact) -> bool {
+    let discrete = fact.dtype.is_int() || fact.dtype == DType::Bool;
+    let most = if discrete { MOST_KEPT } else { MOST_REAL };
+    (discrete || fact.dtype.is_float()) && fact.len() <= most
+}
+
 impl Probe {
     fn note(&mut self, id: &ValueId, fact: Fact, value: impl FnOnce() -> Result<Tensor>) -> Result<()> {
         if matches!(fact.dtype, DType::Other(_)) {
             return Ok(());
         }
-        let discrete = fact.dtype.is_int() || fact.dtype == DType::Bool;
-        let most = if discrete { MOST_KEPT } else { MOST_REAL };
-        if (discrete || fact.dtype.is_float()) && fact.len() <= most {
+        if keeps(&fact) {
             self.values.insert(id.clone(), value()?);
         }
         self.facts.insert(id.clone(), fact);

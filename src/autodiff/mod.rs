@@ -10,6 +10,7 @@ pub mod lower;
 pub mod ops;
 pub mod prepare;
 pub mod rules;
+mod survey;
 
 use crate::error::{Error, Result};
 use crate::onnx::{Builder, Node, ValueId, node_reads};
