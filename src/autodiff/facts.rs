@@ -92,11 +92,11 @@ fn probe_in_parts(
     {
         let kept = |id: &&ValueId| facts.get(*id).is_some_and(keeps);
         let kept: Vec<ValueId> = wanted.iter().filter(kept).cloned().collect();
+        if !kept.is_empty() {
+            probe_values(executor, model, feeds, &kept, probe)?;
+        }
         probe.facts.extend(facts.into_iter().filter(|(_, fact)| !matches!(fact.dtype, DType::Other(_))));
-        return match kept.is_empty() {
-            true => Ok(()),
-            false => probe_values(executor, model, feeds, &kept, probe),
-        };
+        return Ok(());
     }
     let mut rest = wanted;
     let mut count = if inputs <= SMALL_INPUTS { rest.len() } else { FIRST_PART };
@@ -140,6 +140,15 @@ fn probe_values(
     Ok(())
 }
 
+/// Makes a graph give `outputs` alone, whatever they are.
+pub(super) fn ask_for(graph: &mut Graph, outputs: Vec<ValueId>) {
+    let Graph { inputs, initializers, .. } = graph;
+    // Once pruned, an initializer that is listed as an input too would look like one that must be fed.
+    inputs.retain(|input| !initializers.contains_key(&input.id));
+    graph.outputs = outputs.into_iter().map(|id| ValueInfo { id, dtype: None, shape: None }).collect();
+    graph.prune();
+}
+
 /// Runs the model for some of its values, and notes what they are.
 fn run_for(
     executor: &dyn Executor,
@@ -149,14 +158,11 @@ fn run_for(
     probe: &mut Probe,
 ) -> Result<()> {
     let mut model = model.clone();
-    let Graph { inputs, initializers, .. } = &mut model.graph;
-    // Once pruned, an initializer that is listed as an input too would look like one that must be fed.
-    inputs.retain(|input| !initializers.contains_key(&input.id));
+    let Graph { inputs, initializers, .. } = &model.graph;
     // Inputs and constants that are passed through are known; executors differ on whether they may be outputs.
     let fixed = |id: &&ValueId| initializers.contains_key(*id) || inputs.iter().any(|input| input.id == **id);
-    let untyped = |id: &ValueId| ValueInfo { id: id.clone(), dtype: None, shape: None };
-    model.graph.outputs = outputs.iter().filter(|id| !fixed(id)).map(untyped).collect();
-    model.graph.prune();
+    let outputs: Vec<ValueId> = outputs.iter().filter(|id| !fixed(id)).cloned().collect();
+    ask_for(&mut model.graph, outputs);
     let ids: Vec<ValueId> = model.graph.outputs.iter().map(|o| o.id.clone()).collect();
     if ids.is_empty() {
         return Ok(());

@@ -3,8 +3,9 @@
 //! Beside each value stand its shape and its first element, which are enough for its type, and small however large a batch is.
 //! An executor then frees a value as soon as nobody reads it any more. Look at [`survey`].
 
+use super::facts::ask_for;
 use crate::error::{Error, Result};
-use crate::onnx::{Fact, Facts, Model, Names, Node, Tensor, ValueId, ValueInfo};
+use crate::onnx::{Fact, Facts, Model, Names, Node, Tensor, ValueId};
 use crate::runtime::{Executor, Value};
 
 /// The first version of ONNX's operators that the nodes below are of.
@@ -41,8 +42,7 @@ pub fn survey(
         ]);
         outputs.extend([shape, first]);
     }
-    model.graph.outputs = outputs.into_iter().map(|id| ValueInfo { id, dtype: None, shape: None }).collect();
-    model.graph.prune();
+    ask_for(&mut model.graph, outputs);
     let results = executor.compile_once(&model, known)?.run(feeds)?;
     let fact = |(value, pair): (&ValueId, &[Value])| -> Result<(ValueId, Fact)> {
         let [shape, first] = pair else { return Err(Error::usage("a run gave too little")) };

@@ -2,9 +2,10 @@
 
 use super::super::kernel::ELEMENTWISE;
 use super::super::lower::GROUP;
-use super::super::plan::{Call, Elem, StorageId};
-use super::super::view::{View, WIDE, Walk, lies_in_vectors};
-use super::{By, Group, bindings};
+use super::super::plan::Call;
+use super::super::view::{WIDE, Walk, lies_in_vectors};
+use super::operands::{Lie, Operands, bindings};
+use super::{By, Group};
 use std::fmt::Write;
 
 /// The kernel's text, parameters and buffers.
@@ -27,8 +28,16 @@ pub fn into_call(group: &Group, uses: &[usize]) -> Call {
         true => WIDE,
         false => 1,
     };
-    let reads = group.sources();
-    let text = Text { group, reads: &reads, strided, walk: &walk, width, written: &written };
+    let mut lies = vec![Lie::Vector; group.loads.len()];
+    for (&i, strides) in strided.iter().zip(&walk.strides) {
+        lies[i] = match strides.last() {
+            _ if lies_in_vectors(strides, group.loads[i].view.offset) => Lie::Vector,
+            Some(0) | None => Lie::Same,
+            _ => Lie::Elements,
+        };
+    }
+    let operands = Operands::new(group, width, lies);
+    let text = Text { group, operands, strided, width, written: &written };
     let (bindings, chain) = (text.bindings(), text.chain());
     let (loads, stores) = (text.loads(), text.stores());
     let values = [("bindings", &bindings), ("chain", &chain), ("loads", &loads), ("stores", &stores)];
@@ -41,7 +50,7 @@ pub fn into_call(group: &Group, uses: &[usize]) -> Call {
         writes: written.iter().map(|&i| group.made[i].storage).collect(),
         // A group whose results nobody reads computes nothing.
         groups: if written.is_empty() { 0 } else { (n / width).div_ceil(GROUP) },
-        reads,
+        reads: text.operands.storages,
         tiling: None,
     }
 }
@@ -49,54 +58,18 @@ pub fn into_call(group: &Group, uses: &[usize]) -> Call {
 /// The changing parts of a group's kernel.
 struct Text<'a> {
     group: &'a Group<'a>,
-    reads: &'a [StorageId],
+    operands: Operands<'a>,
     /// Which loads aren't read at an element's own place.
     strided: Vec<usize>,
-    walk: &'a Walk,
     /// Elements that an invocation computes, next to each other.
     width: usize,
     written: &'a [usize],
 }
 
-/// How an invocation's neighbouring elements of an operand lie.
-#[derive(Clone, Copy, PartialEq)]
-enum Lie {
-    /// As one vector.
-    Vector,
-    /// All are one.
-    Same,
-    /// As elements a stride apart.
-    Elements,
-}
-
 impl Text<'_> {
-    fn buffer(&self, storage: StorageId) -> usize {
-        self.reads.iter().position(|&r| r == storage).unwrap_or(0)
-    }
-    fn view(&self, i: usize) -> &View {
-        &self.group.loads[i].view
-    }
-    fn lie(&self, i: usize) -> Lie {
-        let Some(k) = self.strided.iter().position(|&s| s == i) else { return Lie::Vector };
-        match self.walk.strides[k].split_last() {
-            _ if lies_in_vectors(&self.walk.strides[k], self.view(i).offset) => Lie::Vector,
-            Some((0, _)) | None => Lie::Same,
-            _ => Lie::Elements,
-        }
-    }
-    /// A buffer is read by vectors where everybody reads it so.
-    fn by_vectors(&self, storage: StorageId) -> bool {
-        let loads = (0..self.group.loads.len()).filter(|&i| self.group.loads[i].storage == storage);
-        self.width == WIDE && loads.into_iter().all(|i| self.lie(i) == Lie::Vector)
-    }
     fn bindings(&self) -> String {
-        let read = |&storage: &StorageId| {
-            let elem = self.group.loads.iter().find(|l| l.storage == storage).map_or(Elem::F32, |l| l.elem);
-            elem.vector(if self.by_vectors(storage) { WIDE } else { 1 })
-        };
         let written = |&i: &usize| self.group.made[i].elem.vector(self.width);
-        let reads: Vec<String> = self.reads.iter().map(read).collect();
-        bindings(&reads, &self.written.iter().map(written).collect::<Vec<_>>())
+        bindings(&self.operands.types(), &self.written.iter().map(written).collect::<Vec<_>>())
     }
     /// The chain for one element, as a function of its operands that returns what is written.
     fn chain(&self) -> String {
@@ -137,19 +110,19 @@ impl Text<'_> {
             let _ = writeln!(text, "    }}");
         }
         for (i, load) in self.group.loads.iter().enumerate() {
-            let x = format!("x{}", self.buffer(load.storage));
+            let x = self.operands.buffer(i);
             let at = if self.strided.contains(&i) { format!("at{i}") } else { "first".into() };
-            if self.by_vectors(load.storage) {
+            if self.operands.by_vectors(load.storage) {
                 let _ = writeln!(text, "    let whole{i} = {x}[{at} / {WIDE}];");
             }
-            let step = match self.lie(i) {
+            let step = match self.operands.lies[i] {
                 Lie::Elements => format!("param(o{i} + rank)"),
                 _ => "1".to_owned(),
             };
             for e in 0..self.width {
-                let _ = match self.by_vectors(load.storage) {
+                let _ = match self.operands.by_vectors(load.storage) {
                     true => writeln!(text, "    let a{i}_{e} = whole{i}[{e}];"),
-                    false if e > 0 && self.lie(i) == Lie::Same => {
+                    false if e > 0 && self.operands.lies[i] == Lie::Same => {
                         writeln!(text, "    let a{i}_{e} = a{i}_0;")
                     }
                     false if e > 0 => writeln!(text, "    let a{i}_{e} = {x}[{at} + {e} * {step}];"),

@@ -7,6 +7,7 @@
 
 mod again;
 mod elements;
+mod operands;
 mod rows;
 #[cfg(test)]
 mod tests;
@@ -391,9 +392,7 @@ impl<'a> Group<'a> {
     fn sources(&self) -> Vec<StorageId> {
         let mut storages: Vec<StorageId> = vec![];
         for load in &self.loads {
-            if !storages.contains(&load.storage) {
-                storages.push(load.storage);
-            }
+            push_new(&mut storages, load.storage);
         }
         storages
     }
@@ -493,16 +492,6 @@ impl Source {
     }
 }
 
-/// The declarations of a kernel's tensors, from their types: first those it reads, then those it writes.
-fn bindings(reads: &[String], writes: &[String]) -> String {
-    let read = reads.iter().enumerate().map(|(k, ty)| ("read", format!("x{k}"), ty));
-    let write = writes.iter().enumerate().map(|(k, ty)| ("read_write", format!("y{k}"), ty));
-    let line = |(at, (access, name, ty)): (usize, (&str, String, &String))| {
-        format!("@group(0) @binding({}) var<storage, {access}> {name}: array<{ty}>;\n", at + 1)
-    };
-    read.chain(write).enumerate().map(line).collect()
-}
-
 fn product(sizes: &[usize]) -> usize {
     sizes.iter().product()
 }
@@ -521,4 +510,10 @@ fn number(plan: &Plan, operand: &Operand) -> Option<u32> {
 
 fn is_number(plan: &Plan, operand: &Operand) -> bool {
     number(plan, operand).is_some()
+}
+
+fn push_new<T: PartialEq>(all: &mut Vec<T>, item: T) {
+    if !all.contains(&item) {
+        all.push(item);
+    }
 }

@@ -6,10 +6,11 @@
 
 use super::super::kernel::{FOLD, ROWS};
 use super::super::lower::GROUP;
-use super::super::plan::{Call, Elem, Kind, StorageId};
+use super::super::plan::{Call, Elem, Kind};
 use super::super::template::fill;
 use super::super::view::{View, WIDE, Walk, lies_in_vectors};
-use super::{By, Group, Made, Per, Source, bindings, product};
+use super::operands::{Lie, Operands, bindings};
+use super::{By, Group, Made, Per, Source, product, push_new};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
@@ -55,7 +56,6 @@ pub fn into_call(group: &Group, outer: usize, uses: &[usize]) -> Call {
         params.push(step);
     }
     let written: Vec<usize> = group.written(uses).collect();
-    let reads = group.sources();
     let lies = (group.loads.iter().zip(&walk.strides).zip(&steps))
         .map(|((load, strides), &step)| match step {
             0 => Lie::Same,
@@ -63,12 +63,12 @@ pub fn into_call(group: &Group, outer: usize, uses: &[usize]) -> Call {
             _ => Lie::Elements,
         })
         .collect();
+    let layout = Layout::new(len, steps.iter().filter(|&&step| step != 0).count());
     let text = Text {
         group,
-        reads: &reads,
+        operands: Operands::new(group, layout.width, lies),
         rank: walk.rank() as usize,
-        layout: Layout::new(len, steps.iter().filter(|&&step| step != 0).count()),
-        lies,
+        layout,
         levels: levels(group),
         written: &written,
     };
@@ -91,7 +91,7 @@ pub fn into_call(group: &Group, outer: usize, uses: &[usize]) -> Call {
         params,
         writes: written.iter().map(|&i| group.made[i].storage).collect(),
         groups: if written.is_empty() { 0 } else { rows.div_ceil(members) },
-        reads,
+        reads: text.operands.storages,
         tiling: None,
     }
 }
@@ -134,15 +134,6 @@ impl Layout {
     }
 }
 
-/// How an invocation's neighbouring elements of an operand lie.
-#[derive(Clone, Copy, PartialEq)]
-enum Lie {
-    Vector,
-    /// A row's elements are all one.
-    Same,
-    Elements,
-}
-
 /// How many reductions, each depending on the one before, a group's values take.
 fn levels(group: &Group) -> Vec<usize> {
     let mut levels: Vec<usize> = vec![];
@@ -161,11 +152,10 @@ fn levels(group: &Group) -> Vec<usize> {
 /// a{i}_{k}_{e}; value i is v{i}; what pass p returns for that element is q{p}_{k}_{e}.
 struct Text<'a> {
     group: &'a Group<'a>,
-    reads: &'a [StorageId],
+    operands: Operands<'a>,
     /// Dimensions that count the rows.
     rank: usize,
     layout: Layout,
-    lies: Vec<Lie>,
     levels: Vec<usize>,
     written: &'a [usize],
 }
@@ -197,7 +187,7 @@ impl Text<'_> {
     }
     fn is_of_elements(&self, source: Source) -> bool {
         match source {
-            Source::Load(i) => self.lies[i] != Lie::Same,
+            Source::Load(i) => self.operands.lies[i] != Lie::Same,
             Source::Made(i) => self.made(i).per == Per::Element,
         }
     }
@@ -251,21 +241,11 @@ impl Text<'_> {
         passes
     }
     fn bindings(&self) -> String {
-        let read = |&storage: &StorageId| {
-            let elem = self.group.loads.iter().find(|l| l.storage == storage).map_or(Elem::F32, |l| l.elem);
-            elem.vector(if self.by_vectors(storage) { self.layout.width } else { 1 })
-        };
         let written = |&i: &usize| match self.made(i).per {
             Per::Element => self.made(i).elem.vector(self.layout.width),
             Per::Row => self.made(i).elem.wgsl().to_owned(),
         };
-        let reads: Vec<String> = self.reads.iter().map(read).collect();
-        bindings(&reads, &self.written.iter().map(written).collect::<Vec<_>>())
-    }
-    /// A buffer is read by vectors where everybody reads it so.
-    fn by_vectors(&self, storage: StorageId) -> bool {
-        let mut loads = (0..self.lies.len()).filter(|&i| self.group.loads[i].storage == storage);
-        self.layout.width == WIDE && loads.all(|i| self.lies[i] == Lie::Vector)
+        bindings(&self.operands.types(), &self.written.iter().map(written).collect::<Vec<_>>())
     }
     fn folds(&self) -> String {
         let folds = self.group.made.iter().enumerate().filter_map(|(i, made)| match &made.by {
@@ -327,7 +307,7 @@ impl Text<'_> {
         let rank = self.rank;
         let mut text = String::new();
         let sizes = self.group.numbers.len();
-        for (i, lie) in self.lies.iter().enumerate() {
+        for (i, lie) in self.operands.lies.iter().enumerate() {
             let at = sizes + rank + i * (rank + 2);
             let row = match rank {
                 0 => String::new(),
@@ -335,7 +315,7 @@ impl Text<'_> {
                 _ => format!(" + address(i, {rank}, NUMBERS + {sizes}, NUMBERS + {})", at + 1),
             };
             let _ = writeln!(text, "    let start{i} = param(NUMBERS + {at}){row};");
-            let x = self.buffer(i);
+            let x = self.operands.buffer(i);
             let _ = match lie {
                 Lie::Same => writeln!(text, "    let a{i} = {x}[start{i}];"),
                 Lie::Vector => Ok(()),
@@ -343,10 +323,6 @@ impl Text<'_> {
             };
         }
         text
-    }
-    fn buffer(&self, load: usize) -> String {
-        let storage = self.group.loads[load].storage;
-        format!("x{}", self.reads.iter().position(|&r| r == storage).unwrap_or(0))
     }
     /// Where a lane's chunks stand in a row, the first at `first`.
     fn chunk_places(&self, first: &str) -> String {
@@ -367,14 +343,15 @@ impl Text<'_> {
     fn chunks(&self, loads: &[usize]) -> String {
         let mut text = String::new();
         let width = self.layout.width;
-        for &i in loads.iter().filter(|&&i| self.lies[i] != Lie::Same) {
-            let x = self.buffer(i);
+        for &i in loads.iter().filter(|&&i| self.operands.lies[i] != Lie::Same) {
+            let x = self.operands.buffer(i);
             for k in 0..self.layout.chunks {
-                if self.by_vectors(self.group.loads[i].storage) {
+                if self.operands.by_vectors(self.group.loads[i].storage) {
                     let _ = writeln!(text, "    let w{i}_{k} = {x}[start{i} / {width} + j{k}];");
                     continue;
                 }
-                let step = if self.lies[i] == Lie::Elements { format!("step{i}") } else { "1".into() };
+                let step =
+                    if self.operands.lies[i] == Lie::Elements { format!("step{i}") } else { "1".into() };
                 for e in 0..width {
                     let at = format!("start{i} + (j{k} * {width} + {e}) * {step}");
                     let _ = writeln!(text, "    let a{i}_{k}_{e} = {x}[{at}];");
@@ -441,8 +418,10 @@ impl Text<'_> {
     /// A source's name in the body of pass `p`, for element `e` of chunk `k`.
     fn name(&self, passes: &[Pass], p: usize, source: Source, k: usize, e: usize) -> String {
         match source {
-            Source::Load(i) if self.lies[i] == Lie::Same => format!("a{i}"),
-            Source::Load(i) if self.by_vectors(self.group.loads[i].storage) => format!("w{i}_{k}[{e}]"),
+            Source::Load(i) if self.operands.lies[i] == Lie::Same => format!("a{i}"),
+            Source::Load(i) if self.operands.by_vectors(self.group.loads[i].storage) => {
+                format!("w{i}_{k}[{e}]")
+            }
             Source::Load(i) => format!("a{i}_{k}_{e}"),
             Source::Made(i) if self.made(i).per == Per::Row => format!("v{i}"),
             Source::Made(i) => {
@@ -493,11 +472,5 @@ impl Text<'_> {
             let _ = writeln!(text, "        y{y}[i * vectors + j{k}] = {vector}({});", elements.join(", "));
         }
         text + "    }\n"
-    }
-}
-
-fn push_new<T: PartialEq>(all: &mut Vec<T>, item: T) {
-    if !all.contains(&item) {
-        all.push(item);
     }
 }

@@ -1,3 +1,5 @@
+//! Which operations become one kernel; knows no device.
+
 use super::super::kernel::alone;
 use super::*;
 use crate::autodiff;
