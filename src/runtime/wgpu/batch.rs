@@ -1,7 +1,7 @@
 //! Which calls go to the device together: those of one kernel that don't depend on each other, as one dispatch.
 //!
 //! A dispatch costs the host as much for a small product as for a large one, and an adapter's step is thousands of small
-//! ones. Tensors of calls that go together lie in one buffer, the *arena*. Knows no device. Look at [`batches`].
+//! ones. Tensors of calls that go together lie in one buffer, the *arena*. Knows no device. Look at [`Batching`].
 
 use super::plan::{Call, Origin, Plan, StorageId};
 use super::together::together;
@@ -24,32 +24,46 @@ impl Batch {
     }
 }
 
-/// The calls in an order that respects what they read of each other, those together that can be; none with a tensor of more
-/// than `max_len` elements, or more than `max_buffers` of them.
-pub fn batches(plan: &Plan, calls: &[Call], max_len: usize, max_buffers: usize) -> Vec<Batch> {
-    let barred = barred(plan, calls, max_buffers);
-    let small = |id: StorageId| plan.storages[id].len <= max_len && !barred[id];
-    let joins = |call: &Call| call.groups <= MAX_GROUPS && call.tensors().all(small);
-    let mut kinds = Kinds::default();
-    let kind_of: Vec<usize> = calls.iter().map(|call| kinds.of(call, joins(call))).collect();
-    let order = Order::of(calls, plan.storages.len());
-    for (i, &kind) in kind_of.iter().enumerate() {
-        *kinds.list[kind].ahead.entry(order.ahead[i]).or_default() += 1;
+/// Calls, and what doesn't depend on which of them go together.
+pub struct Batching<'a> {
+    plan: &'a Plan,
+    calls: &'a [Call],
+    barred: Vec<bool>,
+    order: Order,
+}
+
+impl<'a> Batching<'a> {
+    /// No dispatch binds more than `max_buffers` tensors.
+    pub fn new(plan: &'a Plan, calls: &'a [Call], max_buffers: usize) -> Self {
+        let order = Order::of(calls, plan.storages.len());
+        Batching { plan, calls, barred: barred(plan, calls, max_buffers), order }
     }
-    let mut waits_for = order.waits_for;
-    let ready = |i: &usize| waits_for[*i] == 0;
-    (0..calls.len()).filter(ready).for_each(|i| kinds.list[kind_of[i]].ready.push(i));
-    let mut batches = vec![];
-    while let Some(members) = kinds.next(&order.ahead) {
-        for &next in members.iter().flat_map(|&i| &order.then[i]) {
-            waits_for[next] -= 1;
-            if waits_for[next] == 0 {
-                kinds.list[kind_of[next]].ready.push(next);
-            }
+    /// The calls in an order that respects what they read of each other, those together that can be; none with a tensor of
+    /// more than `max_len` elements.
+    pub fn batches(&self, max_len: usize) -> Vec<Batch> {
+        let Batching { calls, order, .. } = self;
+        let small = |id: StorageId| self.plan.storages[id].len <= max_len && !self.barred[id];
+        let joins = |call: &Call| call.groups <= MAX_GROUPS && call.tensors().all(small);
+        let mut kinds = Kinds::default();
+        let kind_of: Vec<usize> = calls.iter().map(|call| kinds.of(call, joins(call))).collect();
+        for (i, &kind) in kind_of.iter().enumerate() {
+            *kinds.list[kind].ahead.entry(order.ahead[i]).or_default() += 1;
         }
-        batches.push(Batch { calls: members.into_iter().map(|i| calls[i].clone()).collect() });
+        let mut waits_for = order.waits_for.clone();
+        let ready = |i: &usize| waits_for[*i] == 0;
+        (0..calls.len()).filter(ready).for_each(|i| kinds.list[kind_of[i]].ready.push(i));
+        let mut batches = vec![];
+        while let Some(members) = kinds.next(&order.ahead) {
+            for &next in members.iter().flat_map(|&i| &order.then[i]) {
+                waits_for[next] -= 1;
+                if waits_for[next] == 0 {
+                    kinds.list[kind_of[next]].ready.push(next);
+                }
+            }
+            batches.push(Batch { calls: members.into_iter().map(|i| calls[i].clone()).collect() });
+        }
+        batches
     }
-    batches
 }
 
 /// Which storages must not lie in the arena: those of calls that can only go alone, for which the arena can't be read and
@@ -165,7 +179,7 @@ mod tests {
         let storages = vec![Storage { origin: Origin::Computed, len }; 10];
         let plan = Plan { storages, ..Plan::default() };
         let writes = |batch: &Batch| batch.calls.iter().flat_map(|call| call.writes.clone()).collect();
-        batches(&plan, calls, 64, 8).iter().map(writes).collect()
+        Batching::new(&plan, calls, 8).batches(64).iter().map(writes).collect()
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! reader. Others have buffers of their own, intermediate results in *slots*, used again likewise. Knows no device. Look at
 //! [`arrange`].
 
-use super::batch::{Batch, batches};
+use super::batch::{Batch, Batching};
 use super::plan::{Call, Origin, Plan, StorageId};
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -21,8 +21,9 @@ const COPIED: usize = 1 << 19;
 /// The calls as dispatches, and where their tensors lie. Some go together where that halves the work at least, and where the
 /// arena, which is bound as a whole, takes no more than `max_bytes`.
 pub fn arrange(plan: &Plan, calls: &[Call], max_buffers: usize, max_bytes: u64) -> (Vec<Batch>, Layout) {
+    let batching = Batching::new(plan, calls, max_buffers);
     let choice = |largest: usize| {
-        let batches = batches(plan, calls, largest, max_buffers);
+        let batches = batching.batches(largest);
         let layout = Layout::new(plan, &batches);
         (layout.arena as u64 * 4 <= max_bytes).then_some((batches, layout))
     };
