@@ -143,6 +143,7 @@ def torchvision_models():
 
 def export(folder, names):
     """Batch normalisation keeps its running statistics (as in training by this program) and its nodes."""
+    pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
     # Its fused kernel for inference can't be exported.
     torch.backends.mha.set_fastpath_enabled(False)
     for name, make in {**LARGE, **torchvision_models()}.items():
