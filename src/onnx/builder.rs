@@ -26,9 +26,12 @@ pub struct Builder {
 /// What is fast where a graph will run. Results are the same but for rounding.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Forms {
-    /// Matrix products: CPU executors.
+    /// Matrix products: CPU executors, and files for others.
     #[default]
     Products,
+    /// Matrix products, but of depthwise convolutions, in single precision and over two axes, convolutions as large as images:
+    /// ONNX Runtime with kernels of ours.
+    Depthwise,
     /// Convolutions of every shape, as large as images: our GPU executor.
     Windows,
 }

@@ -4,11 +4,14 @@
 //! [`super::silence_telemetry`]. Calls are guarded, since the binding panics where it expects nothing to fail.
 //! Look at [`OrtExecutor`].
 
+mod kernels;
+mod ranks;
+
 use super::discover::{Candidate, Version};
 use super::guard::guarded;
 use super::{Compiled, DeviceValue, Executor, Value};
 use crate::error::{Error, Result};
-use crate::onnx::{DType, Fact, Facts, Graph, Model, Tensor, ValueId, ValueInfo};
+use crate::onnx::{DType, Fact, Facts, Forms, Graph, Model, Tensor, ValueId, ValueInfo};
 use ::ort::AsPointer;
 use ::ort::environment::Environment;
 use ::ort::logging::LogLevel;
@@ -67,8 +70,14 @@ impl OrtExecutor {
         &self.library.path
     }
 
-    /// A session; one that is `lasting` uses the memory that others have let go of.
-    fn session(&self, bytes: &[u8], lasting: bool, level: GraphOptimizationLevel) -> ::ort::Result<Session> {
+    /// A session; one that is `lasting` uses the memory that others have let go of. In the graph are kernels of `ours`, or none.
+    fn session(
+        &self,
+        bytes: &[u8],
+        lasting: bool,
+        ours: bool,
+        level: GraphOptimizationLevel,
+    ) -> ::ort::Result<Session> {
         let mut builder = Session::builder(&self.library.environment)?
             .with_optimization_level(level)?
             .with_intra_threads(self.threads)?
@@ -78,9 +87,14 @@ impl OrtExecutor {
             // A pattern lays out the second run in one block of its own beside what the first run's arena keeps, which
             // doubles the memory of a step (docs/benchmarks.md).
             .with_memory_pattern(false)?
+            // Moments of weights that get no gradient decay to numbers that processors take a hundred times as long for.
+            .with_flush_to_zero()?
             .with_log_level(LogLevel::Fatal)?;
         if lasting && self.library.shares {
             builder = builder.with_env_allocators()?;
+        }
+        if ours {
+            builder = builder.with_operators(kernels::domain()?)?;
         }
         builder.commit_from_memory(bytes)
     }
@@ -102,12 +116,16 @@ impl OrtExecutor {
         }
         let outputs = unique_outputs(&mut model.graph);
         let weights = set_aside(&mut model.graph);
-        let bytes = crate::onnx::to_bytes(&model)?;
         // Of graphs made by this program every value is known, and they are run again and again. Others are run once, to be
         // looked at: what that took is to be given back.
         let mut made = model.graph.nodes.iter().flat_map(|node| node.outputs.iter().flatten());
         let lasting = made.all(|id| facts.contains_key(id));
-        let session = guarded(|| self.session(&bytes, lasting, level))
+        let ours = lasting && kernels::swap_in(&mut model, facts);
+        if lasting {
+            ranks::pad(&mut model.graph, facts);
+        }
+        let bytes = crate::onnx::to_bytes(&model)?;
+        let session = guarded(|| self.session(&bytes, lasting, ours, level))
             .map_err(failed)?
             .map_err(|e| blame(&model.graph, &e))?;
         let weights = weights.into_iter().map(Lent::of).collect::<Result<_>>()?;
@@ -216,6 +234,9 @@ impl Executor for OrtExecutor {
     }
     fn enough(&self) -> Option<usize> {
         Some(super::ENOUGH_FOR_A_CPU)
+    }
+    fn forms(&self) -> Forms {
+        Forms::Depthwise
     }
     fn on_host(&self) -> bool {
         true

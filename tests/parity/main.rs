@@ -10,6 +10,8 @@ mod executors;
 #[cfg(all(feature = "wgpu", feature = "tract"))]
 mod far;
 #[cfg(all(feature = "wgpu", feature = "tract"))]
+mod kernels;
+#[cfg(all(feature = "wgpu", feature = "tract"))]
 mod limits;
 #[cfg(all(feature = "wgpu", feature = "tract"))]
 mod lost;

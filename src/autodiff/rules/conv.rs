@@ -7,7 +7,7 @@
 use super::window::Geometry;
 use super::{Context, Cotangents, Row, rule};
 use crate::error::Result;
-use crate::onnx::{Attr, Builder, Forms, Tensor, ValueId};
+use crate::onnx::{Attr, Builder, DType, Forms, Tensor, ValueId};
 
 pub const TABLE: &[Row] =
     &[rule("Col2Im", columns_to_image), rule("Conv", conv), rule("ConvTranspose", conv_transpose)];
@@ -112,14 +112,14 @@ pub fn weight_form(
 ) -> WeightForm {
     let taps: usize = g.kernel.iter().product();
     let windows: usize = g.coarse.iter().product();
+    let depthwise = group > 1 && group_inputs == 1 && group_outputs == 1;
     let whole = (0..g.rank()).all(|i| g.stride[i] == 1 && g.begin[i] == 0 && g.end(i) == 0);
     match () {
         _ if g.rank() == 0 => WeightForm::Pointwise,
         _ if group == 1 && taps == 1 && whole && windows >= 128 => WeightForm::Pointwise,
         _ if forms == Forms::Windows => WeightForm::RoleSwap,
-        _ if group > 1 && group_inputs == 1 && group_outputs == 1 && g.dense[g.rank() - 1] <= 112 => {
-            WeightForm::Rows
-        }
+        _ if forms == Forms::Depthwise && depthwise && g.rank() == 2 => WeightForm::RoleSwap,
+        _ if depthwise && g.dense[g.rank() - 1] <= 112 => WeightForm::Rows,
         _ if group > 1 && group_inputs < 8 => WeightForm::RoleSwap,
         _ if group == 1 && group_inputs < 8 && taps >= 49 => WeightForm::RoleSwap,
         _ if group == 1 && group_inputs < 8 => WeightForm::Columns,
@@ -131,7 +131,8 @@ pub fn weight_form(
 /// cotangent of its coarse side dY `[N, M, …]`.
 fn weight_gradient(b: &mut Builder, x: &ValueId, dy: &ValueId, g: &Geometry, group: usize) -> ValueId {
     let (channels, outputs) = (b.shape(x)[1], b.shape(dy)[1]);
-    let form = weight_form(g, group, channels / group, outputs / group, b.forms);
+    let forms = if b.dtype(x) == DType::F32 { b.forms } else { Forms::default() };
+    let form = weight_form(g, group, channels / group, outputs / group, forms);
     weight_gradient_by(form, b, x, dy, g, group)
 }
 

@@ -1,0 +1,274 @@
+//! Convolutions of one plane by one kernel, as depthwise convolutions and their gradients are made of.
+//!
+//! With Y the coarse side and X the dense one, `y[o] = Σ_k w[k] · x[o·stride + k·dilation − begin]` along both axes
+//! ([ONNX Conv](https://onnx.ai/onnx/operators/onnx__Conv.html)). Rows of X are laid out by their residues modulo the
+//! stride, with the padding written out, so that whatever the stride and dilation a tap reads as many neighbouring elements
+//! as there are outputs in a row. With a stride of one down the image the rows lie one after the other, and all of them are one
+//! long row whose gaps nobody looks at.
+
+/// Elements worked on at once.
+const LANES: usize = 16;
+/// Taps whose sums are held in registers at once.
+const TAPS: usize = 4;
+
+/// Calls a function below in the form for what this processor can do.
+macro_rules! dispatch {
+    ($function:ident($($argument:expr),*)) => {{
+        #[cfg(target_arch = "x86_64")]
+        if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
+            // SAFETY: the processor has what the function is compiled for.
+            unsafe { wide::$function($($argument),*) };
+        } else {
+            $function::<false>($($argument),*);
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        $function::<{ cfg!(target_arch = "aarch64") }>($($argument),*);
+    }};
+}
+/// One axis of a convolution.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Axis {
+    pub dense: usize,
+    pub coarse: usize,
+    pub kernel: usize,
+    pub stride: usize,
+    pub dilation: usize,
+    pub begin: usize,
+}
+
+impl Axis {
+    /// Padded elements that some window sees.
+    fn seen(&self) -> usize {
+        (self.coarse.max(1) - 1) * self.stride + (self.kernel.max(1) - 1) * self.dilation + 1
+    }
+}
+
+/// Planes of one geometry: down the image, and along its rows.
+pub struct Planes {
+    down: Axis,
+    along: Axis,
+    /// From a row of the laid out image to the next, and from one residue of a row to the next.
+    pitch: usize,
+    phase: usize,
+    /// Spans of neighbouring outputs: their number, their length in whole lanes, and from one to the next in the image and in
+    /// the laid out outputs.
+    spans: usize,
+    span: usize,
+    image_step: usize,
+    /// From one row of outputs to the next, laid out.
+    output_pitch: usize,
+    /// Where each tap of the kernel begins to read.
+    taps: Vec<usize>,
+}
+
+/// Room for one plane of each side, laid out.
+#[derive(Default)]
+pub struct Room {
+    image: Vec<f32>,
+    outputs: Vec<f32>,
+}
+
+impl Planes {
+    pub fn new(down: Axis, along: Axis) -> Self {
+        let phase = along.seen().div_ceil(along.stride);
+        let pitch = along.stride * phase;
+        // Rows next to each other are one span.
+        let whole = down.stride == 1 && along.stride == 1;
+        let (spans, span, output_pitch) = match whole {
+            true => (1, (down.coarse.max(1) - 1) * pitch + along.coarse, pitch),
+            false => (down.coarse, along.coarse, along.coarse.next_multiple_of(LANES)),
+        };
+        let offset = |axis: &Axis, k: usize| (k * axis.dilation % axis.stride, k * axis.dilation / axis.stride);
+        let rows = (0..down.kernel).map(|k| k * down.dilation * pitch);
+        let taps = rows
+            .flat_map(|row| {
+                (0..along.kernel).map(move |k| {
+                    let (residue, place) = offset(&along, k);
+                    row + residue * phase + place
+                })
+            })
+            .collect();
+        let span = span.next_multiple_of(LANES);
+        Self { down, along, pitch, phase, spans, span, image_step: down.stride * pitch, output_pitch, taps }
+    }
+
+    /// Elements of a plane of the dense side.
+    pub fn dense(&self) -> usize {
+        self.down.dense * self.along.dense
+    }
+    /// Elements of a plane of the coarse side.
+    pub fn coarse(&self) -> usize {
+        self.down.coarse * self.along.coarse
+    }
+    /// Elements of a kernel.
+    pub fn kernel(&self) -> usize {
+        self.taps.len()
+    }
+
+    /// Zeros for a plane of the dense side, with what the last span's lanes reach beyond it.
+    fn clear_image(&self, image: &mut Vec<f32>) {
+        image.clear();
+        image.resize(self.down.seen() * self.pitch + self.span, 0.0);
+    }
+    fn clear_outputs(&self, outputs: &mut Vec<f32>) {
+        outputs.clear();
+        outputs.resize(self.spans.max(1) * self.span, 0.0);
+    }
+
+    /// For each row of the dense side that windows see: where it begins in a plane, and where laid out.
+    fn rows(&self) -> impl Iterator<Item = (usize, usize)> {
+        let (begin, seen) = (self.down.begin, self.down.seen());
+        let visible = (0..self.down.dense).filter(move |row| row + begin < seen);
+        visible.map(move |row| (row * self.along.dense, (row + begin) * self.pitch))
+    }
+    /// How many elements of a row windows see, from its first.
+    fn visible(&self) -> usize {
+        self.along.dense.min(self.along.seen().saturating_sub(self.along.begin))
+    }
+
+    fn lay_out(&self, x: &[f32], image: &mut Vec<f32>) {
+        self.clear_image(image);
+        let (stride, begin, visible) = (self.along.stride, self.along.begin, self.visible());
+        for (from, to) in self.rows() {
+            let row = &x[from..from + visible];
+            if stride == 1 {
+                image[to + begin..to + begin + visible].copy_from_slice(row);
+            } else {
+                for (at, &value) in (begin..).zip(row) {
+                    image[to + at % stride * self.phase + at / stride] = value;
+                }
+            }
+        }
+    }
+
+    fn gather(&self, image: &[f32], x: &mut [f32]) {
+        x.fill(0.0);
+        let (stride, begin, visible) = (self.along.stride, self.along.begin, self.visible());
+        for (to, from) in self.rows() {
+            let row = &mut x[to..to + visible];
+            if stride == 1 {
+                row.copy_from_slice(&image[from + begin..from + begin + visible]);
+            } else {
+                for (at, value) in (begin..).zip(row) {
+                    *value = image[from + at % stride * self.phase + at / stride];
+                }
+            }
+        }
+    }
+
+    fn lay_out_outputs(&self, y: &[f32], outputs: &mut Vec<f32>) {
+        self.clear_outputs(outputs);
+        for (row, values) in y.chunks_exact(self.along.coarse).enumerate() {
+            let to = row * self.output_pitch;
+            outputs[to..to + values.len()].copy_from_slice(values);
+        }
+    }
+
+    /// `y = w ∗ x + bias`, by every tap for some outputs at a time.
+    pub fn convolve(&self, x: &[f32], w: &[f32], bias: f32, y: &mut [f32], room: &mut Room) {
+        self.lay_out(x, &mut room.image);
+        self.clear_outputs(&mut room.outputs);
+        for (span, outputs) in room.outputs.chunks_exact_mut(self.span).enumerate() {
+            let image = &room.image[span * self.image_step..];
+            dispatch!(convolve(image, &self.taps, w, bias, outputs));
+        }
+        for (row, values) in y.chunks_exact_mut(self.along.coarse).enumerate() {
+            let from = row * self.output_pitch;
+            values.copy_from_slice(&room.outputs[from..from + values.len()]);
+        }
+    }
+
+    /// `x = Σ_k w[k] · y`, the gradient of [`Planes::convolve`] with respect to x: what it does to y is done backwards.
+    pub fn scatter(&self, y: &[f32], w: &[f32], bias: f32, x: &mut [f32], room: &mut Room) {
+        self.clear_image(&mut room.image);
+        self.lay_out_outputs(y, &mut room.outputs);
+        for (span, outputs) in room.outputs.chunks_exact(self.span).enumerate() {
+            let image = &mut room.image[span * self.image_step..];
+            dispatch!(scatter(image, &self.taps, w, outputs));
+        }
+        self.gather(&room.image, x);
+        if bias != 0.0 {
+            x.iter_mut().for_each(|value| *value += bias);
+        }
+    }
+
+    /// `w[k] += Σ_o y[o] · x[o, k]`, the gradient with respect to w.
+    pub fn correlate(&self, x: &[f32], y: &[f32], w: &mut [f32], room: &mut Room) {
+        self.lay_out(x, &mut room.image);
+        self.lay_out_outputs(y, &mut room.outputs);
+        for (span, outputs) in room.outputs.chunks_exact(self.span).enumerate() {
+            let image = &room.image[span * self.image_step..];
+            dispatch!(correlate(image, &self.taps, outputs, w));
+        }
+    }
+}
+
+/// The functions below for processors with AVX2.
+#[cfg(target_arch = "x86_64")]
+mod wide {
+    #[target_feature(enable = "avx2,fma")]
+    pub fn convolve(image: &[f32], taps: &[usize], w: &[f32], bias: f32, outputs: &mut [f32]) {
+        super::convolve::<true>(image, taps, w, bias, outputs);
+    }
+    #[target_feature(enable = "avx2,fma")]
+    pub fn scatter(image: &mut [f32], taps: &[usize], w: &[f32], outputs: &[f32]) {
+        super::scatter::<true>(image, taps, w, outputs);
+    }
+    #[target_feature(enable = "avx2,fma")]
+    pub fn correlate(image: &[f32], taps: &[usize], outputs: &[f32], w: &mut [f32]) {
+        super::correlate::<true>(image, taps, outputs, w);
+    }
+}
+
+type Lanes = [f32; LANES];
+
+/// `a · b + sum`, in one rounding where the processor does that at no cost.
+#[inline(always)]
+fn add_product<const FUSED: bool>(sum: &mut Lanes, a: &Lanes, b: &Lanes) {
+    for lane in 0..LANES {
+        sum[lane] = if FUSED { a[lane].mul_add(b[lane], sum[lane]) } else { a[lane] * b[lane] + sum[lane] };
+    }
+}
+
+#[inline(always)]
+fn lanes(values: &[f32], at: usize) -> &Lanes {
+    values[at..].first_chunk().unwrap_or(&[0.0; LANES])
+}
+
+#[inline(always)]
+fn convolve<const FUSED: bool>(image: &[f32], taps: &[usize], w: &[f32], bias: f32, outputs: &mut [f32]) {
+    for (at, outputs) in outputs.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+        let mut sum = [bias; LANES];
+        for (&tap, &w) in taps.iter().zip(w) {
+            add_product::<FUSED>(&mut sum, lanes(image, tap + at * LANES), &[w; LANES]);
+        }
+        *outputs = sum;
+    }
+}
+
+#[inline(always)]
+fn scatter<const FUSED: bool>(image: &mut [f32], taps: &[usize], w: &[f32], outputs: &[f32]) {
+    for (&tap, &w) in taps.iter().zip(w) {
+        let seen = image[tap..].as_chunks_mut::<LANES>().0;
+        for (sum, output) in seen.iter_mut().zip(outputs.as_chunks::<LANES>().0) {
+            add_product::<FUSED>(sum, output, &[w; LANES]);
+        }
+    }
+}
+
+#[inline(always)]
+fn correlate<const FUSED: bool>(image: &[f32], taps: &[usize], outputs: &[f32], w: &mut [f32]) {
+    for (taps, w) in taps.chunks(TAPS).zip(w.chunks_mut(TAPS)) {
+        let mut sums = [[0.0; LANES]; TAPS];
+        let mut begin = [0; TAPS];
+        begin[..taps.len()].copy_from_slice(taps);
+        for (at, output) in outputs.as_chunks::<LANES>().0.iter().enumerate() {
+            for (sum, tap) in sums.iter_mut().zip(begin) {
+                add_product::<FUSED>(sum, lanes(image, tap + at * LANES), output);
+            }
+        }
+        for (w, sum) in w.iter_mut().zip(sums) {
+            *w += sum.iter().sum::<f32>();
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! [Conv](https://onnx.ai/onnx/operators/onnx__Conv.html) and
+//! [ConvTranspose](https://onnx.ai/onnx/operators/onnx__ConvTranspose.html) of a channel at a time: depthwise convolutions and
+//! both of their gradients.
+//!
+//! ONNX Runtime makes a matrix product of each group, with one row and an unfolded image: a twentieth of what a core
+//! can do. (Its fast depthwise convolution wants constant weights, which weights in training aren't.)
+
+use super::{each_part, input, output};
+use crate::onnx::{DType, Fact, Facts, Graph, Node};
+use ::ort::operator::{BoxedKernel, ComputeContext, KernelContext, Operator, OperatorInput, OperatorOutput};
+use ::ort::value::TensorElementType;
+use onnx_merge_kernels::{Axis, Planes, Room};
+use std::cell::RefCell;
+
+thread_local! {
+    static ROOM: RefCell<Room> = RefCell::default();
+}
+
+/// What both operators have as attributes.
+#[derive(Clone)]
+struct Window {
+    strides: [usize; 2],
+    dilations: [usize; 2],
+    /// Before each axis, then after each.
+    pads: [usize; 4],
+    group: usize,
+}
+
+impl Window {
+    /// Of two axes; `None` where something is negative or not given as numbers.
+    fn new(ints: impl Fn(&str) -> Option<Vec<i64>>, group: i64) -> Option<Self> {
+        fn whole<const N: usize>(given: Option<Vec<i64>>, default: usize) -> Option<[usize; N]> {
+            let Some(given) = given else { return Some([default; N]) };
+            let given: Option<Vec<usize>> = given.into_iter().map(|v| usize::try_from(v).ok()).collect();
+            given?.try_into().ok()
+        }
+        let (strides, dilations) = (whole(ints("strides"), 1)?, whole(ints("dilations"), 1)?);
+        let nonzero = |values: [usize; 2]| !values.contains(&0);
+        let window =
+            Self { strides, dilations, pads: whole(ints("pads"), 0)?, group: usize::try_from(group).ok()? };
+        (nonzero(strides) && nonzero(dilations) && window.group > 0).then_some(window)
+    }
+
+    fn of(node: &Node) -> Option<Self> {
+        let explicit = matches!(node.str("auto_pad"), None | Some("NOTSET"));
+        let given = |name: &str| node.ints(name).map(<[i64]>::to_vec);
+        Self::new(given, node.int_or("group", 1)).filter(|_| explicit)
+    }
+
+    fn of_kernel(context: &KernelContext<'_>) -> ::ort::Result<Self> {
+        let group = context.get::<i64>("group").unwrap_or(1);
+        Self::new(|name| context.get::<Vec<i64>>(name), group)
+            .ok_or_else(|| ::ort::Error::new("attributes of no convolution over two axes"))
+    }
+
+    /// Of an axis of 0 (down) or 1 (along), with `x` on the dense side and `y` on the coarse one.
+    fn axis(&self, axis: usize, dense: usize, coarse: usize, kernel: usize) -> Axis {
+        let (stride, dilation) = (self.strides[axis], self.dilations[axis]);
+        Axis { dense, coarse, kernel, stride, dilation, begin: self.pads[axis] }
+    }
+
+    /// Outputs of a convolution along an axis.
+    fn coarse(&self, axis: usize, dense: usize, kernel: usize) -> Option<usize> {
+        let padded = dense + self.pads[axis] + self.pads[axis + 2];
+        let reach = (kernel.checked_sub(1)?) * self.dilations[axis] + 1;
+        Some(padded.checked_sub(reach)? / self.strides[axis] + 1)
+    }
+}
+
+fn images<'a>(node: &Node, facts: &'a Facts) -> Option<[&'a Fact; 3]> {
+    let fact = |id: Option<&Option<crate::onnx::ValueId>>| {
+        let fact = facts.get(id?.as_ref()?)?;
+        let dense = fact.shape.len() == 4 && !fact.shape.contains(&0) && fact.dtype == DType::F32;
+        dense.then_some(fact)
+    };
+    Some([fact(node.inputs.first())?, fact(node.inputs.get(1))?, fact(node.outputs.first())?])
+}
+
+fn is_constant(node: &Node, graph: &Graph, i: usize) -> bool {
+    node.inputs.get(i).and_then(Option::as_ref).is_some_and(|id| graph.initializers.contains_key(id))
+}
+
+/// One input channel a group, or the gradient of such a convolution's weights: one output a group, of kernels larger than it.
+pub fn fits(node: &Node, facts: &Facts, graph: &Graph) -> bool {
+    let (Some(window), Some([x, w, y])) = (Window::of(node), images(node, facts)) else { return false };
+    let area = |fact: &Fact| fact.shape[2] * fact.shape[3];
+    let depthwise = w.shape[1] == 1 && area(w) <= area(y) && !is_constant(node, graph, 1);
+    let gradient = x.shape[0] == 1 && w.shape[0] == window.group && area(w) > area(y);
+    window.group > 1 && (depthwise || gradient)
+}
+
+/// One channel a group on both sides.
+pub fn fits_transposed(node: &Node, facts: &Facts, _: &Graph) -> bool {
+    let (Some(window), Some([x, w, _])) = (Window::of(node), images(node, facts)) else { return false };
+    let explicit = node.ints("output_shape").is_none();
+    window.group > 1 && x.shape[1] == window.group && w.shape[1] == 1 && explicit
+}
+
+fn floats(count: usize) -> impl Iterator<Item = OperatorInput> {
+    let required = std::iter::repeat_with(|| OperatorInput::required(TensorElementType::Float32));
+    required.take(count).chain([OperatorInput::optional(TensorElementType::Float32)])
+}
+
+pub struct Convolution;
+
+impl Operator for Convolution {
+    type Kernel<'attr> = BoxedKernel<'attr>;
+
+    fn name(&self) -> &str {
+        "Conv"
+    }
+    fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
+        floats(2)
+    }
+    fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
+        [OperatorOutput::required(TensorElementType::Float32)]
+    }
+    fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ::ort::Result<Self::Kernel<'attr>> {
+        let window = Window::of_kernel(context)?;
+        Ok(Box::new(move |context: &ComputeContext| convolve(context, &window)))
+    }
+}
+
+pub struct Transposed;
+
+impl Operator for Transposed {
+    type Kernel<'attr> = BoxedKernel<'attr>;
+
+    fn name(&self) -> &str {
+        "ConvTranspose"
+    }
+    fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
+        floats(2)
+    }
+    fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
+        [OperatorOutput::required(TensorElementType::Float32)]
+    }
+    fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ::ort::Result<Self::Kernel<'attr>> {
+        let window = Window::of_kernel(context)?;
+        let grown = context.get::<Vec<i64>>("output_padding").unwrap_or_else(|| vec![0; 2]);
+        Ok(Box::new(move |context: &ComputeContext| transposed(context, &window, &grown)))
+    }
+}
+
+/// The four sizes of an image or of weights.
+fn sizes(shape: &[i64]) -> ::ort::Result<[usize; 4]> {
+    let sizes: Vec<usize> =
+        shape.iter().filter_map(|&d| usize::try_from(d).ok()).filter(|&d| d > 0).collect();
+    sizes.try_into().map_err(|_| ::ort::Error::new(format!("a shape of {shape:?}")))
+}
+
+fn unfit() -> ::ort::Error {
+    ::ort::Error::new("shapes don't fit together")
+}
+
+fn convolve(context: &ComputeContext, window: &Window) -> ::ort::Result<()> {
+    let (x, w, bias) = (input(context, 0)?, input(context, 1)?, context.input(2)?);
+    let ((x_shape, x), (w_shape, w)) = (x.try_extract_tensor::<f32>()?, w.try_extract_tensor::<f32>()?);
+    let bias = bias.as_ref().map(|bias| bias.try_extract_tensor::<f32>()).transpose()?.map(|(_, bias)| bias);
+    let ([n, channels, height, width], [outputs, inner, kh, kw]) = (sizes(x_shape)?, sizes(w_shape)?);
+    let group = window.group;
+    let [oh, ow] = [window.coarse(0, height, kh), window.coarse(1, width, kw)].map(|size| size.unwrap_or(0));
+    let fits = channels == group * inner && outputs % group == 0 && oh * ow > 0;
+    if !fits || bias.is_some_and(|bias| bias.len() != outputs) {
+        return Err(unfit());
+    }
+    let mut y = output(context, &[n, outputs, oh, ow].map(|d| d as i64))?;
+    let (_, y) = y.try_extract_tensor_mut::<f32>()?;
+    let bias = |channel: usize| bias.map_or(0.0, |bias| bias[channel]);
+    let (image, kernel) = (height * width, kh * kw);
+    if inner == 1 && kernel <= oh * ow {
+        let planes = Planes::new(window.axis(0, height, oh, kh), window.axis(1, width, ow, kw));
+        return each_part(context, y, planes.coarse(), |i, y| {
+            let (row, channel) = (i / outputs, i % outputs);
+            let x = &x[(row * channels + channel / (outputs / group)) * image..][..image];
+            let w = &w[channel * kernel..][..kernel];
+            ROOM.with_borrow_mut(|room| planes.convolve(x, w, bias(channel), y, room));
+        });
+    }
+    // The kernels are the coarse sides of convolutions whose kernels are looked for: strides and dilations change places.
+    let swapped = Window { strides: window.dilations, dilations: window.strides, pads: window.pads, group };
+    let planes = Planes::new(swapped.axis(0, height, kh, oh), swapped.axis(1, width, kw, ow));
+    each_part(context, y, planes.kernel(), |i, y| {
+        let (row, channel) = (i / outputs, i % outputs);
+        let x = &x[(row * channels + channel / (outputs / group) * inner) * image..][..inner * image];
+        let w = &w[channel * inner * kernel..][..inner * kernel];
+        y.fill(bias(channel));
+        for (x, w) in x.chunks_exact(image).zip(w.chunks_exact(kernel)) {
+            ROOM.with_borrow_mut(|room| planes.correlate(x, w, y, room));
+        }
+    })
+}
+
+fn transposed(context: &ComputeContext, window: &Window, grown: &[i64]) -> ::ort::Result<()> {
+    let (y, w, bias) = (input(context, 0)?, input(context, 1)?, context.input(2)?);
+    let ((y_shape, y), (w_shape, w)) = (y.try_extract_tensor::<f32>()?, w.try_extract_tensor::<f32>()?);
+    let bias = bias.as_ref().map(|bias| bias.try_extract_tensor::<f32>()).transpose()?.map(|(_, bias)| bias);
+    let ([n, channels, oh, ow], [groups, inner, kh, kw]) = (sizes(y_shape)?, sizes(w_shape)?);
+    let fits = channels == window.group && groups == channels && inner == 1;
+    if !fits || bias.is_some_and(|bias| bias.len() != channels) {
+        return Err(unfit());
+    }
+    let dense = |axis: usize, coarse: usize, kernel: usize| {
+        let grown = usize::try_from(*grown.get(axis)?).ok()?;
+        let reach = (coarse - 1) * window.strides[axis] + (kernel - 1) * window.dilations[axis] + 1;
+        (reach + grown).checked_sub(window.pads[axis] + window.pads[axis + 2]).filter(|&size| size > 0)
+    };
+    let (height, width) = (dense(0, oh, kh).ok_or_else(unfit)?, dense(1, ow, kw).ok_or_else(unfit)?);
+    let mut x = output(context, &[n, channels, height, width].map(|d| d as i64))?;
+    let (_, x) = x.try_extract_tensor_mut::<f32>()?;
+    let planes = Planes::new(window.axis(0, height, oh, kh), window.axis(1, width, ow, kw));
+    let (coarse, kernel) = (planes.coarse(), planes.kernel());
+    each_part(context, x, planes.dense(), |i, x| {
+        let channel = i % channels;
+        let (y, w) = (&y[i * coarse..][..coarse], &w[channel * kernel..][..kernel]);
+        let bias = bias.map_or(0.0, |bias| bias[channel]);
+        ROOM.with_borrow_mut(|room| planes.scatter(y, w, bias, x, room));
+    })
+}

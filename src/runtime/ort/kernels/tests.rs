@@ -1,0 +1,53 @@
+use super::*;
+use crate::onnx::{Attr, Builder, Fact, Tensor, WORKING_OPSET};
+
+/// Whether the last node of a graph gets a kernel of ours.
+fn is_ours(build: impl Fn(&mut Builder)) -> bool {
+    let mut b = Builder::new("case");
+    build(&mut b);
+    let (graph, facts) = b.finish();
+    let mut model = Model::new(graph, WORKING_OPSET);
+    let found = swap_in(&mut model, &facts);
+    let swapped = model.graph.nodes.last().is_some_and(|node| node.domain == DOMAIN);
+    assert_eq!((found, model.opsets.contains_key(DOMAIN)), (swapped, swapped));
+    swapped
+}
+
+fn convolution(op: &str, x: &[usize], w: &[usize], group: i64, constant: bool, dtype: DType) -> bool {
+    is_ours(|b| {
+        let x = b.input("x", Fact::new(dtype, x));
+        let w = match constant {
+            true => b.constant(Tensor::zeros(dtype, w)),
+            false => b.input("w", Fact::new(dtype, w)),
+        };
+        b.op_with(op, &[&x, &w], &[("group", Attr::Int(group))]);
+    })
+}
+
+#[test]
+fn convolutions_of_single_channels_are_ours() {
+    let f32 = DType::F32;
+    let image = [2, 6, 9, 9];
+    assert!(convolution("Conv", &image, &[6, 1, 3, 3], 6, false, f32));
+    assert!(convolution("ConvTranspose", &image, &[6, 1, 3, 3], 6, false, f32));
+    // The gradient of weights: kernels as large as images.
+    assert!(convolution("Conv", &[1, 12, 9, 9], &[6, 2, 8, 8], 6, false, f32));
+    // ONNX Runtime is faster there.
+    assert!(!convolution("Conv", &image, &[6, 1, 3, 3], 6, true, f32));
+    assert!(!convolution("Conv", &image, &[6, 3, 3, 3], 2, false, f32));
+    assert!(!convolution("Conv", &image, &[6, 6, 3, 3], 1, false, f32));
+    assert!(!convolution("Conv", &image, &[6, 1, 3, 3], 6, false, DType::F64));
+}
+
+#[test]
+fn choices_of_single_precision_are_ours() {
+    let choice = |dtype: DType, y: &[usize]| {
+        is_ours(|b| {
+            let condition = b.input("condition", Fact::new(DType::Bool, &[4, 5]));
+            let (x, y) = (b.input("x", Fact::new(dtype, &[4, 5])), b.input("y", Fact::new(dtype, y)));
+            b.op("Where", &[&condition, &x, &y]);
+        })
+    };
+    assert!(choice(DType::F32, &[4, 5]) && choice(DType::F32, &[]) && choice(DType::F32, &[1, 1]));
+    assert!(!choice(DType::F32, &[5]) && !choice(DType::F32, &[4, 1]) && !choice(DType::I64, &[4, 5]));
+}

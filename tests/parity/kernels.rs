@@ -1,0 +1,170 @@
+//! Kernels that ONNX Runtime is given, and operands reshaped for it, against its own kernels.
+
+use crate::wgpu::{distance, noise};
+use onnx_merge::Result;
+use onnx_merge::autodiff;
+use onnx_merge::onnx::{
+    Attr, Builder, DType, Fact, Facts, Forms, Graph, Model, Tensor, ValueId, WORKING_OPSET,
+};
+use onnx_merge::runtime::{Executor, ExecutorChoice, ExecutorOptions, Value, open};
+use std::sync::Arc;
+
+fn onnx_runtime() -> Option<Arc<dyn Executor>> {
+    let options = ExecutorOptions { threads: Some(2), ..ExecutorOptions::default() };
+    open(ExecutorChoice::Ort, &options).map_err(|error| println!("skipped: {error}")).ok()
+}
+
+/// What a graph gives; where only its inputs' facts are known, by ONNX Runtime's own kernels.
+fn run(ort: &dyn Executor, graph: &Graph, facts: &Facts) -> Result<Vec<Tensor>> {
+    let model = Model::new(graph.clone(), WORKING_OPSET);
+    let feeds = graph.inputs.iter().enumerate().map(|(i, input)| {
+        let fact = &facts[&input.id];
+        let values = noise(&fact.shape, i as u32);
+        Value::host(match fact.dtype {
+            DType::Bool => Tensor::from_f64(
+                DType::Bool,
+                &fact.shape,
+                &values.to_f64().iter().map(|&v| f64::from(u8::from(v > 0.0))).collect::<Vec<_>>(),
+            ),
+            _ => values,
+        })
+    });
+    let feeds: Vec<Value> = feeds.collect();
+    let outputs = ort.compile(&model, facts)?.run(&feeds)?;
+    outputs.iter().map(Value::to_host).collect()
+}
+
+/// Asserts that a graph gives the same by kernels of ours and by ONNX Runtime's.
+fn agree(what: &str, build: impl Fn(&mut Builder) -> Result<Vec<ValueId>>) -> Result<()> {
+    let Some(ort) = onnx_runtime() else { return Ok(()) };
+    let mut b = Builder::new("case");
+    for output in build(&mut b)? {
+        b.output(&output);
+    }
+    let (graph, facts) = b.finish();
+    let mut inputs = facts.clone();
+    inputs.retain(|id, _| graph.inputs.iter().any(|input| input.id == *id));
+    let (found, expected) = (run(&*ort, &graph, &facts)?, run(&*ort, &graph, &inputs)?);
+    for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
+        let apart = distance(found, expected);
+        assert!(apart <= 1e-5, "{what}, output {i}: {apart:e} apart");
+    }
+    Ok(())
+}
+
+fn image(b: &mut Builder, name: &str, shape: &[usize]) -> ValueId {
+    b.input(name, Fact::new(DType::F32, shape))
+}
+
+fn window(strides: [i64; 2], dilations: [i64; 2], pads: [i64; 4], group: usize) -> Vec<(&'static str, Attr)> {
+    vec![
+        ("strides", Attr::Ints(strides.to_vec())),
+        ("dilations", Attr::Ints(dilations.to_vec())),
+        ("pads", Attr::Ints(pads.to_vec())),
+        ("group", Attr::Int(group as i64)),
+    ]
+}
+
+/// Images, kernels, strides, dilations, padding.
+type Geometry = ([usize; 4], [usize; 4], [i64; 2], [i64; 2], [i64; 4]);
+
+const DEPTHWISE: [Geometry; 7] = [
+    ([2, 6, 14, 14], [6, 1, 3, 3], [1, 1], [1, 1], [1, 1, 1, 1]),
+    ([3, 6, 15, 14], [6, 1, 3, 3], [2, 2], [1, 1], [1, 1, 1, 1]),
+    ([1, 4, 20, 37], [4, 1, 5, 3], [1, 2], [1, 1], [2, 0, 2, 1]),
+    ([2, 4, 20, 21], [4, 1, 3, 3], [1, 1], [2, 3], [2, 3, 2, 3]),
+    ([2, 4, 20, 21], [4, 1, 3, 2], [3, 2], [2, 1], [1, 0, 0, 1]),
+    ([2, 5, 4, 4], [5, 1, 4, 4], [1, 1], [1, 1], [0, 0, 0, 0]),
+    ([2, 3, 9, 9], [6, 1, 3, 3], [1, 1], [1, 1], [1, 1, 1, 1]),
+];
+
+#[test]
+fn depthwise_convolutions_and_their_gradients() -> Result<()> {
+    for (x, w, strides, dilations, pads) in DEPTHWISE {
+        for biased in [false, true] {
+            agree(&format!("{x:?} by {w:?}, biased: {biased}"), |b| {
+                b.forms = Forms::Depthwise;
+                let mut inputs = vec![image(b, "x", &x), image(b, "w", &w)];
+                if biased {
+                    inputs.push(image(b, "bias", &w[..1]));
+                }
+                let attrs = window(strides, dilations, pads, x[1]);
+                let y = b.op_with("Conv", &inputs.iter().collect::<Vec<_>>(), &attrs);
+                let shape = b.shape(&y);
+                let seed = image(b, "seed", &shape);
+                let gradients = autodiff::backward(b, &[(y.clone(), seed)], &inputs)?;
+                Ok([y].into_iter().chain(inputs.iter().map(|id| gradients[id].clone())).collect())
+            })?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn transposed_convolutions_of_single_channels() -> Result<()> {
+    for (x, w, strides, dilations, pads) in DEPTHWISE.into_iter().filter(|(x, w, ..)| x[1] == w[0]) {
+        agree(&format!("{x:?} by {w:?}, transposed"), |b| {
+            let inputs = [image(b, "x", &x), image(b, "w", &w), image(b, "bias", &w[..1])];
+            let mut attrs = window(strides, dilations, pads, x[1]);
+            attrs.push(("output_padding", Attr::Ints(strides.map(|s| s - 1).to_vec())));
+            let inputs: Vec<&ValueId> = inputs.iter().collect();
+            Ok(vec![b.op_with("ConvTranspose", &inputs, &attrs)])
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn choices_between_tensors_and_numbers() -> Result<()> {
+    let shapes: [&[usize]; 4] = [&[3, 50_000], &[70, 1, 1], &[1], &[]];
+    for shape in shapes {
+        for (x, y) in [(shape, shape), (shape, &[][..]), (&[1][..], shape), (&[][..], &[][..])] {
+            if x.len().max(y.len()) > shape.len() {
+                continue;
+            }
+            agree(&format!("{shape:?}: {x:?} or {y:?}"), |b| {
+                let condition = b.input("condition", Fact::new(DType::Bool, shape));
+                let (x, y) = (image(b, "x", x), image(b, "y", y));
+                Ok(vec![b.op("Where", &[&condition, &x, &y])])
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// What isn't chosen may be anything.
+#[test]
+fn what_is_not_chosen_leaves_no_trace() -> Result<()> {
+    let Some(ort) = onnx_runtime() else { return Ok(()) };
+    let mut b = Builder::new("case");
+    let condition = b.input("condition", Fact::new(DType::Bool, &[3]));
+    let (x, y) = (image(&mut b, "x", &[3]), image(&mut b, "y", &[3]));
+    let chosen = b.op("Where", &[&condition, &x, &y]);
+    b.output(&chosen);
+    let (graph, facts) = b.finish();
+    let feeds = [
+        Tensor::from_f64(DType::Bool, &[3], &[1.0, 0.0, 0.0]),
+        Tensor::f32(&[3], &[1.0, f32::NAN, f32::INFINITY]),
+        Tensor::f32(&[3], &[f32::NAN, 2.0, 3.0]),
+    ];
+    let outputs = ort.compile(&Model::new(graph, WORKING_OPSET), &facts)?.run(&feeds.map(Value::host))?;
+    let values: Vec<Vec<f64>> = outputs.iter().map(|v| Ok(v.to_host()?.to_f64())).collect::<Result<_>>()?;
+    assert_eq!(values, [[1.0, 2.0, 3.0]]);
+    Ok(())
+}
+
+#[test]
+fn operands_of_fewer_axes_than_the_result() -> Result<()> {
+    let results: [&[usize]; 3] = [&[20, 30, 1, 1], &[100, 1], &[4, 8, 8, 1]];
+    for shape in results {
+        for op in ["Add", "Sub", "Mul", "Div", "Max"] {
+            agree(&format!("{op} of {shape:?}"), |b| {
+                let x = image(b, "x", shape);
+                let (scalar, one, last) =
+                    (image(b, "scalar", &[]), image(b, "one", &[1]), image(b, "last", &shape[1..]));
+                Ok([&scalar, &one, &last].map(|other| b.op(op, &[&x, other])).to_vec())
+            })?;
+        }
+    }
+    Ok(())
+}
