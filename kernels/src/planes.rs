@@ -78,7 +78,8 @@ impl Planes {
             true => (1, (down.coarse.max(1) - 1) * pitch + along.coarse, pitch),
             false => (down.coarse, along.coarse, along.coarse.next_multiple_of(LANES)),
         };
-        let offset = |axis: &Axis, k: usize| (k * axis.dilation % axis.stride, k * axis.dilation / axis.stride);
+        let offset =
+            |axis: &Axis, k: usize| (k * axis.dilation % axis.stride, k * axis.dilation / axis.stride);
         let rows = (0..down.kernel).map(|k| k * down.dilation * pitch);
         let taps = rows
             .flat_map(|row| {

@@ -21,12 +21,7 @@ pub fn select(condition: &[u8], x: Operand<'_>, y: Operand<'_>, output: &mut [f3
     }
 }
 
-fn choose(
-    condition: &[u8],
-    x: impl Iterator<Item = f32>,
-    y: impl Iterator<Item = f32>,
-    output: &mut [f32],
-) {
+fn choose(condition: &[u8], x: impl Iterator<Item = f32>, y: impl Iterator<Item = f32>, output: &mut [f32]) {
     for (((output, &condition), x), y) in output.iter_mut().zip(condition).zip(x).zip(y) {
         // Both are at hand, so that nothing is to be jumped over.
         *output = if condition == 0 { y } else { x };

@@ -39,63 +39,45 @@ fn assert_close(what: &str, found: &[f32], expected: &[f64], planes: (&Axis, &Ax
 fn planes_agree_with_the_definition() {
     let mut room = Room::default();
     let mut seen = 0;
-    for (dense, kernel, stride, dilation, begin) in itertools(
-        &[1, 4, 7, 17, 40],
-        &[1, 2, 3, 5],
-        &[1, 2, 3],
-        &[1, 2, 3],
-        &[0, 1, 2],
-    ) {
-        for end in 0..2 {
-            let reach = (kernel - 1) * dilation + 1;
-            let Some(rest) = (dense + begin + end).checked_sub(reach) else { continue };
-            let axis = Axis { dense, coarse: rest / stride + 1, kernel, stride, dilation, begin };
-            // A few other geometries for the other axis.
-            let other = [
-                Axis { dense: 5, coarse: 5, kernel: 3, stride: 1, dilation: 1, begin: 1 },
-                Axis { dense: 6, coarse: 3, kernel: 2, stride: 2, dilation: 1, begin: 0 },
-            ];
-            for (down, along) in other.iter().flat_map(|o| [(*o, axis), (axis, *o)]) {
-                let planes = Planes::new(down, along);
-                let (x, y, w) = (
-                    noise(planes.dense(), 1),
-                    noise(planes.coarse(), 2),
-                    noise(planes.kernel(), 3),
-                );
-                let mut expected = [vec![0.25; y.len()], vec![0.0; w.len()], vec![0.5; x.len()]];
-                pairs(&down, &along, |o, k, i| {
-                    expected[0][o] += f64::from(w[k]) * f64::from(x[i]);
-                    expected[1][k] += f64::from(y[o]) * f64::from(x[i]);
-                    expected[2][i] += f64::from(w[k]) * f64::from(y[o]);
-                });
-                let mut found = [vec![f32::NAN; y.len()], vec![0.0; w.len()], vec![f32::NAN; x.len()]];
-                planes.convolve(&x, &w, 0.25, &mut found[0], &mut room);
-                planes.correlate(&x, &y, &mut found[1], &mut room);
-                planes.scatter(&y, &w, 0.5, &mut found[2], &mut room);
-                for (i, what) in ["convolve", "correlate", "scatter"].into_iter().enumerate() {
-                    assert_close(what, &found[i], &expected[i], (&down, &along));
-                }
-                seen += 1;
+    let mut axes = vec![];
+    for (dense, kernel) in [1usize, 4, 7, 17, 40].into_iter().flat_map(|d| [1, 2, 3, 5].map(|k| (d, k))) {
+        for (stride, dilation) in [1, 2, 3].into_iter().flat_map(|s| [1, 2, 3].map(|d| (s, d))) {
+            for (begin, end) in [0, 1, 2].into_iter().flat_map(|b| [0, 1].map(|e| (b, e))) {
+                let reach = (kernel - 1) * dilation + 1;
+                let Some(rest) = (dense + begin + end).checked_sub(reach) else { continue };
+                axes.push(Axis { dense, coarse: rest / stride + 1, kernel, stride, dilation, begin });
             }
         }
+    }
+    // A few geometries for the other axis.
+    let others = [
+        Axis { dense: 5, coarse: 5, kernel: 3, stride: 1, dilation: 1, begin: 1 },
+        Axis { dense: 6, coarse: 3, kernel: 2, stride: 2, dilation: 1, begin: 0 },
+    ];
+    let pairs = axes.iter().flat_map(|&axis| others.iter().flat_map(move |&o| [(o, axis), (axis, o)]));
+    for (down, along) in pairs {
+        agree(down, along, &mut room);
+        seen += 1;
     }
     assert!(seen > 1_000, "{seen} geometries");
 }
 
-type Geometry = (usize, usize, usize, usize, usize);
-
-fn itertools(a: &[usize], b: &[usize], c: &[usize], d: &[usize], e: &[usize]) -> Vec<Geometry> {
-    let mut all = vec![];
-    for &a in a {
-        for &b in b {
-            for &c in c {
-                for &d in d {
-                    all.extend(e.iter().map(|&e| (a, b, c, d, e)));
-                }
-            }
-        }
+fn agree(down: Axis, along: Axis, room: &mut Room) {
+    let planes = Planes::new(down, along);
+    let (x, y, w) = (noise(planes.dense(), 1), noise(planes.coarse(), 2), noise(planes.kernel(), 3));
+    let mut expected = [vec![0.25; y.len()], vec![0.0; w.len()], vec![0.5; x.len()]];
+    pairs(&down, &along, |o, k, i| {
+        expected[0][o] += f64::from(w[k]) * f64::from(x[i]);
+        expected[1][k] += f64::from(y[o]) * f64::from(x[i]);
+        expected[2][i] += f64::from(w[k]) * f64::from(y[o]);
+    });
+    let mut found = [vec![f32::NAN; y.len()], vec![0.0; w.len()], vec![f32::NAN; x.len()]];
+    planes.convolve(&x, &w, 0.25, &mut found[0], room);
+    planes.correlate(&x, &y, &mut found[1], room);
+    planes.scatter(&y, &w, 0.5, &mut found[2], room);
+    for (i, what) in ["convolve", "correlate", "scatter"].into_iter().enumerate() {
+        assert_close(what, &found[i], &expected[i], (&down, &along));
     }
-    all
 }
 
 #[test]
