@@ -7,7 +7,6 @@
 // to its tap, read from the table. Steps are whole: what is missing behind the last tap are taps that no window sees. Neighbours
 // in memory are read by neighbouring invocations: along columns ({{along_taps}} = 0) or along taps (1: the gradient of
 // weights, whose taps are places of the image). Lines beyond the last are read as the last and not written.
-// {{check}} says how a place outside the image is told from one inside: 0 there is none, 1 by `bits`, 2 by its coordinates.
 // Y is written by vectors ({{vectors}} = 1, {{scalars}} = 0) where four columns are neighbours, else by elements (0 and 4).
 // Here word 1 counts the taps of the table, missing ones included.
 
@@ -21,35 +20,6 @@ const LINE_C = 16 * C + 1;
 
 var<workgroup> tile_w: array<vec4<f32>, DEPTH * LINE_R>; // DEPTH (taps) × 64·R (rows)
 var<workgroup> tile_x: array<vec4<f32>, DEPTH * LINE_C>; // DEPTH (taps) × 64·C (columns)
-
-// What loading a column needs. A tap is outside the image where their bits meet.
-struct Source {
-    place: vec3<i32>,
-    origin: i32,
-    bits: i32,
-}
-
-fn source(p: i32, base: i32) -> Source {
-    let c = column(min(p, param(2) - 1));
-    var s = Source(c.place, base + c.origin, 0);
-    if ({{check}} == 1) {
-        let x = param(1);
-        let y = x + param(26);
-        let z = y + param(25);
-        s.bits = taps[x + c.window.x].x | taps[y + c.window.y].x | taps[z + c.window.z].x;
-    }
-    return s;
-}
-
-// What a column sees through a tap.
-fn image(s: Source, tap: vec4<i32>) -> f32 {
-    var v = 0.0;
-    var visible = true;
-    if ({{check}} == 1) { visible = (s.bits & tap.z) == 0; }
-    if ({{check}} == 2) { visible = in_image(s.place, tap); }
-    if (visible) { v = x[s.origin + tap.y]; }
-    return v;
-}
 
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
@@ -83,10 +53,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     // Columns: one of them at quadruples of taps, or, along taps, quadruples of them at the tap of the rows.
 {{for a in 0..along_columns}}
     let own_column = l % (64 * C);
-    let c0 = source(col0 + own_column, base_x);
+    let c0 = source(column(min(col0 + own_column, columns - 1)), base_x);
 {{end}}
 {{for a in 0..along_taps}}{{for i in 0..loads_x}}{{for q in 0..4}}
-    let c{{i}}{{q}} = source(col0 + 4 * (l / DEPTH + 256 / DEPTH * {{i}}) + {{q}}, base_x);
+    let c{{i}}{{q}} = source(column(min(col0 + 4 * (l / DEPTH + 256 / DEPTH * {{i}}) + {{q}}, columns - 1)), base_x);
 {{end}}{{end}}{{end}}
 
 {{for i in 0..quads_r}}{{for j in 0..quads_c}}{{for r in 0..4}}

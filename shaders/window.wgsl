@@ -7,7 +7,8 @@
 // dispatch for each residue of its stride), and the gradient of the weights (windows and taps change places) are all
 // of this form. Everything that depends on a tap alone stands in a table, so inner loops divide nothing:
 //   taps[t] = (offset in W, offset in X, y and x offsets of the place in 16 bits each, z offset of the place)
-// For tiles (conv_tiled.wgsl) the last two may be bits instead, and the windows' bits stand behind the taps.
+// {{check}} says how a place outside the image is told from one inside: 0 there is none, 1 by bits, which stand in the tables of taps
+// instead of places and, for windows along x, y and z, behind the taps, 2 by its coordinates.
 // Words: 0 rows, 1 taps, 2 columns, 3 groups, 4 parts, 5 taps a part,
 //        6 offset of W, 7 its row stride, 8 its group stride, 9 offset of X, 10 its group stride,
 //        11 offset of Y, 12 its group stride, 13 its row stride, 14 its part stride,
@@ -40,6 +41,25 @@ fn column(p: i32) -> Column {
     return c;
 }
 
+// What a window needs to look through taps. A tap is outside the image where their bits meet.
+struct Source {
+    place: vec3<i32>,
+    origin: i32,
+    bits: i32,
+}
+
+// `base` is where the window's group begins in X.
+fn source(c: Column, base: i32) -> Source {
+    var s = Source(c.place, base + c.origin, 0);
+    if ({{check}} == 1) {
+        let x = param(1);
+        let y = x + param(26);
+        let z = y + param(25);
+        s.bits = taps[x + c.window.x].x | taps[y + c.window.y].x | taps[z + c.window.z].x;
+    }
+    return s;
+}
+
 // Whether a tap of the window at `place` lies inside the image.
 fn in_image(place: vec3<i32>, tap: vec4<i32>) -> bool {
     let at = place + vec3<i32>((tap.z << 16u) >> 16u, tap.z >> 16u, tap.w);
@@ -47,45 +67,12 @@ fn in_image(place: vec3<i32>, tap: vec4<i32>) -> bool {
     return u32(at.x) < u32(param(17)) && u32(at.y) < u32(param(16)) && u32(at.z) < u32(param(15));
 }
 
-// What a window sees through a tap; `base` is where its group begins in X.
-fn seen(c: Column, base: i32, tap: vec4<i32>) -> f32 {
-    if (in_image(c.place, tap)) { return x[base + c.origin + tap.y]; }
-    return 0.0;
-}
-
-// An output element that is summed on its own, not in a tile.
-struct Element {
-    part: i32,
-    window: Column,
-    base_w: i32,
-    base_x: i32,
-    first: i32, // its taps
-    end: i32,
-    dest: i32,
-}
-
-fn element(i: i32) -> Element {
-    let lines = i / param(2);
-    let r = lines % param(0);
-    let blocks = lines / param(0);
-    let g = blocks % param(3);
-    var e: Element;
-    e.part = blocks / param(3);
-    e.window = column(i % param(2));
-    e.base_w = param(6) + g * param(8) + r * param(7);
-    e.base_x = param(9) + g * param(10);
-    e.first = e.part * param(5);
-    e.end = min(e.first + param(5), param(1));
-    e.dest = param(11) + e.part * param(14) + g * param(12) + r * param(13) + e.window.dest;
-    return e;
-}
-
-// The sum over every `step`th of its taps, from the one at `offset` on.
-fn tap_sum(e: Element, offset: i32, step: i32) -> f32 {
-    var sum = 0.0;
-    for (var t = e.first + offset; t < e.end; t += step) {
-        let tap = taps[t];
-        sum = fma(w[e.base_w + tap.x], seen(e.window, e.base_x, tap), sum);
-    }
-    return sum;
+// What a window sees through a tap.
+fn image(s: Source, tap: vec4<i32>) -> f32 {
+    var v = 0.0;
+    var visible = true;
+    if ({{check}} == 1) { visible = (s.bits & tap.z) == 0; }
+    if ({{check}} == 2) { visible = in_image(s.place, tap); }
+    if (visible) { v = x[s.origin + tap.y]; }
+    return v;
 }

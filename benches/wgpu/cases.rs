@@ -49,6 +49,11 @@ pub enum Case {
         rows: usize,
         cols: usize,
     },
+    /// `-x`: what the device moves at best.
+    Negate {
+        rows: usize,
+        cols: usize,
+    },
     /// Sums of the rows, or of the columns.
     Sum {
         rows: usize,
@@ -99,7 +104,7 @@ impl Conv {
     }
 }
 
-/// Convolutions of ResNet-50 and of MobileNetV2, at 32 images of 224 × 224.
+/// Convolutions of ResNet-50 and of MobileNetV2, at 32 images of 224 × 224; one of them at 256.
 const CONVS: &[Conv] = &[
     Conv::new(32, 3, 224, 64, 7, 2),
     Conv::new(32, 64, 56, 64, 3, 1),
@@ -111,6 +116,7 @@ const CONVS: &[Conv] = &[
     Conv::new(32, 1024, 14, 256, 1, 1),
     Conv::depthwise(32, 96, 112, 3, 2),
     Conv::depthwise(32, 192, 28, 3, 1),
+    Conv::depthwise(256, 192, 28, 3, 1),
     Conv::new(32, 32, 28, 192, 1, 1),
 ];
 
@@ -130,8 +136,19 @@ pub fn all() -> Vec<Case> {
     for conv in CONVS {
         cases.extend([Pass::Forward, Pass::Input, Pass::Weight].map(|pass| Case::Conv { conv: *conv, pass }));
     }
-    let (rows, cols) = (16384, 1024);
-    cases.extend([
+    for rows in SHORT_AND_LONG {
+        cases.extend(memory_bound(rows));
+    }
+    cases
+}
+
+/// Rows of 1024 elements: 64 MiB, where starting a kernel and its end are a good part of its time, and 512 MiB, where they aren't.
+const SHORT_AND_LONG: [usize; 2] = [16384, 131_072];
+
+fn memory_bound(rows: usize) -> [Case; 15] {
+    let cols = 1024;
+    let elements = rows * cols;
+    [
         Case::Softmax { rows, cols, pass: Pass::Forward },
         Case::Softmax { rows, cols, pass: Pass::Input },
         Case::LayerNorm { rows, cols, pass: Pass::Forward },
@@ -141,13 +158,13 @@ pub fn all() -> Vec<Case> {
         Case::RmsNorm { rows, cols, pass: Pass::Input },
         Case::CrossEntropy { rows, cols },
         Case::AddGelu { rows, cols },
+        Case::Negate { rows, cols },
         Case::Sum { rows, cols, axis: 1 },
         Case::Sum { rows, cols, axis: 0 },
-        Case::Sum { rows: 262_144, cols: 64, axis: 0 },
-        Case::Sum { rows: 256, cols: 65_536, axis: 0 },
+        Case::Sum { rows: elements / 64, cols: 64, axis: 0 },
+        Case::Sum { rows: elements / 65_536, cols: 65_536, axis: 0 },
         Case::Transpose { rows, cols },
-    ]);
-    cases
+    ]
 }
 
 impl Case {
@@ -171,6 +188,7 @@ impl Case {
             Case::RmsNorm { rows, cols, pass } => format!("RMS norm {rows}×{cols}{}", way(pass)),
             Case::CrossEntropy { rows, cols } => format!("cross-entropy {rows}×{cols}, gradient"),
             Case::AddGelu { rows, cols } => format!("add, GELU {rows}×{cols}"),
+            Case::Negate { rows, cols } => format!("negation {rows}×{cols}"),
             Case::Sum { rows, cols, axis: 1 } => format!("row sums {rows}×{cols}"),
             Case::Sum { rows, cols, .. } => format!("column sums {rows}×{cols}"),
             Case::Transpose { rows, cols } => format!("transpose {rows}×{cols}"),
@@ -183,6 +201,10 @@ impl Case {
             |tensors: usize, rows: usize, cols: usize| Work::Bytes((tensors * rows * cols * 4) as f64);
         match *self {
             Case::Product { batch, m, k, n } => Work::Operations((2 * batch * m * k * n) as f64),
+            // A multiplication for every element of the kernel: memory bounds these.
+            Case::Conv { conv: c, .. } if c.group == c.c => {
+                moved(1, c.n * c.c, c.size.pow(2) + c.out().pow(2))
+            }
             Case::Conv { conv, .. } => Work::Operations(conv.flops() as f64),
             Case::Softmax { rows, cols, pass }
             | Case::LayerNorm { rows, cols, pass }
@@ -191,6 +213,7 @@ impl Case {
             }
             Case::CrossEntropy { rows, cols } => moved(2, rows, cols),
             Case::AddGelu { rows, cols } => moved(3, rows, cols),
+            Case::Negate { rows, cols } => moved(2, rows, cols),
             Case::Sum { rows, cols, .. } => moved(1, rows, cols),
             Case::Transpose { rows, cols } => moved(2, rows, cols),
         }
@@ -256,6 +279,10 @@ impl Case {
                 let y = input(&mut b, "y", &[rows, cols]);
                 let g = b.op("Gelu", &[&y]);
                 b.add(&x, &g)
+            }
+            Case::Negate { rows, cols } => {
+                let x = input(&mut b, "x", &[rows, cols]);
+                b.op("Neg", &[&x])
             }
             Case::Sum { rows, cols, axis } => {
                 let x = input(&mut b, "x", &[rows, cols]);

@@ -118,7 +118,8 @@ fn peers(cases: &[Case]) -> Vec<Peer> {
         command.arg(script);
         programs.push(("PyTorch".to_string(), command));
     }
-    for program in std::env::split_paths(&std::env::var_os("ONNX_MERGE_BURN").unwrap_or_default()) {
+    let burn = std::env::var_os("ONNX_MERGE_BURN").unwrap_or_default();
+    for program in std::env::split_paths(&burn).filter(|program| !program.as_os_str().is_empty()) {
         let name = program.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         programs.push((name, Command::new(program)));
     }

@@ -89,6 +89,7 @@ KINDS = {
     "rms_norm": rms_norm,
     "cross_entropy": cross_entropy,
     "add_gelu": matrix(lambda case, x, y: lambda: x + F.gelu(y)),
+    "negate": matrix(lambda case, x, y: lambda: -x),
     "sum": matrix(lambda case, x, y: lambda: x.sum(case["axis"])),
     "transpose": matrix(lambda case, x, y: lambda: x.t().contiguous()),
 }

@@ -238,7 +238,7 @@ fn attributes(stride: i64, pad: i64, group: i64) -> [(&'static str, Attr); 3] {
 /// Every kernel for sums over windows: large and small tiles, cut into parts, along taps, alone.
 #[test]
 fn convolutions_of_all_sizes() -> Result<()> {
-    let cases: [Convolution; 12] = [
+    let cases: [Convolution; 16] = [
         (&[2, 3, 40, 44], &[70, 3, 3, 3], 1, 1, 1),
         (&[3, 20, 66, 66], &[130, 20, 3, 3], 1, 0, 1),
         (&[2, 130, 7, 9], &[140, 130, 3, 3], 1, 1, 1),
@@ -246,6 +246,11 @@ fn convolutions_of_all_sizes() -> Result<()> {
         (&[2, 70, 12, 12], &[66, 70, 1, 1], 1, 0, 1),
         (&[2, 70, 11, 11], &[66, 70, 1, 1], 1, 0, 1),
         (&[2, 12, 20, 20], &[12, 1, 3, 3], 2, 1, 12),
+        (&[2, 6, 15, 13], &[12, 1, 5, 5], 1, 2, 6),
+        (&[2, 3, 9, 14], &[3, 1, 7, 7], 1, 3, 3),
+        (&[1, 3, 13, 9], &[3, 1, 2, 3], 3, 0, 3),
+        // Several rows and windows an invocation.
+        (&[2, 8, 380, 380], &[3, 8, 3, 3], 1, 1, 1),
         // Too many places along the axes for bits of their own.
         (&[2, 20, 40, 40], &[24, 20, 25, 25], 1, 12, 1),
         (&[2, 40, 9, 9], &[60, 20, 3, 3], 1, 1, 2),
@@ -298,10 +303,13 @@ fn gradients_in_forms_for_the_gpu() -> Result<()> {
     };
     let Some(gpu) = &*GPU else { return Ok(()) };
     let conv = attributes;
-    let cases: [Operation; 7] = [
+    let cases: [Operation; 10] = [
         ("Conv", &[&[3, 8, 17, 19], &[24, 8, 3, 3]], conv(1, 1, 1).into()),
         ("Conv", &[&[2, 5, 18, 18], &[7, 5, 5, 5]], conv(2, 2, 1).into()),
         ("Conv", &[&[4, 6, 16, 16], &[6, 1, 3, 3]], conv(2, 1, 6).into()),
+        ("Conv", &[&[5, 6, 17, 16], &[6, 1, 3, 3]], conv(1, 1, 6).into()),
+        ("Conv", &[&[16, 4, 28, 14], &[8, 1, 5, 5]], conv(2, 2, 4).into()),
+        ("Conv", &[&[24, 5, 7, 7], &[5, 1, 7, 7]], conv(1, 3, 5).into()),
         ("Conv", &[&[4, 8, 16, 16], &[12, 4, 3, 3]], conv(1, 1, 2).into()),
         ("Conv", &[&[2, 20, 12, 12], &[9, 20, 1, 1]], conv(1, 0, 1).into()),
         ("LayerNormalization", &[&[6, 5, 70], &[70], &[70]], vec![]),

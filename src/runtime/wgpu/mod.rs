@@ -33,6 +33,10 @@ use gpu::Gpu;
 use search::Search;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long a device works before kernels are timed on it.
+const WARM_UP: Duration = Duration::from_millis(5);
 
 /// Runs graphs on a GPU.
 pub struct WgpuExecutor {
@@ -108,13 +112,21 @@ impl WgpuExecutor {
     /// # Errors
     /// As [`Executor::compile`] and [`Compiled::run`].
     pub fn profile(&self, model: &Model, facts: &Facts, inputs: &[Value]) -> Result<Vec<KernelTime>> {
-        let program = self.program(model, facts)?;
+        let mut program = self.program(model, facts)?;
         // Drivers finish compiling a kernel when it first runs.
         program.profile(inputs)?;
+        // A device that has waited is slow at first: every profile follows other runs without a pause.
+        let mut profile = || {
+            let begun = Instant::now();
+            while begun.elapsed() < WARM_UP {
+                program.run(inputs)?;
+            }
+            program.profile(inputs)
+        };
         let total = |times: &[KernelTime]| -> f64 { times.iter().map(|time| time.seconds).sum() };
-        let mut best = program.profile(inputs)?;
+        let mut best = profile()?;
         for _ in 0..2 {
-            let times = program.profile(inputs)?;
+            let times = profile()?;
             if total(&times) < total(&best) {
                 best = times;
             }

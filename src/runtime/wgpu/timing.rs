@@ -23,6 +23,10 @@ impl Program {
     /// As [`crate::runtime::Compiled::run`].
     pub fn profile(&self, inputs: &[Value]) -> Result<Vec<KernelTime>> {
         let run = self.begin(inputs)?;
+        if self.gpu.tick.is_none() {
+            // What was submitted before isn't to be waited for as part of the first dispatch.
+            self.gpu.wait(None)?;
+        }
         let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
         self.copy_in(&mut encoder, &run);
         self.gpu.queue.submit([encoder.finish()]);

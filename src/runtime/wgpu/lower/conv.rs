@@ -3,17 +3,13 @@
 //! Both become [`Sum`]s, see `shaders/window.wgsl`. A transposed convolution is one for each residue of its stride:
 //! output elements of one residue see the same taps, so nothing is scattered and no tap is wasted.
 
-use super::sums::{Sum, Tap};
+use super::sums::{Lattice, Sum, dot};
 use super::tiles::TILE;
 use super::window::{AXES, Windows, spatial};
 use super::{Elem, Lowering, Node, Operand, Outcome, Row, expect_f32, linear, reduce};
 use crate::runtime::wgpu::view::row_major;
 
 pub const TABLE: &[Row] = &[("Conv", conv), ("ConvTranspose", conv_transpose)];
-
-fn dot(a: &[i32; AXES], b: &[i32; AXES]) -> i32 {
-    (0..AXES).map(|i| a[i] * b[i]).sum()
-}
 
 /// An image's stride, then those of the spatial axes times `step`.
 fn steps(strides: &[i32], step: &[i32; AXES]) -> [i32; 1 + AXES] {
@@ -60,6 +56,19 @@ fn pointwise(l: &mut Lowering, w: &Operand, x: &Operand, shape: &[usize]) -> Out
     l.reshape(&y, shape)
 }
 
+/// The input of a grouped convolution before it was copied so that groups and their channels are one dimension, where it was:
+/// sums tell them apart, so they needn't lie evenly. Its view has a dimension of each. (Gradients of grouped weights exchange
+/// images and channels.)
+fn before_copy(l: &Lowering, x: &Operand, groups: usize, inputs: usize) -> Option<Operand> {
+    let from = l.copied_from(x)?;
+    let (shape, strides) = (&from.view.shape, &from.view.strides);
+    let split = shape.len() == x.view.rank() + 1
+        && shape[..3] == [x.view.shape[0], groups, inputs]
+        && shape[3..] == x.view.shape[2..]
+        && strides[3..] == x.view.strides[2..];
+    split.then_some(from)
+}
+
 fn conv(l: &mut Lowering, node: &Node) -> Outcome {
     let (x, w) = (l.arg(node, 0)?, l.arg(node, 1)?);
     let groups = groups_of(node, &x, &w)?;
@@ -75,15 +84,25 @@ fn conv(l: &mut Lowering, node: &Node) -> Outcome {
         let y = pointwise(l, &w, &x, &shape)?;
         return with_bias(l, node, y);
     }
-    let (xs, ws) = (spatial(&x.view.strides[2..], 0), spatial(&w.view.strides[2..], 0));
-    let mut taps = vec![];
-    for c in 0..inputs as i32 {
-        for k in windows.elements() {
-            let place = [0, 1, 2].map(|i| k[i] * windows.dilation[i]);
-            let (w, x) = (c * w.view.strides[1] + dot(&k, &ws), c * x.view.strides[1] + dot(&place, &xs));
-            taps.push(Tap { w, x, place });
-        }
+    let (sizes, mut x_strides) = (spatial(&x.view.shape[2..], 1), x.view.strides.clone());
+    let (mut x, mut x_group) = (x, inputs as i32 * x_strides[1]);
+    if let Some(from) = before_copy(l, &x, groups, inputs) {
+        x_strides = from.view.strides.clone();
+        x_group = x_strides.remove(1);
+        x = from;
     }
+    let (xs, ws) = (spatial(&x_strides[2..], 0), spatial(&w.view.strides[2..], 0));
+    let taps = Lattice {
+        channels: inputs,
+        counts: windows.kernel,
+        w_first: 0,
+        w_channel: w.view.strides[1],
+        w_strides: ws,
+        x_channel: x_strides[1],
+        x_strides: xs,
+        first: [0; AXES],
+        step: windows.dilation,
+    };
     let strides = row_major(&shape);
     let first = windows.begin.map(|b| -b);
     let sum = Sum {
@@ -96,13 +115,13 @@ fn conv(l: &mut Lowering, node: &Node) -> Outcome {
         windows: spatial(&shape[2..], 1),
         w_steps: [w.view.strides[0], rows as i32 * w.view.strides[0]],
         x_base: x.view.offset + dot(&first, &xs),
-        x_group: inputs as i32 * x.view.strides[1],
+        x_group,
         y_base: 0,
         y_steps: [strides[1], rows as i32 * strides[1]],
-        sizes: spatial(&x.view.shape[2..], 1),
+        sizes,
         first,
         step: windows.stride,
-        x_strides: steps(&x.view.strides, &windows.stride),
+        x_strides: steps(&x_strides, &windows.stride),
         y_strides: steps(&strides, &[1; AXES]),
     };
     let y = emit_all(l, &[sum], &shape)?;
@@ -145,17 +164,18 @@ fn conv_transpose(l: &mut Lowering, node: &Node) -> Outcome {
     for residue in residues(&stride) {
         let count =
             [0, 1, 2].map(|i| (out[i] as i32 - residue[i] + stride[i] - 1).div_euclid(stride[i]).max(0));
-        let mut taps = vec![];
-        for c in 0..inputs as i32 {
-            for k in windows.elements() {
-                let reach = [0, 1, 2].map(|i| residue[i] + windows.begin[i] - k[i] * windows.dilation[i]);
-                if (0..AXES).all(|i| reach[i] % stride[i] == 0) {
-                    let place = [0, 1, 2].map(|i| reach[i] / stride[i]);
-                    let w = c * w.view.strides[0] + dot(&k, &ws);
-                    taps.push(Tap { w, x: c * x.view.strides[1] + dot(&place, &xs), place });
-                }
-            }
-        }
+        let axes = [0, 1, 2].map(|i| Reach::of(&windows, i, residue[i]));
+        let taps = Lattice {
+            channels: inputs,
+            counts: axes.map(|a| a.count),
+            w_first: dot(&axes.map(|a| a.first), &ws),
+            w_channel: w.view.strides[0],
+            w_strides: [0, 1, 2].map(|i| axes[i].step * ws[i]),
+            x_channel: x.view.strides[1],
+            x_strides: xs,
+            first: axes.map(|a| a.place),
+            step: axes.map(|a| a.apart),
+        };
         let sum = Sum {
             x: &x,
             w: &w,
@@ -179,6 +199,36 @@ fn conv_transpose(l: &mut Lowering, node: &Node) -> Outcome {
     }
     let y = emit_all(l, &sums, &shape)?;
     with_bias(l, node, y)
+}
+
+/// The taps along an axis that outputs of one residue see.
+#[derive(Clone, Copy)]
+struct Reach {
+    count: usize,
+    /// The first one, and how far the next is from it.
+    first: i32,
+    step: i32,
+    /// Where the first one looks, and how far from there the next.
+    place: i32,
+    apart: i32,
+}
+
+impl Reach {
+    fn of(windows: &Windows, axis: usize, residue: i32) -> Self {
+        let (stride, dilation) = (windows.stride[axis], windows.dilation[axis]);
+        let reach = |k: i32| residue + windows.begin[axis] - k * dilation;
+        let mut seen = (0..windows.kernel[axis] as i32).filter(|&k| reach(k) % stride == 0);
+        let first = seen.next();
+        // They repeat after the least step that is a whole number of strides.
+        let step = (1..=stride).find(|step| step * dilation % stride == 0).unwrap_or(stride);
+        Reach {
+            count: first.map_or(0, |_| 1 + seen.count()),
+            first: first.unwrap_or(0),
+            step,
+            place: first.map_or(0, reach) / stride,
+            apart: -(step * dilation / stride),
+        }
+    }
 }
 
 /// All positions below `stride`.

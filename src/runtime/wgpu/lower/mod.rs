@@ -5,6 +5,7 @@
 //! and add a line to that file's `TABLE`. Knows no device. Look at [`Lowering`].
 
 mod conv;
+mod depthwise;
 mod einsum;
 mod elementwise;
 mod index;
@@ -445,7 +446,11 @@ impl Lowering {
         params.extend([walk.strides[0][column], walk.strides[1][row], batches, rest.len() as i32]);
         params.extend([of(&walk.dims), of(&walk.strides[0]), of(&walk.strides[1])].concat());
         let squares = (rows as usize).div_ceil(SQUARE) * (columns as usize).div_ceil(SQUARE);
-        self.call(kernel::COPY_TURNED, &[], params, &[from], &[to], batches as usize * squares);
+        let lines = TURNING / SQUARE;
+        let values = [("side", SQUARE), ("lines", lines), ("moves", SQUARE / lines)];
+        let values = values.map(|(name, value)| (name, value.to_string()));
+        let values = values.each_ref().map(|(name, value)| (*name, value.as_str()));
+        self.call(kernel::COPY_TURNED, &values, params, &[from], &[to], batches as usize * squares);
     }
     /// The same values as the whole of a storage, row-major.
     pub fn contiguous(&mut self, operand: &Operand) -> Outcome<Operand> {
@@ -456,11 +461,21 @@ impl Lowering {
         let row_major = View::contiguous(&operand.view.shape);
         let walk = Walk::new(&operand.view.shape, &[&operand.view.strides, &row_major.strides]);
         if turned(&walk).is_none() {
-            return self.map("{0}", &[operand], operand.elem);
+            return self.map(COPY, &[operand], operand.elem);
         }
         let to = self.fresh(operand.elem, &operand.view.shape)?;
         self.copy(operand, &to);
         Ok(to)
+    }
+    /// What `operand` is a row-major copy of, where it is one.
+    pub fn copied_from(&self, operand: &Operand) -> Option<Operand> {
+        let made = self.plan.ops.iter().rev().find_map(|op| match op {
+            Op::Map(map) if map.out == operand.storage => Some(map),
+            _ => None,
+        })?;
+        let whole =
+            operand.view.is_contiguous() && operand.view.len() == made.shape.iter().product::<usize>();
+        (made.expr == COPY && whole).then(|| made.inputs.first().cloned()).flatten()
     }
     /// The same values in another shape; copies only where strides can't express it.
     pub fn reshape(&mut self, operand: &Operand, shape: &[usize]) -> Outcome<Operand> {
@@ -478,8 +493,13 @@ impl Lowering {
     }
 }
 
+/// An elementwise operation that changes nothing.
+const COPY: &str = "{0}";
+
 /// Rows and columns that a workgroup of `copy_turned.wgsl` moves.
 const SQUARE: usize = 32;
+/// Its invocations.
+const TURNING: usize = 256;
 
 /// The axes along which the first and the second operand are dense, where they are different ones and both long.
 fn turned(walk: &Walk) -> Option<[usize; 2]> {

@@ -28,10 +28,11 @@ const SHORT: usize = 32;
 const BUSY: usize = 131_072;
 /// Elements for each invocation of a split reduction at least.
 const PART: usize = 32;
-/// Invocations of a workgroup that reduces columns, how many of them share one at most, and elements that each reads at once.
+/// Invocations of a workgroup that reduces columns, how many of them lie side by side at least where rows are long enough (so that
+/// memory is read in runs of 512 bytes), and elements that each reads at once.
 const COLUMN_GROUP: usize = 256;
-const MAX_DOWN: usize = 16;
-const COLUMN_LOADS: usize = 4;
+const MIN_ACROSS: usize = 32;
+const COLUMN_LOADS: usize = 8;
 /// Invocations of a workgroup that reduces a row, and of one that reduces one of few long rows.
 const GROUPS: [usize; 2] = [64, 256];
 
@@ -171,8 +172,10 @@ impl Reduction {
                 && self.kept.dims.last().is_some_and(|&d| d % WIDE as i32 == 0)
                 && self.reduced.strides[0].iter().all(|s| s % WIDE as i32 == 0);
             let width = if aligned { WIDE } else { 1 };
-            let down = previous_power_of_two(self.len / COLUMN_LOADS).min(MAX_DOWN);
-            let across = (self.n / width).next_power_of_two().min(COLUMN_GROUP / down);
+            let columns = (self.n / width).next_power_of_two();
+            let down =
+                previous_power_of_two(self.len / COLUMN_LOADS).min(COLUMN_GROUP / columns.min(MIN_ACROSS));
+            let across = columns.min(COLUMN_GROUP / down);
             return Form::Columns { width, across, down };
         }
         match () {
@@ -222,6 +225,11 @@ impl Reduction {
                 let numbers =
                     [("width", width), ("across", across), ("down", down), ("unrolled", COLUMN_LOADS)];
                 values.extend(numbers.map(|(name, number)| (name, number.to_string())));
+                let row = match self.reduced.rank() {
+                    1 => "j * param(sizes + 1)",
+                    _ => "address(j, param(5), sizes, sizes + param(5))",
+                };
+                values.push(("row", row.to_owned()));
                 (kernel::REDUCE_COLUMNS, (self.n / width).div_ceil(across) * parts as usize)
             }
         };
