@@ -22,6 +22,18 @@ pub enum Case {
         conv: Conv,
         pass: Pass,
     },
+    /// The same two with operands of float16.
+    HalfProduct {
+        batch: usize,
+        m: usize,
+        k: usize,
+        n: usize,
+    },
+    HalfConv {
+        #[serde(flatten)]
+        conv: Conv,
+        pass: Pass,
+    },
     /// Along rows of `cols`.
     Softmax {
         rows: usize,
@@ -120,21 +132,35 @@ const CONVS: &[Conv] = &[
     Conv::new(32, 32, 28, 192, 1, 1),
 ];
 
+/// Multiplications from which products are rounded (docs/gpu.md), if they are; of convolutions, those of kernels of one element.
+const LARGE: usize = 100_000_000;
+
+/// batch, m, k, n. The last four are a transformer's: projections of 32 × 128 tokens, attention's scores and sums over 8 heads.
+const PRODUCTS: &[[usize; 4]] = &[
+    [1, 256, 256, 256],
+    [1, 512, 512, 512],
+    [1, 1024, 1024, 1024],
+    [1, 2048, 2048, 2048],
+    [1, 4096, 4096, 4096],
+    [1, 8192, 8192, 8192],
+    [1, 4096, 512, 2048],
+    [256, 128, 64, 128],
+    [256, 128, 128, 64],
+    [1, 64, 4096, 64],
+];
+
 /// Every case, in the order of the table.
 pub fn all() -> Vec<Case> {
     let mut cases = vec![];
-    for n in [256, 512, 1024, 2048, 4096, 8192] {
-        cases.push(Case::Product { batch: 1, m: n, k: n, n });
-    }
-    // A transformer's: projections of 32 × 128 tokens, attention's scores and sums over 8 heads.
-    cases.extend([
-        Case::Product { batch: 1, m: 4096, k: 512, n: 2048 },
-        Case::Product { batch: 256, m: 128, k: 64, n: 128 },
-        Case::Product { batch: 256, m: 128, k: 128, n: 64 },
-        Case::Product { batch: 1, m: 64, k: 4096, n: 64 },
-    ]);
+    cases.extend(PRODUCTS.iter().map(|&[batch, m, k, n]| Case::Product { batch, m, k, n }));
+    let large = PRODUCTS.iter().filter(|sizes| sizes.iter().product::<usize>() >= LARGE);
+    cases.extend(large.map(|&[batch, m, k, n]| Case::HalfProduct { batch, m, k, n }));
+    let passes = [Pass::Forward, Pass::Input, Pass::Weight];
     for conv in CONVS {
-        cases.extend([Pass::Forward, Pass::Input, Pass::Weight].map(|pass| Case::Conv { conv: *conv, pass }));
+        cases.extend(passes.map(|pass| Case::Conv { conv: *conv, pass }));
+    }
+    for conv in CONVS.iter().filter(|conv| conv.kernel == 1) {
+        cases.extend(passes.map(|pass| Case::HalfConv { conv: *conv, pass }));
     }
     for rows in SHORT_AND_LONG {
         cases.extend(memory_bound(rows));
@@ -168,14 +194,22 @@ fn memory_bound(rows: usize) -> [Case; 15] {
 }
 
 impl Case {
+    /// Whether it is one of float16.
+    pub fn is_half(&self) -> bool {
+        matches!(self, Case::HalfProduct { .. } | Case::HalfConv { .. })
+    }
     /// For people, and to choose by.
     pub fn name(&self) -> String {
-        let way = |pass: &Pass| match pass {
+        let way = |pass: Pass| match pass {
             Pass::Forward => "",
             Pass::Input => ", input gradient",
             Pass::Weight => ", weight gradient",
         };
-        match self {
+        match *self {
+            Case::HalfProduct { batch, m, k, n } => {
+                format!("{}, f16", Case::Product { batch, m, k, n }.name())
+            }
+            Case::HalfConv { conv, pass } => format!("{}, f16", Case::Conv { conv, pass }.name()),
             Case::Product { batch: 1, m, k, n } => format!("product {m}×{k}×{n}"),
             Case::Product { batch, m, k, n } => format!("product {batch} of {m}×{k}×{n}"),
             Case::Conv { conv: c, pass } => {
@@ -200,12 +234,14 @@ impl Case {
         let moved =
             |tensors: usize, rows: usize, cols: usize| Work::Bytes((tensors * rows * cols * 4) as f64);
         match *self {
-            Case::Product { batch, m, k, n } => Work::Operations((2 * batch * m * k * n) as f64),
+            Case::Product { batch, m, k, n } | Case::HalfProduct { batch, m, k, n } => {
+                Work::Operations((2 * batch * m * k * n) as f64)
+            }
             // A multiplication for every element of the kernel: memory bounds these.
             Case::Conv { conv: c, .. } if c.group == c.c => {
                 moved(1, c.n * c.c, c.size.pow(2) + c.out().pow(2))
             }
-            Case::Conv { conv, .. } => Work::Operations(conv.flops() as f64),
+            Case::Conv { conv, .. } | Case::HalfConv { conv, .. } => Work::Operations(conv.flops() as f64),
             Case::Softmax { rows, cols, pass }
             | Case::LayerNorm { rows, cols, pass }
             | Case::RmsNorm { rows, cols, pass } => {
@@ -225,13 +261,13 @@ impl Case {
         let input =
             |b: &mut Builder, name: &str, shape: &[usize]| b.input(name, Fact::new(DType::F32, shape));
         let output = match *self {
-            Case::Product { batch, m, k, n } => {
+            Case::Product { batch, m, k, n } | Case::HalfProduct { batch, m, k, n } => {
                 let lead: &[usize] = if batch == 1 { &[] } else { &[batch] };
                 let x = input(&mut b, "a", &[lead, &[m, k]].concat());
                 let y = input(&mut b, "b", &[lead, &[k, n]].concat());
                 b.matmul(&x, &y)
             }
-            Case::Conv { conv, pass } => {
+            Case::Conv { conv, pass } | Case::HalfConv { conv, pass } => {
                 let x = input(&mut b, "x", &[conv.n, conv.c, conv.size, conv.size]);
                 let w = input(&mut b, "w", &[conv.o, conv.c / conv.group, conv.kernel, conv.kernel]);
                 let pad = (conv.kernel / 2) as i64;

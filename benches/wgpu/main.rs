@@ -6,7 +6,8 @@
 //! parted by colons, as in PATH; a column is named after its file); without them only this program is measured. Device time
 //! is by the device's own clock, summed over the dispatches of a run; wall time is per run of many in a row, submitting
 //! included. On PyTorch's side both are by CUDA's events over many runs in a row, on burn's by the device's own clock, from a
-//! run's first dispatch to its last. Everything is float32; PyTorch's TF32 is off.
+//! run's first dispatch to its last. Everything is float32, PyTorch's TF32 off, but for cases of `f16`: on this side operands
+//! are rounded while they are read (`--precision f16`), on PyTorch's operands and results are float16.
 //! `ONNX_MERGE_BENCH_CASES` chooses cases by a part of their names, `ONNX_MERGE_BENCH_SOFTWARE=1` allows a software
 //! driver (figures then say nothing about GPUs), `ONNX_MERGE_BENCH_KERNELS=1` shows the kernels of each case. Figures:
 //! docs/benchmarks-gpu.md.
@@ -15,7 +16,7 @@ mod cases;
 
 use cases::Case;
 use onnx_merge::onnx::Tensor;
-use onnx_merge::runtime::{self, Executor, Value, WgpuExecutor};
+use onnx_merge::runtime::{self, Executor, GpuOptions, Precision, Value, WgpuExecutor};
 use onnx_merge::{Error, Result};
 use std::io::Write;
 use std::path::Path;
@@ -28,22 +29,25 @@ const LONG_ENOUGH: Duration = Duration::from_millis(150);
 fn main() -> Result<()> {
     runtime::silence_telemetry();
     let setting = |name: &str| std::env::var(format!("ONNX_MERGE_BENCH_{name}")).unwrap_or_default();
-    let gpu = match WgpuExecutor::open(setting("SOFTWARE") == "1") {
+    let options = GpuOptions { allow_software: setting("SOFTWARE") == "1", ..GpuOptions::default() };
+    let gpu = match WgpuExecutor::open_with(options) {
         Ok(gpu) => gpu,
         Err(error) => {
             println!("no GPU to measure: {error}");
             return Ok(());
         }
     };
+    let half = WgpuExecutor::open_with(GpuOptions { precision: Precision::F16, ..options })?;
     let only = setting("CASES");
-    let cases: Vec<Case> = cases::all().into_iter().filter(|case| case.name().contains(&only)).collect();
+    let wanted = |case: &Case| case.name().contains(&only) && (half.rounds() || !case.is_half());
+    let cases: Vec<Case> = cases::all().into_iter().filter(wanted).collect();
     let peers = peers(&cases);
-    println!("{}\n", gpu.device());
+    println!("{}\n", half.device());
     print!("| operator | dispatches | device, ms | rate | wall, ms |");
     peers.iter().for_each(|peer| print!(" {0}, ms | device ÷ {0} |", peer.name));
     println!("\n|---|---|---|---|---|{}", "---|---|".repeat(peers.len()));
     for (i, case) in cases.iter().enumerate() {
-        let m = match measure(&gpu, case) {
+        let m = match measure(if case.is_half() { &half } else { &gpu }, case) {
             Ok(m) => m,
             Err(error) => {
                 println!("| {} | can't run: {error} | | | |{}", case.name(), " | |".repeat(peers.len()));

@@ -19,13 +19,13 @@ def rand(*shape):
     return torch.rand(*shape, device=DEVICE) * 2 - 1
 
 
-def conv(case):
+def conv(case, dtype=torch.float32):
     n, c, size, o, k, stride, group = (case[f] for f in ("n", "c", "size", "o", "kernel", "stride", "group"))
-    x, w = rand(n, c, size, size), rand(o, c // group, k, k)
+    x, w = rand(n, c, size, size).to(dtype), rand(o, c // group, k, k).to(dtype)
     settings = dict(stride=[stride] * 2, padding=[k // 2] * 2, dilation=[1, 1], groups=group)
     if case["pass"] == "forward":
         return lambda: F.conv2d(x, w, stride=stride, padding=k // 2, groups=group)
-    g = rand(*F.conv2d(x, w, stride=stride, padding=k // 2, groups=group).shape)
+    g = rand(*F.conv2d(x, w, stride=stride, padding=k // 2, groups=group).shape).to(dtype)
     mask = [case["pass"] == "input", case["pass"] == "weight", False]
     backward = torch.ops.aten.convolution_backward
     return lambda: backward(
@@ -67,9 +67,10 @@ def cross_entropy(case):
     return lambda: torch.autograd.grad(F.cross_entropy(x, labels), x)
 
 
-def product(case):
+def product(case, dtype=torch.float32):
     lead = [] if case["batch"] == 1 else [case["batch"]]
     a, b = rand(*lead, case["m"], case["k"]), rand(*lead, case["k"], case["n"])
+    a, b = a.to(dtype), b.to(dtype)
     return lambda: a @ b
 
 
@@ -84,6 +85,8 @@ def matrix(make):
 KINDS = {
     "product": product,
     "conv": conv,
+    "half_product": lambda case: product(case, torch.float16),
+    "half_conv": lambda case: conv(case, torch.float16),
     "layer_norm": layer_norm,
     "softmax": softmax,
     "rms_norm": rms_norm,

@@ -2,7 +2,7 @@
 
 use crate::data::{DataOptions, parse_number, parse_numbers, parse_size};
 use crate::error::{Error, Result};
-use crate::runtime::{self, ExecutorOptions};
+use crate::runtime::{self, ExecutorOptions, Precision};
 use crate::train::{ExecutorChoice, TrainConfig};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use serde::de::{DeserializeOwned, IntoDeserializer};
@@ -104,6 +104,9 @@ pub struct ExecutorArgs {
     /// What runs the models
     #[arg(long, value_name = "NAME", value_parser = choice::<ExecutorChoice>(&["auto", "ort", "tract", "wgpu"]))]
     pub executor: Option<ExecutorChoice>,
+    /// What a GPU with matrix units rounds the operands of large products to (sums and all else are f32) [default: f32]
+    #[arg(long, value_name = "TYPE", value_parser = choice::<Precision>(&["f32", "f16"]))]
+    pub precision: Option<Precision>,
     /// Accept a software GPU (slow; for tests)
     #[arg(long)]
     pub allow_software_gpu: bool,
@@ -118,6 +121,7 @@ pub struct ExecutorArgs {
 impl ExecutorArgs {
     pub fn apply(&self, config: &mut TrainConfig) {
         set(&mut config.executor, self.executor);
+        set(&mut config.precision, self.precision);
         config.allow_software_gpu |= self.allow_software_gpu;
         set_some(&mut config.ort_lib, self.ort_lib.clone());
         set_some(&mut config.threads, self.threads.map(usize::from));
@@ -152,6 +156,7 @@ pub fn executor_options(config: &TrainConfig) -> ExecutorOptions {
         threads: config.threads,
         ort_lib: config.ort_lib.clone(),
         allow_software_gpu: config.allow_software_gpu,
+        precision: config.precision,
         kernel_cache: runtime::kernel_folder(),
         profile: None,
     }

@@ -26,11 +26,11 @@ pub use ort::OrtExecutor;
 #[cfg(feature = "tract")]
 pub use tract::TractExecutor;
 #[cfg(feature = "wgpu")]
-pub use wgpu::WgpuExecutor;
+pub use wgpu::{GpuOptions, WgpuExecutor};
 
 pub use profile::{Line as ProfileLine, Profile};
 pub use select::{
-    Diagnosis, ExecutorChoice, ExecutorOptions, Gpu, Health, KernelCache, all_threads, diagnose,
+    Diagnosis, ExecutorChoice, ExecutorOptions, Gpu, Health, KernelCache, Precision, all_threads, diagnose,
     kernel_folder, open, pick,
 };
 #[cfg(feature = "wgpu")]

@@ -23,6 +23,17 @@ pub enum ExecutorChoice {
     Wgpu,
 }
 
+/// What the operands of large matrix products are rounded to, on a GPU that has matrix units for it; sums and everything else
+/// are float32.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Precision {
+    /// Nothing is rounded.
+    #[default]
+    F32,
+    F16,
+}
+
 /// What executors are opened with.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct ExecutorOptions {
@@ -32,6 +43,8 @@ pub struct ExecutorOptions {
     pub ort_lib: Option<PathBuf>,
     /// Accept a GPU that is emulated on the CPU: for tests, it is slow.
     pub allow_software_gpu: bool,
+    /// Of large products on a GPU.
+    pub precision: Precision,
     /// A folder for compiled GPU kernels, so that the next start is quicker; `None` to compile them every time.
     pub kernel_cache: Option<PathBuf>,
     /// Write down where the time of every run goes.
@@ -53,8 +66,13 @@ pub fn all_threads() -> usize {
 /// when asked for, and by training where its work is worth it ([`gpu_where_it_pays`](super::gpu_where_it_pays)).
 ///
 /// # Errors
-/// [`Error::Executor`] (exit code 5) where the one demanded isn't there, with what to do about it.
+/// [`Error::Executor`] (exit code 5) where the one demanded isn't there, with what to do about it; [`Error::Usage`] where it is
+/// one of CPUs and is to round.
 pub fn open(choice: ExecutorChoice, options: &ExecutorOptions) -> Result<Arc<dyn Executor>> {
+    if options.precision == Precision::F16 && matches!(choice, ExecutorChoice::Ort | ExecutorChoice::Tract) {
+        return Err(Error::usage("--precision f16 is for GPUs, and a CPU's executor was asked for")
+            .hint("leave one of the two out, or use --executor wgpu"));
+    }
     let opened = match choice {
         ExecutorChoice::Ort => open_ort(options),
         ExecutorChoice::Tract => open_tract(options),
@@ -248,10 +266,11 @@ fn open_tract(_: &ExecutorOptions) -> Result<Arc<dyn Executor>> {
 
 #[cfg(feature = "wgpu")]
 fn open_wgpu(options: &ExecutorOptions) -> Result<Arc<dyn Executor>> {
-    let gpu = Arc::new(match &options.kernel_cache {
-        Some(folder) => super::WgpuExecutor::open_cached(options.allow_software_gpu, folder)?,
-        None => super::WgpuExecutor::open(options.allow_software_gpu)?,
-    });
+    let gpu = Arc::new(super::WgpuExecutor::open_with(super::GpuOptions {
+        allow_software: options.allow_software_gpu,
+        precision: options.precision,
+        cache: options.kernel_cache.as_deref(),
+    })?);
     // What has no kernel runs on the CPU; a build without a CPU executor refuses it.
     match open_ort(options).or_else(|_| open_tract(options)) {
         Ok(cpu) => Ok(Arc::new(super::SplitExecutor::new(gpu, cpu, options.profile.clone()))),

@@ -1,6 +1,6 @@
 //! Everything a run depends on besides the models and the data; what `merge.toml` holds.
 
-pub use crate::runtime::ExecutorChoice;
+pub use crate::runtime::{ExecutorChoice, Precision};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -197,6 +197,8 @@ pub struct TrainConfig {
     pub executor: ExecutorChoice,
     /// The adapter's executor, where it isn't the model's.
     pub adapter_executor: Option<ExecutorChoice>,
+    /// Of the operands of large products, on a GPU.
+    pub precision: Precision,
     pub allow_software_gpu: bool,
     pub threads: Option<usize>,
     pub ort_lib: Option<PathBuf>,
@@ -238,6 +240,7 @@ impl Default for TrainConfig {
             significance: 0.16,
             executor: ExecutorChoice::Auto,
             adapter_executor: None,
+            precision: Precision::F32,
             allow_software_gpu: false,
             threads: None,
             ort_lib: None,

@@ -2,7 +2,7 @@
 
 use crate::wgpu::noise;
 use onnx_merge::onnx::{Builder, DType, Fact, Model, Tensor, WORKING_OPSET};
-use onnx_merge::runtime::{Executor, Value, WgpuExecutor};
+use onnx_merge::runtime::{Executor, GpuOptions, Value, WgpuExecutor};
 use std::path::{Path, PathBuf};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
@@ -16,7 +16,8 @@ fn run(folder: &Path) -> Result<Option<(usize, Tensor)>> {
     let y = b.op("Softmax", &[&product]);
     b.output(&y);
     let (graph, facts) = b.finish();
-    let Ok(gpu) = WgpuExecutor::open_cached(true, folder) else { return Ok(None) };
+    let options = GpuOptions { allow_software: true, cache: Some(folder), ..GpuOptions::default() };
+    let Ok(gpu) = WgpuExecutor::open_with(options) else { return Ok(None) };
     let input = Value::host(noise(&[40, 40], 1));
     let model = Model::new(graph, WORKING_OPSET);
     let y = gpu.compile(&model, &facts)?.run(&[input])?.remove(0).to_host()?;

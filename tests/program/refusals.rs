@@ -58,6 +58,15 @@ fn files_that_are_missing_empty_or_no_models() {
     }
 }
 
+#[test]
+fn rounding_on_a_processor() {
+    refused(
+        &Sandbox::digits(),
+        &format!("onnx-merge digits_cnn.onnx digits_mlp.onnx {QUICK} --precision f16"),
+        "error: --precision f16 is for GPUs, and a CPU's executor was asked for\nhint: leave one of the two [..]\n[exit 2]",
+    );
+}
+
 /// A small model: rows of `width` numbers in, something out.
 fn model(
     width: usize,

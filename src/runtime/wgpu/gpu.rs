@@ -4,7 +4,9 @@
 //! Knows nothing of graphs. Look at [`Gpu`].
 
 use super::cache::KernelCache;
+use super::lower::{MatrixUnits, Target};
 use crate::error::{Error, Result};
+use crate::runtime::Precision;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,6 +18,14 @@ const LOST: &str = "the device was lost";
 /// Bytes that the invocations of a workgroup share at most (`shaders/matmul_tiled.wgsl`), and how many they are.
 pub const WORKGROUP_MEMORY: u32 = 17 << 10;
 const WORKGROUP: u32 = 256;
+
+/// The same for products on matrix units, by the usual tiles (`shaders/matmul_coop.wgsl`), and the invocations of a subgroup.
+pub const MATRIX_MEMORY: u32 = 28 << 10;
+const SUBGROUP: u32 = 32;
+/// Multiplications from which products go there, and for each element that is read or written. Looking for operands' largest
+/// elements takes as long as what smaller or flatter ones gain (docs/benchmarks-gpu.md).
+const LARGE_PRODUCT: usize = 2_000_000_000;
+const DENSE_PRODUCT: usize = 256;
 
 /// What wgpu adds to kernels: divisions of whole numbers are by data, too, and must not be by zero.
 const CHECKS: wgpu::ShaderRuntimeChecks = wgpu::ShaderRuntimeChecks {
@@ -101,11 +111,43 @@ pub fn adapters() -> Vec<AdapterReport> {
     all.iter().map(AdapterReport::of).collect()
 }
 
+/// How a device is opened.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct GpuOptions<'a> {
+    /// Accept a driver that emulates a GPU on the CPU.
+    pub allow_software: bool,
+    /// Of the operands of large products.
+    pub precision: Precision,
+    /// A folder for compiled kernels and what is known of tiles; it need not be there.
+    pub cache: Option<&'a Path>,
+}
+
+/// Whether an adapter has matrix units as `shaders/matmul_coop.wgsl` takes them: blocks of 16 × 16 of float16, summed in
+/// float32, by subgroups of 32.
+fn has_matrix_units(adapter: &wgpu::Adapter) -> bool {
+    use wgpu::CooperativeScalarType::{F16, F32};
+    let (info, limits) = (adapter.get_info(), adapter.limits());
+    let fits = |p: &wgpu::CooperativeMatrixProperties| {
+        ([p.m_size, p.n_size, p.k_size], p.ab_type, p.cr_type) == ([16; 3], F16, F32)
+            && !p.saturating_accumulation
+    };
+    adapter.features().contains(MATRIX_FEATURES)
+        && [info.subgroup_min_size, info.subgroup_max_size] == [SUBGROUP; 2]
+        && limits.max_compute_workgroup_storage_size >= MATRIX_MEMORY
+        && adapter.cooperative_matrix_properties().iter().any(fits)
+}
+
+const MATRIX_FEATURES: wgpu::Features = wgpu::Features::SHADER_F16
+    .union(wgpu::Features::SUBGROUP)
+    .union(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX);
+
 /// An open device.
 pub struct Gpu {
     pub device: wgpu::Device,
     pub queue: wgpu::Queue,
     pub report: AdapterReport,
+    /// Whether products were asked for in float16 and go to matrix units.
+    pub matrix_units: bool,
     /// Tensors that a kernel can bind.
     pub max_buffers: usize,
     pub max_groups: u32,
@@ -123,18 +165,17 @@ pub struct Gpu {
 }
 
 impl Gpu {
-    /// Opens the best adapter: discrete before integrated before virtual, software only where allowed. Compiled kernels
-    /// are kept in `cache`, a folder.
+    /// Opens the best adapter: discrete before integrated before virtual, software only where allowed.
     ///
     /// # Errors
     /// [`Error::Executor`], with a hint, when there is none or it can't be opened.
-    pub fn open(allow_software: bool, cache: Option<&Path>) -> Result<Arc<Self>> {
+    pub fn open(options: GpuOptions<'_>) -> Result<Arc<Self>> {
         let rank = |adapter: &wgpu::Adapter| match adapter.get_info().device_type {
             wgpu::DeviceType::DiscreteGpu => Some(0),
             wgpu::DeviceType::IntegratedGpu => Some(1),
             wgpu::DeviceType::VirtualGpu => Some(2),
             wgpu::DeviceType::Other => Some(3),
-            wgpu::DeviceType::Cpu => allow_software.then_some(4),
+            wgpu::DeviceType::Cpu => options.allow_software.then_some(4),
         };
         let all = pollster::block_on(instance().enumerate_adapters(wgpu::Backends::all()));
         let software = all.iter().any(|a| a.get_info().device_type == wgpu::DeviceType::Cpu);
@@ -148,9 +189,9 @@ impl Gpu {
                     .hint("install your GPU's Vulkan driver, or use --executor tract"),
             });
         };
-        Self::on(adapter, cache)
+        Self::on(adapter, options)
     }
-    fn on(adapter: wgpu::Adapter, cache: Option<&Path>) -> Result<Arc<Self>> {
+    fn on(adapter: wgpu::Adapter, options: GpuOptions<'_>) -> Result<Arc<Self>> {
         let report = AdapterReport::of(&adapter);
         let limits = adapter.limits();
         let (shared, together) =
@@ -164,10 +205,18 @@ impl Gpu {
             ))
             .hint("--executor tract runs on the CPU"));
         }
+        let matrix_units = options.precision == Precision::F16 && has_matrix_units(&adapter);
+        let wanted = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::PIPELINE_CACHE;
+        let (features, experimental) = match matrix_units {
+            // SAFETY: what wgpu calls experimental may have bugs of its own. It is asked for only with float16 products, and
+            // its one use is `shaders/matmul_coop.wgsl`, for which the same holds as for all kernels (see `pipeline`).
+            true => (wanted | MATRIX_FEATURES, unsafe { wgpu::ExperimentalFeatures::enabled() }),
+            false => (wanted, wgpu::ExperimentalFeatures::disabled()),
+        };
         let request = adapter.request_device(&wgpu::DeviceDescriptor {
             label: Some("onnx-merge"),
-            required_features: adapter.features()
-                & (wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::PIPELINE_CACHE),
+            required_features: adapter.features() & features,
+            experimental_features: experimental,
             required_limits: limits.clone(),
             memory_hints: wgpu::MemoryHints::Performance,
             ..Default::default()
@@ -193,11 +242,12 @@ impl Gpu {
             })
         }));
         device.set_device_lost_callback(move |_, message| on_lost(format!("{LOST}: {message}")));
-        let cache = cache.and_then(|folder| KernelCache::open(&device, &adapter.get_info(), folder));
+        let cache = options.cache.and_then(|folder| KernelCache::open(&device, &adapter.get_info(), folder));
         Ok(Arc::new(Self {
             device,
             queue,
             report,
+            matrix_units,
             // One more holds the table of calls that go together.
             max_buffers: (limits.max_storage_buffers_per_shader_stage as usize - 1).clamp(4, 16),
             max_groups: limits.max_compute_workgroups_per_dimension,
@@ -214,6 +264,12 @@ impl Gpu {
     /// Bytes of a tensor at most.
     pub fn max_bytes(&self) -> u64 {
         self.report.max_binding.min(self.device.limits().max_buffer_size)
+    }
+    /// What kernels are chosen by.
+    pub fn target(&self) -> Target {
+        let units =
+            MatrixUnits { memory: self.report.workgroup_memory, from: LARGE_PRODUCT, each: DENSE_PRODUCT };
+        Target { max_bytes: self.max_bytes(), matrix_units: self.matrix_units.then_some(units) }
     }
     /// The first error that the driver has reported, if any. A device that failed once stays failed.
     pub fn check(&self) -> Result<()> {

@@ -42,6 +42,7 @@ kernels! {
     ELEMENTWISE = "elementwise" with "functions",
     GATHER = "gather",
     INTERPOLATE = "interpolate",
+    MATMUL_COOP = "matmul_coop",
     MATMUL_SMALL = "matmul_small",
     MATMUL_TILED = "matmul_tiled",
     POOL_MAX = "pool_max",
@@ -72,9 +73,25 @@ pub fn kernel_name(source: &str) -> &str {
 }
 
 impl Kernel {
-    /// The kernel's text but for its parameters: loops written out, placeholders replaced.
+    /// The kernel's text but for its parameters: loops written out, placeholders replaced, the language's extensions that it
+    /// asks for first, as they must be.
     pub fn expand(self, values: &[(&str, &str)]) -> String {
-        format!("// {}\n{}", self.name, fill(&[COMMON, self.shared, self.text].concat(), values))
+        let enables = |line: &&str| line.starts_with("enable ");
+        let (first, rest): (Vec<&str>, Vec<&str>) = self.text.split_inclusive('\n').partition(enables);
+        let text = [&first.concat(), COMMON, self.shared, &rest.concat()].concat();
+        format!("// {}\n{}", self.name, fill(&text, values))
+    }
+}
+
+#[cfg(test)]
+impl Kernel {
+    /// What it asks of a device beyond plain WGSL.
+    pub fn capabilities(self) -> wgpu::naga::valid::Capabilities {
+        use wgpu::naga::valid::Capabilities as C;
+        match self {
+            MATMUL_COOP => C::SHADER_FLOAT16 | C::COOPERATIVE_MATRIX | C::SUBGROUP,
+            _ => C::empty(),
+        }
     }
 }
 
@@ -154,6 +171,20 @@ mod tests {
         ("binding", "@group(0) @binding(3) var<storage, read_write> index: array<i32>;"),
         ("store", "index[i] = plane * size + place;"),
         ("parts", "if (j < param(9)) { v = x0[j]; }"),
+        ("subs", "4"),
+        ("blocks_m", "4"),
+        ("blocks_n", "1"),
+        ("depth", "32"),
+        ("slices", "2"),
+        ("buffers", "2"),
+        ("along_a", "1"),
+        ("along_b", "0"),
+        ("vectors_a", "1"),
+        ("vectors_b", "0"),
+        ("read_a", "coopLoadT"),
+        ("read_b", "coopLoadT"),
+        ("direct", "0"),
+        ("edges", "1"),
     ];
 
     /// A device with less is refused before any kernel is compiled.
@@ -197,15 +228,14 @@ mod tests {
             // What comes first holds.
             let text = kernel.expand(&[own, SAMPLE].concat());
             let both = together(&text).map(|t| t.text);
-            assert_eq!(both.is_none(), kernel.name == "scatter_link", "{}: for many calls", kernel.name);
+            let alone_only = ["scatter_link", "matmul_coop"].contains(&kernel.name);
+            assert_eq!(both.is_none(), alone_only, "{}: for many calls", kernel.name);
             for text in both.into_iter().chain([alone(&text, 10)]) {
                 assert!(!text.contains("{{"), "{}: placeholder without a sample value", kernel.name);
                 let module = naga::front::wgsl::parse_str(&text)
                     .unwrap_or_else(|e| panic!("{}: {}", kernel.name, e.emit_to_string(&text)));
-                let mut validator = naga::valid::Validator::new(
-                    naga::valid::ValidationFlags::all(),
-                    naga::valid::Capabilities::empty(),
-                );
+                let mut validator =
+                    naga::valid::Validator::new(naga::valid::ValidationFlags::all(), kernel.capabilities());
                 if let Err(e) = validator.validate(&module) {
                     panic!("{}: {}", kernel.name, e.emit_to_string(&text));
                 }

@@ -22,16 +22,15 @@ mod value;
 mod view;
 
 pub use cache::{bytes_in as kernel_bytes, user_folder as kernel_folder};
-pub use gpu::{AdapterReport, adapters};
+pub use gpu::{AdapterReport, GpuOptions, adapters};
 pub use lower::Survey;
 pub use timing::KernelTime;
 
-use super::{Compiled, Executor, Value};
+use super::{Compiled, Executor, Precision, Value};
 use crate::error::Result;
 use crate::onnx::{DType, Facts, Forms, Model, Node, Tensor};
 use gpu::Gpu;
 use search::Search;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -42,28 +41,32 @@ const WARM_UP: Duration = Duration::from_millis(5);
 pub struct WgpuExecutor {
     gpu: Arc<Gpu>,
     search: Option<Search>,
+    precision: Precision,
 }
 
 impl WgpuExecutor {
-    /// Opens the best GPU; a software driver only where `allow_software`.
+    /// Opens the best GPU, for float32; a software driver only where `allow_software`.
     ///
     /// # Errors
     /// [`crate::Error::Executor`], with a hint, when there is none or it can't be opened.
     pub fn open(allow_software: bool) -> Result<Self> {
-        Self::on(allow_software, None)
+        Self::open_with(GpuOptions { allow_software, ..GpuOptions::default() })
     }
-    /// As [`open`](Self::open), with the compiled kernels of earlier runs, where the driver gives them away: `cache` is a
-    /// folder, which need not be there, and with the tiles that earlier runs found to be the fastest. It is written when tiles
-    /// are found and when the device is closed. Trouble with it is no error.
+    /// As [`open`](Self::open). With a folder there are the compiled kernels of earlier runs, where the driver gives them away,
+    /// and the tiles that earlier runs found to be the fastest. It is written when tiles are found and when the device is
+    /// closed; trouble with it is no error. With [`Precision::F16`] large products are computed from operands rounded to
+    /// float16 where the device has matrix units for it ([`rounds`](Self::rounds)).
     ///
     /// # Errors
     /// As [`open`](Self::open).
-    pub fn open_cached(allow_software: bool, cache: &Path) -> Result<Self> {
-        Self::on(allow_software, Some(cache))
+    pub fn open_with(options: GpuOptions<'_>) -> Result<Self> {
+        let gpu = Gpu::open(options)?;
+        let search = Search::open(&gpu.report, options.cache)?;
+        Ok(Self { gpu, search, precision: options.precision })
     }
-    fn on(allow_software: bool, cache: Option<&Path>) -> Result<Self> {
-        let gpu = Gpu::open(allow_software, cache)?;
-        Ok(Self { search: Search::open(&gpu.report, cache)?, gpu })
+    /// Whether operands of large products are rounded to float16.
+    pub fn rounds(&self) -> bool {
+        self.gpu.matrix_units
     }
     /// Whether there is a kernel for a node's operator, whatever it is applied to.
     pub fn covers(node: &Node) -> bool {
@@ -75,7 +78,7 @@ impl WgpuExecutor {
     }
     /// Which nodes of `model` can run here, and why the others can't.
     pub fn survey(&self, model: &Model, facts: &Facts) -> Survey {
-        lower::survey(model, facts, self.gpu.max_bytes())
+        lower::survey(model, facts, self.gpu.target())
     }
     /// How many different kernels were compiled so far.
     pub fn kernels(&self) -> usize {
@@ -102,7 +105,7 @@ impl WgpuExecutor {
         self.gpu.lose();
     }
     fn program(&self, model: &Model, facts: &Facts) -> Result<program::Program> {
-        let mut plan = lower::lower(model, facts, self.gpu.max_bytes())?;
+        let mut plan = lower::lower(model, facts, self.gpu.target())?;
         plan.prune();
         let calls = fuse::fuse(&plan, self.gpu.max_buffers);
         program::Program::new(&self.gpu, &plan, calls, self.search.as_ref())
@@ -141,7 +144,12 @@ impl Executor for WgpuExecutor {
     }
     fn device(&self) -> String {
         let report = &self.gpu.report;
-        format!("{} ({}, {})", report.name, report.kind, report.backend)
+        let precision = match (self.precision, self.rounds()) {
+            (Precision::F32, _) => "",
+            (Precision::F16, true) => ", large products of float16",
+            (Precision::F16, false) => ", float32: it has no matrix units for float16",
+        };
+        format!("{} ({}, {}{precision})", report.name, report.kind, report.backend)
     }
     fn misses(&self, model: &Model) -> Vec<String> {
         let missing = model.graph.nodes.iter().filter(|node| !Self::covers(node));

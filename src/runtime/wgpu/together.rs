@@ -19,11 +19,11 @@ const BEGIN_TOGETHER: &str =
     "fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) workgroups: vec3<u32>,";
 
 /// See `together.wgsl`. All tensors can be written, since several may be one buffer to the device. `None` where the kernel
-/// doesn't begin like most, or has atomics.
+/// doesn't begin like most, has atomics, or is for matrix units: what these do together must not depend on what is read.
 pub fn together(text: &str) -> Option<Together> {
     let (before, main) = text.split_once(BEGIN)?;
     let (arguments, body) = main.split_once('{')?;
-    if text.contains("atomic<") {
+    if text.contains("atomic<") || text.contains("coop_mat") {
         return None;
     }
     let (mut starts, mut places, mut widths) = (String::new(), String::new(), vec![]);

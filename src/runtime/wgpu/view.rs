@@ -4,7 +4,7 @@
 //! kernel reads its operands through their strides. Pure arithmetic: knows no buffers. See [`View`].
 
 /// The elements of a tensor of `shape`: element (i₀, i₁, …) lies at `offset + Σ iₖ·stridesₖ`, in elements.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct View {
     pub shape: Vec<usize>,
     pub strides: Vec<i32>,

@@ -16,7 +16,8 @@ fn calls(build: impl FnOnce(&mut Builder) -> ValueId) -> Vec<Call> {
     let (mut graph, facts) = b.finish();
     graph.prune();
     let (graph, facts) = autodiff::lower::lower(graph, facts).unwrap();
-    let mut plan = lower::lower(&Model::new(graph, WORKING_OPSET), &facts, 1 << 30).unwrap();
+    let target = lower::Target { max_bytes: 1 << 30, matrix_units: None };
+    let mut plan = lower::lower(&Model::new(graph, WORKING_OPSET), &facts, target).unwrap();
     plan.prune();
     let mut calls = fuse(&plan, 16);
     calls.retain(|call| call.groups > 0);

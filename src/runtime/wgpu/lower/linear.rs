@@ -1,8 +1,10 @@
 //! Matrix products. Transposes are only other strides; `Gemm`'s scaling and bias fuse with what follows.
 
-use super::tiles::{DEPTH, Grid, PART, Tile, parts_of};
+use super::coop;
+use super::tiles::{DEPTH, Grid, PART, TILES, Tile, parts_of};
 use super::{Elem, GROUP, Lowering, Node, Operand, Outcome, Row, View, Walk, expect_f32, kernel, reduce};
 use crate::onnx::infer::broadcast;
+use crate::runtime::wgpu::plan::Tiling;
 
 pub const TABLE: &[Row] = &[("Gemm", gemm), ("MatMul", matmul)];
 
@@ -96,7 +98,9 @@ pub fn product(l: &mut Lowering, a: &Operand, b: &Operand) -> Outcome<Operand> {
     let walk = Walk::new(&batch, &[&va.strides[..rank], &vb.strides[..rank]]);
     let batches: usize = batch.iter().product();
     let grid = Grid { matrices: batches, rows: m, columns: n, terms: k };
-    let tile = (m >= TILED_FROM && n >= TILED_FROM && k >= 8).then(|| grid.usual(&LARGE));
+    let units = l.target.matrix_units.filter(|units| coop::pays(&grid, units));
+    let (large, step) = if units.is_some() { (&coop::LARGE, coop::DEPTH) } else { (&LARGE, 4) };
+    let tile = (m >= TILED_FROM && n >= TILED_FROM && k >= 8).then(|| grid.usual(large));
     // Where an element is an invocation's, k is cut as well.
     let parts = match tile {
         Some(tile) => grid.parts(tile),
@@ -105,7 +109,7 @@ pub fn product(l: &mut Lowering, a: &Operand, b: &Operand) -> Outcome<Operand> {
     let mut params: Vec<i32> = [m, k, n, batches].iter().map(|&d| d as i32).collect();
     params.extend([va.offset, va.strides[rank], va.strides[rank + 1]]);
     params.extend([vb.offset, vb.strides[rank], vb.strides[rank + 1]]);
-    let part = k.div_ceil(parts).next_multiple_of(4);
+    let part = k.div_ceil(parts).next_multiple_of(step);
     params.extend([walk.rank(), parts as i32, part as i32]);
     params.extend(walk.dims.iter().chain(walk.strides.iter().flatten()));
     let to = l.fresh(Elem::F32, &[&[parts], &batch[..], &[m, n]].concat())?;
@@ -115,26 +119,21 @@ pub fn product(l: &mut Lowering, a: &Operand, b: &Operand) -> Outcome<Operand> {
             l.call(kernel::MATMUL_SMALL, &[], params, &[a, b], &[&to], groups);
         }
         Some(tile) => {
-            let load_a = load(&va, &walk.strides[0], [rank, rank + 1], [m, k]);
-            let load_b = load(&vb, &walk.strides[1], [rank + 1, rank], [n, k]);
-            let vectors = n.is_multiple_of(4);
-            let number = |v: usize| v.to_string();
-            let values = |[down, across]: Tile| {
-                vec![
-                    ("quads_m", number(down)),
-                    ("quads_n", number(across)),
-                    ("whole", number(usize::from(k.is_multiple_of(DEPTH) && part.is_multiple_of(DEPTH)))),
-                    ("load_a", load_a.clone()),
-                    ("load_b", load_b.clone()),
-                    ("loads_a", number(down)),
-                    ("loads_b", number(across)),
-                    ("c", if vectors { "vec4<f32>" } else { "f32" }.to_owned()),
-                    ("vectors", number(usize::from(vectors))),
-                    ("scalars", number(if vectors { 0 } else { 4 })),
-                ]
-            };
-            let tiling = grid.tiling(kernel::MATMUL_TILED, tile, parts, values);
-            l.call_tiled(tiling, params, &[a, b, a, b], &[&to]);
+            let layouts = [
+                Layout::of(&va, &walk.strides[0], [rank, rank + 1], [m, k]),
+                Layout::of(&vb, &walk.strides[1], [rank + 1, rank], [n, k]),
+            ];
+            match units {
+                Some(units) => {
+                    let scales = [coop::scale(l, a)?, coop::scale(l, b)?];
+                    let tiling = coop::Product { grid, layouts, part }.tiling(tile, parts, units.memory);
+                    l.call_tiled(tiling, params, &[a, b, a, b, &scales[0], &scales[1]], &[&to]);
+                }
+                None => {
+                    let tiling = tiled(&grid, layouts, tile, parts, part);
+                    l.call_tiled(tiling, params, &[a, b, a, b], &[&to]);
+                }
+            }
         }
     }
     // The parts are added in order, so the result is the same every time.
@@ -142,17 +141,54 @@ pub fn product(l: &mut Lowering, a: &Operand, b: &Operand) -> Outcome<Operand> {
     l.reshape(&c, &[&batch[..], &[m, n]].concat())
 }
 
-/// How the tiled kernel loads an operand: 1 by vectors along k, 2 by vectors along the other axis, 0 by elements.
-/// `axes` and `sizes` are those of the other axis and of k, `batch` the strides before them.
-fn load(view: &View, batch: &[i32], axes: [usize; 2], sizes: [usize; 2]) -> String {
-    let [other, k] = axes.map(|axis| view.strides[axis]);
-    let even = |stride: i32| stride % 4 == 0;
-    let aligned = even(view.offset) && batch.iter().all(|&s| even(s));
-    let along = |dense: i32, next: i32, size: usize| dense == 1 && even(next) && size.is_multiple_of(4);
-    match () {
-        _ if aligned && along(k, other, sizes[1]) => "1",
-        _ if aligned && along(other, k, sizes[0]) => "2",
-        _ => "0",
+/// A product by the tiled kernel, in `parts` of `part` terms.
+fn tiled(grid: &Grid, layouts: [Layout; 2], tile: Tile, parts: usize, part: usize) -> Tiling {
+    let vectors = grid.columns.is_multiple_of(4);
+    let whole = grid.terms.is_multiple_of(DEPTH) && part.is_multiple_of(DEPTH);
+    let number = |v: usize| v.to_string();
+    // 1 by vectors along k, 2 by vectors along the other axis, 0 by elements.
+    let [load_a, load_b] = layouts.map(|layout| match layout {
+        Layout { vectors: false, .. } => 0,
+        Layout { along: true, .. } => 1,
+        Layout { along: false, .. } => 2,
+    });
+    let values = |[down, across]: Tile| {
+        vec![
+            ("quads_m", number(down)),
+            ("quads_n", number(across)),
+            ("whole", number(usize::from(whole))),
+            ("load_a", number(load_a)),
+            ("load_b", number(load_b)),
+            ("loads_a", number(down)),
+            ("loads_b", number(across)),
+            ("c", if vectors { "vec4<f32>" } else { "f32" }.to_owned()),
+            ("vectors", number(usize::from(vectors))),
+            ("scalars", number(if vectors { 0 } else { 4 })),
+        ]
+    };
+    grid.tiling(kernel::MATMUL_TILED, tile, &TILES, parts, values)
+}
+
+/// How an operand lies in memory.
+#[derive(Clone, Copy)]
+pub struct Layout {
+    /// Its elements are closer along k than along the other axis.
+    pub along: bool,
+    /// In that direction they lie in dense, aligned quadruples.
+    pub vectors: bool,
+}
+
+impl Layout {
+    /// `axes` and `sizes` are those of the other axis and of k, `batch` the strides before them.
+    fn of(view: &View, batch: &[i32], axes: [usize; 2], sizes: [usize; 2]) -> Self {
+        let [other, k] = axes.map(|axis| view.strides[axis]);
+        let even = |stride: i32| stride % 4 == 0;
+        let aligned = even(view.offset) && batch.iter().all(|&s| even(s));
+        let quads = |dense: i32, next: i32, size: usize| {
+            aligned && dense == 1 && even(next) && size.is_multiple_of(4)
+        };
+        let (by_k, by_other) = (quads(k, other, sizes[1]), quads(other, k, sizes[0]));
+        let closer = k.unsigned_abs() <= other.unsigned_abs();
+        Layout { along: by_k || (!by_other && closer), vectors: by_k || by_other }
     }
-    .to_owned()
 }

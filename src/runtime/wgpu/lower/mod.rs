@@ -5,6 +5,7 @@
 //! and add a line to that file's `TABLE`. Knows no device. Look at [`Lowering`].
 
 mod conv;
+mod coop;
 mod depthwise;
 mod einsum;
 mod elementwise;
@@ -60,13 +61,32 @@ pub fn rule(node: &Node) -> Option<Lower> {
     if node.domain.is_empty() { known(&node.op) } else { None }
 }
 
-/// Lowers a whole graph. No storage may take more than `max_bytes`.
+/// What kernels are chosen by.
+#[derive(Clone, Copy, Debug)]
+pub struct Target {
+    /// Bytes of a storage at most.
+    pub max_bytes: u64,
+    /// Where large products go to matrix units, rounded to float16.
+    pub matrix_units: Option<MatrixUnits>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct MatrixUnits {
+    /// Bytes that a workgroup shares at most.
+    pub memory: u32,
+    /// Multiplications from which products are large.
+    pub from: usize,
+    /// Multiplications that they have at least for each element that is read or written.
+    pub each: usize,
+}
+
+/// Lowers a whole graph.
 ///
 /// # Errors
 /// [`Error::Executor`] naming the node whose operator, element type or size isn't supported.
-pub fn lower(model: &Model, facts: &Facts, max_bytes: u64) -> crate::Result<Plan> {
+pub fn lower(model: &Model, facts: &Facts, target: Target) -> crate::Result<Plan> {
     let graph = &model.graph;
-    let mut lowering = Lowering::new(model, facts, max_bytes);
+    let mut lowering = Lowering::new(model, facts, target);
     let fail = |what: String| Error::executor("wgpu", what);
     if !is_modern(model) {
         let (is, least) = (model.opset(), WORKING_OPSET);
@@ -105,8 +125,8 @@ pub struct Survey {
 }
 
 /// Lowers what can be lowered, as if the rest came from outside.
-pub fn survey(model: &Model, facts: &Facts, max_bytes: u64) -> Survey {
-    let mut lowering = Lowering::new(model, facts, max_bytes);
+pub fn survey(model: &Model, facts: &Facts, target: Target) -> Survey {
+    let mut lowering = Lowering::new(model, facts, target);
     // Older operators mean something else by the same name.
     let mut unknown = !is_modern(model);
     for input in model.graph.required_inputs() {
@@ -130,7 +150,7 @@ pub fn survey(model: &Model, facts: &Facts, max_bytes: u64) -> Survey {
         }
         refusals.push(refusal);
     }
-    refuse_large_crossings(model, &lowering.facts, max_bytes, &mut refusals);
+    refuse_large_crossings(model, &lowering.facts, target.max_bytes, &mut refusals);
     Survey { refusals, facts: lowering.facts, unprepared: unknown }
 }
 
@@ -170,13 +190,15 @@ pub struct Lowering {
     scalars: HashMap<(Elem, u32), StorageId>,
     /// Tables of whole numbers that kernels read, by contents.
     tables: HashMap<Vec<i32>, StorageId>,
+    /// What views are multiplied by before they are rounded to float16 ([`coop::scale`]).
+    scales: HashMap<(StorageId, View), Operand>,
     facts: Facts,
-    max_bytes: u64,
+    target: Target,
 }
 
 /// The graph's side: values by name.
 impl Lowering {
-    fn new(model: &Model, facts: &Facts, max_bytes: u64) -> Self {
+    fn new(model: &Model, facts: &Facts, target: Target) -> Self {
         let constants = model.graph.initializers.iter();
         Lowering {
             plan: Plan::default(),
@@ -184,8 +206,9 @@ impl Lowering {
             constants: constants.map(|(id, t)| (id.clone(), t.clone())).collect(),
             scalars: HashMap::new(),
             tables: HashMap::new(),
+            scales: HashMap::new(),
             facts: facts.clone(),
-            max_bytes,
+            target,
         }
     }
     fn node(&mut self, node: &Node) -> Outcome {
@@ -295,11 +318,11 @@ impl Lowering {
 impl Lowering {
     fn storage(&mut self, origin: Origin, len: usize) -> Outcome<StorageId> {
         let bytes = (len as u64).saturating_mul(4);
-        if bytes > self.max_bytes || len > i32::MAX as usize {
+        if bytes > self.target.max_bytes || len > i32::MAX as usize {
             return Err(format!(
                 "a tensor of {} MiB is larger than the {} MiB that this GPU can bind at once",
                 bytes >> 20,
-                self.max_bytes >> 20
+                self.target.max_bytes >> 20
             ));
         }
         self.plan.storages.push(Storage { origin, len });

@@ -31,7 +31,7 @@ const PART: usize = 32;
 /// Invocations of a workgroup that reduces columns, how many of them lie side by side at least where rows are long enough (so that
 /// memory is read in runs of 512 bytes), and elements that each reads at once.
 const COLUMN_GROUP: usize = 256;
-const MIN_ACROSS: usize = 32;
+const MIN_ACROSS: usize = 16;
 const COLUMN_LOADS: usize = 8;
 /// Invocations of a workgroup that reduces a row, and of one that reduces one of few long rows.
 const GROUPS: [usize; 2] = [64, 256];
@@ -84,12 +84,16 @@ fn log_sum_exp(l: &mut Lowering, x: &Operand, axes: &[usize]) -> Outcome<Operand
 
 /// Reduces `x` over `axes`, which stay as dimensions of size 1.
 pub fn over(l: &mut Lowering, op: &str, x: &Operand, axes: &[usize]) -> Outcome<Operand> {
-    let kind = kind(op).ok_or("has no kernel")?;
+    if x.elem == Elem::I32 && matches!(op, "ReduceL2" | "ReduceLogSum") {
+        return Err("is supported for float32 only".into());
+    }
+    by_kind(l, kind(op).ok_or("has no kernel")?, x, axes)
+}
+
+/// The same of any kind.
+pub fn by_kind(l: &mut Lowering, kind: Kind, x: &Operand, axes: &[usize]) -> Outcome<Operand> {
     let start = match x.elem {
         Elem::F32 => kind.start.to_bits() as i32,
-        Elem::I32 if matches!(op, "ReduceL2" | "ReduceLogSum") => {
-            return Err("is supported for float32 only".into());
-        }
         Elem::I32 => kind.start_i32,
         Elem::Bool => return Err("booleans can't be reduced".into()),
     };

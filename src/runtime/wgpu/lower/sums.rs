@@ -4,7 +4,7 @@
 //! Knows no nodes. Look at [`Sum`].
 
 use super::depthwise::Depthwise;
-use super::tiles::{DEPTH, Grid, PART, Tile, parts_of};
+use super::tiles::{DEPTH, Grid, PART, TILES, Tile, parts_of};
 use super::window::AXES;
 use super::{GROUP, Lowering, Operand, Outcome, kernel};
 
@@ -196,7 +196,7 @@ impl Sum<'_> {
             Shape::Tiled(tile) => {
                 let along_taps = self.along_taps(&taps);
                 let values = |tile| values(tile, &check, along_taps, self.quadruples(part_stride));
-                let tiling = self.grid().tiling(kernel::CONV_TILED, tile, parts, values);
+                let tiling = self.grid().tiling(kernel::CONV_TILED, tile, &TILES, parts, values);
                 l.call_tiled(tiling, params, &reads, &[y]);
             }
             Shape::Direct([rows, columns]) => {

@@ -37,6 +37,10 @@ pub struct Grid {
 }
 
 impl Grid {
+    /// Multiplications with an addition each.
+    pub fn work(&self) -> usize {
+        [self.rows, self.columns, self.terms].into_iter().fold(self.matrices, usize::saturating_mul)
+    }
     /// Workgroups without splitting.
     pub fn tiles(&self, [r, c]: Tile) -> usize {
         self.matrices * self.rows.div_ceil(TILE * r) * self.columns.div_ceil(TILE * c)
@@ -46,26 +50,25 @@ impl Grid {
     }
     /// Whether no half of a tile is always empty.
     fn fills(&self, [r, c]: Tile) -> bool {
-        (r == 1 || self.rows > TILE) && (c == 1 || self.columns > TILE)
+        (r == 1 || self.rows > TILE * r / 2) && (c == 1 || self.columns > TILE * c / 2)
     }
     /// The first of `large` that leaves enough to do at once, else the smallest tile.
     pub fn usual(&self, large: &[Tile]) -> Tile {
         let fits = |&tile: &Tile| self.fills(tile) && self.tiles(tile) * self.parts(tile) >= MANY_TILES;
         large.iter().copied().find(fits).unwrap_or([1, 1])
     }
-    /// A kernel by tiles of the `usual` size, and by those of other sizes, cut into `parts`.
+    /// A kernel by tiles of the `usual` size, and by those of the other sizes of `tiles`, cut into `parts`.
     pub fn tiling(
         &self,
         kernel: Kernel,
         usual: Tile,
+        tiles: &[Tile],
         parts: usize,
         values: impl Fn(Tile) -> Vec<(&'static str, String)>,
     ) -> Tiling {
         let form = |tile| Form { tile, kernel, values: values(tile), groups: self.tiles(tile) * parts };
-        let others = TILES.into_iter().filter(|&tile| tile != usual && self.fills(tile));
-        let work =
-            [self.rows, self.columns, self.terms].into_iter().fold(self.matrices, usize::saturating_mul);
-        Tiling { work, forms: std::iter::once(usual).chain(others).map(form).collect() }
+        let others = tiles.iter().copied().filter(|&tile| tile != usual && self.fills(tile));
+        Tiling { work: self.work(), forms: std::iter::once(usual).chain(others).map(form).collect() }
     }
 }
 

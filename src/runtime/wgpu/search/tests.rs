@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::onnx::{Builder, DType, Fact, Facts, Model, WORKING_OPSET};
+use crate::runtime::wgpu::gpu::GpuOptions;
 use crate::runtime::wgpu::{fuse, layout::arrange, lower};
 
 /// Two products of one size and one of another.
@@ -20,7 +21,7 @@ fn products() -> (Model, Facts) {
 
 fn prepared(gpu: &Gpu) -> (Plan, Vec<Batch>) {
     let (model, facts) = products();
-    let mut plan = lower::lower(&model, &facts, gpu.max_bytes()).unwrap();
+    let mut plan = lower::lower(&model, &facts, gpu.target()).unwrap();
     plan.prune();
     let calls = fuse::fuse(&plan, gpu.max_buffers);
     let (batches, _) = arrange(&plan, &calls, gpu.max_buffers, gpu.max_bytes());
@@ -35,7 +36,9 @@ fn sources(batches: &[Batch]) -> Vec<&str> {
 const AMPLE: Duration = Duration::from_secs(600);
 
 fn gpu() -> Option<Arc<Gpu>> {
-    Gpu::open(true, None).inspect_err(|e| println!("skipped: {e}")).ok()
+    Gpu::open(GpuOptions { allow_software: true, ..GpuOptions::default() })
+        .inspect_err(|e| println!("skipped: {e}"))
+        .ok()
 }
 
 fn entries(search: &Search, file: &Path) -> usize {

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::onnx::{Attr, Builder, DType, Fact, Facts, Forms, Model, Tensor, ValueId, WORKING_OPSET};
-use crate::runtime::wgpu::gpu::Gpu;
+use crate::runtime::wgpu::gpu::{Gpu, GpuOptions};
 use crate::runtime::wgpu::{fuse, lower, program::Program};
 use crate::runtime::{Compiled, Value};
 use std::collections::BTreeSet;
@@ -25,7 +25,7 @@ fn run(
     facts: &Facts,
     tile: Option<Tile>,
 ) -> (Vec<Vec<u32>>, Vec<&'static str>) {
-    let mut plan = lower::lower(model, facts, gpu.max_bytes()).unwrap();
+    let mut plan = lower::lower(model, facts, gpu.target()).unwrap();
     plan.prune();
     let mut calls = fuse::fuse(&plan, gpu.max_buffers);
     let mut taken = vec![];
@@ -66,7 +66,9 @@ fn finish(mut b: Builder, outputs: &[ValueId]) -> (Model, Facts) {
 
 #[test]
 fn results_are_the_same_bit_by_bit_by_all_tiles() {
-    let Ok(gpu) = Gpu::open(true, None) else { return println!("skipped: no GPU, no software driver") };
+    let Ok(gpu) = Gpu::open(GpuOptions { allow_software: true, ..GpuOptions::default() }) else {
+        return println!("skipped: no GPU, no software driver");
+    };
     let mut seen = Seen::new();
     // Columns by fours or not, k cut into parts or not, whole steps or not; which operands are turned.
     let products: [(&[usize], &[usize], &[u32]); 3] = [
