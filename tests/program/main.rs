@@ -8,8 +8,6 @@ mod commands;
 mod grad;
 mod inspect;
 mod kill;
-#[cfg(target_os = "linux")]
-mod memory;
 mod merge;
 mod mpi;
 #[cfg(target_os = "linux")]
