@@ -149,6 +149,10 @@ impl Tensor {
             Payload::Held(holder) => (**holder).as_ref(),
         }
     }
+    /// Whether the payload lies in a file's memory map.
+    pub fn is_mapped(&self) -> bool {
+        matches!(self.payload, Payload::Mapped(..))
+    }
     /// The payload, where nobody else has it; else the tensor again.
     pub fn into_bytes(self) -> std::result::Result<Vec<u8>, Self> {
         let Self { dtype, shape, payload, site } = self;

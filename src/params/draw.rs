@@ -68,8 +68,8 @@ impl ParamGraph {
             arrows
                 .extend(weight.output.iter().map(|u| (format!("w{}", id.0), format!("i{}", u.interface.0))));
         }
-        for (from, to) in &self.edges {
-            let (a, b) = (self.weight(*from), self.weight(*to));
+        for (from, to) in self.edges.list() {
+            let (a, b) = (self.weight(from), self.weight(to));
             let joined = a.output.iter().any(|o| b.input.iter().any(|i| i.interface == o.interface));
             if !joined && a.view.is_some() && b.view.is_some() {
                 arrows.insert((format!("w{}", from.0), format!("w{}", to.0)));

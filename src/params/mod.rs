@@ -6,6 +6,7 @@
 
 mod cell;
 mod draw;
+mod edges;
 mod extract;
 mod layer;
 mod matrix;
@@ -16,6 +17,7 @@ pub mod spectrum;
 mod within;
 
 pub use cell::Cell;
+pub use edges::Edges;
 pub use layer::Layer;
 pub use matrix::{Matrix, MatrixView};
 pub use pair::{Pairing, WeightPair};
@@ -226,8 +228,7 @@ pub struct ParamGraph {
     pub weights: Vec<Weight>,
     /// In the order of their depth.
     pub interfaces: Vec<Interface>,
-    /// From matrix to matrix, along the data, without another matrix between.
-    pub edges: Vec<(WeightId, WeightId)>,
+    pub edges: Edges,
 }
 
 impl ParamGraph {

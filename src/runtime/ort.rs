@@ -223,6 +223,9 @@ impl Executor for OrtExecutor {
         vec![]
     }
     fn compile(&self, model: &Model, facts: &Facts) -> Result<Box<dyn Compiled>> {
+        if model.graph.nodes.len() > LONG {
+            return self.compile_once(model, facts);
+        }
         let plain = || self.program(model, facts, GraphOptimizationLevel::Disable);
         // Its optimiser gives values names that models which it has been through before may have already.
         self.program(model, facts, GraphOptimizationLevel::All).or_else(|error| plain().map_err(|_| error))
@@ -264,6 +267,10 @@ fn unique_outputs(graph: &mut Graph) -> Vec<usize> {
     graph.outputs = unique;
     places
 }
+
+/// Graphs of more nodes run as they are. ONNX Runtime's optimiser takes a quarter of a millisecond a node, minutes for the
+/// longest, and each node of so many has little to do: their steps are no faster for it (docs/benchmarks.md).
+const LONG: usize = 10_000;
 
 /// Models with so many bytes of weights, of which the large ones stay where they are.
 const LARGE_MODEL: usize = 512 << 20;

@@ -51,6 +51,13 @@ impl Checkpoint {
         name.push(".checkpoint");
         Self { folder: PathBuf::from(name), ranks: ranks.clone() }
     }
+    /// The folder that the output and this checkpoint lie in.
+    pub fn place(&self) -> &Path {
+        match self.folder.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            _ => Path::new("."),
+        }
+    }
     pub fn exists(&self) -> bool {
         self.ranks.decide(self.folder.join(RUN).is_file())
     }

@@ -5,6 +5,7 @@ use super::checkpoint::{ArmState, Checkpoint, RunState};
 use super::fit::Fit;
 use super::metric::{better, slack};
 use super::session::{Session, Split};
+use super::shelf::shelve;
 use super::{Event, Observer};
 use crate::error::Result;
 use crate::onnx::{Tensor, ValueId};
@@ -242,10 +243,18 @@ impl Contest<'_> {
         let highest = values.fold(f64::NAN, |a, b| if better(metric, b, a) { b } else { a });
         let allowed = slack(metric, highest, self.session.examples().rows(Split::Val));
         if contender.best.is_none() || metric.gain(highest, value) >= -allowed {
-            contender.best = Some(Best { metric: value, step, weights });
+            contender.best = Some(self.keep(value, step, weights));
         }
         observer.event(&Event::Validation { step, metric: value, best: contender.metric() });
         Ok(())
+    }
+
+    /// Weights to come back to, out of the way of those that are trained on.
+    pub fn keep(&self, metric: f64, step: usize, mut weights: Vec<Value>) -> Best {
+        if self.session.adapter_executor.on_host() {
+            weights = shelve(weights, self.checkpoint.place());
+        }
+        Best { metric, step, weights }
     }
 
     /// Writes where this arm stands. Arms saved before keep their entries.

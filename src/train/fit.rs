@@ -269,7 +269,8 @@ impl Fit {
         self.running.iter_mut().zip(seen).try_for_each(|(running, batch)| running.follow(batch))
     }
 
-    /// The update step: gradients and state in, new state and W′ out.
+    /// The update step: gradients and state in, new state and W′ out. Where it fails there is nothing to go on from but a
+    /// checkpoint.
     fn apply(&mut self, gradients: Vec<Value>, rate: f64) -> Result<()> {
         for (feed, gradient) in self.plan.gradients.iter().zip(gradients) {
             self.update.set(*feed, gradient)?;
@@ -278,6 +279,8 @@ impl Fit {
         for (i, (feed, fact)) in self.plan.noise.iter().enumerate() {
             self.update.set(*feed, Value::host(uniform(self.seed, i, self.step, fact)))?;
         }
+        // What nobody else has is written over.
+        (self.merged, self.clean) = (vec![], vec![]);
         let outputs = self.update.run()?;
         // As large as the weights: not to be held while the next ones are computed.
         self.plan.gradients.iter().for_each(|feed| self.update.clear(*feed));
@@ -345,9 +348,9 @@ impl Fit {
             found.ok_or_else(|| Error::tensor(name, "is missing from the checkpoint"))
         };
         for (prefix, slots) in [(MERGED, &mut self.merged), (CLEAN, &mut self.clean)] {
-            for (slot, id) in slots.iter_mut().zip(&self.plan.weights) {
-                *slot = Value::host(find(&format!("{prefix}{id}"))?.clone());
-            }
+            let weights = self.plan.weights.iter();
+            let found = weights.map(|id| Ok(Value::host(find(&format!("{prefix}{id}"))?.clone())));
+            *slots = found.collect::<Result<_>>()?;
         }
         for id in &self.plan.state {
             self.update.set_state(id, find(id.as_str())?)?;

@@ -33,6 +33,7 @@ mod ranks;
 pub mod runs;
 mod schedule;
 mod session;
+mod shelf;
 mod source;
 mod trials;
 mod worth;

@@ -106,7 +106,8 @@ impl Contest<'_> {
         let metric = self.session.evaluate(&weights, Split::Val)?;
         observer.event(&Event::Validation { step, metric, best: metric });
         observer.event(&Event::ArmEnd { arm: &label, seed, metric });
-        tried.bests.push((rate, Best { metric, step, weights }));
+        let best = self.keep(metric, step, weights);
+        tried.bests.push((rate, best));
         Ok(())
     }
 

@@ -124,6 +124,28 @@ fn what_cannot_run_is_an_error_of_the_executor_and_names_the_node() -> Result<()
     Ok(())
 }
 
+/// ONNX Runtime takes minutes to optimise graphs that are much longer, so that it doesn't from ten thousand nodes on.
+#[test]
+fn long_graphs_run_too() -> Result<()> {
+    let count = 10_500;
+    let mut b = Builder::new("long");
+    let x = b.input("x", Fact::new(DType::F64, &[2]));
+    let mut y = x.clone();
+    for _ in 0..count {
+        y = b.add(&y, &x);
+    }
+    b.output(&y);
+    let (graph, facts) = b.finish();
+    let model = Model::new(graph, WORKING_OPSET);
+    for executor in all() {
+        let x = Value::host(Tensor::f64(&[2], &[1.0, -2.0]));
+        let got = executor.compile(&model, &facts)?.run(&[x])?.remove(0).to_host()?.to_f64();
+        let times = f64::from(count + 1);
+        assert_eq!(got, [times, -2.0 * times], "{}", executor.name());
+    }
+    Ok(())
+}
+
 /// A file's messages end at 2 GiB, and a session's copies of such weights would fill the memory.
 #[test]
 fn onnx_runtime_reads_large_weights_where_they_are() -> Result<()> {

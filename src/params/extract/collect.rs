@@ -47,8 +47,7 @@ pub fn finish(mut walk: Walk) -> ParamGraph {
             }
         })
         .collect();
-    let edges = walk.edges.into_iter().map(|(a, b)| (WeightId(a), WeightId(b))).collect();
-    ParamGraph { weights, interfaces, edges }
+    ParamGraph { weights, interfaces, edges: walk.edges }
 }
 
 /// Groups channels by the sides they occur on, and numbers them in the order of the first side they occur on:
@@ -123,9 +122,9 @@ fn interfaces(walk: &mut Walk, drafts: &[Draft], places: &Places) -> Vec<Interfa
     let from_inputs = at(walk.input_atoms.clone());
     let outputs = walk.graph.outputs.iter().filter_map(|o| walk.values.get(&o.id)?.labels.as_ref());
     let to_outputs = at(outputs.flat_map(|l| l.atoms.clone()).collect());
-    let leads_on: HashSet<usize> = walk.edges.iter().map(|&(from, _)| from).collect();
+    let leads_on = walk.edges.starts();
     for (i, interface) in found.iter_mut().enumerate() {
-        let ends = !interface.producers.iter().any(|w| leads_on.contains(&w.0));
+        let ends = !interface.producers.iter().any(|w| leads_on.contains(w));
         let proper = |ids: &[WeightId]| ids.iter().any(|w| drafts[w.0].role != Role::DepthwiseConv);
         let (made, read) = (proper(&interface.producers), proper(&interface.consumers));
         let (first, last) = (from_inputs.contains(&i), to_outputs.contains(&i));

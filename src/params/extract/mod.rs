@@ -15,12 +15,12 @@ mod shapes;
 #[cfg(test)]
 mod tests;
 
-use super::{MatrixView, ParamGraph, Role};
+use super::edges::{Edges, Set};
+use super::{MatrixView, ParamGraph, Role, WeightId};
 use crate::error::Result;
 use crate::onnx::{DType, Facts, Graph, Model, Node, Tensor, ValueId, node_reads, outer_reads};
 use labels::{Atom, Atoms, Labels};
-use std::collections::{BTreeSet, HashMap, HashSet};
-use std::rc::Rc;
+use std::collections::{HashMap, HashSet};
 
 impl ParamGraph {
     /// The parameter graph of a prepared model, all of whose values have facts. Spectra are left empty: see
@@ -55,8 +55,8 @@ struct State {
     labels: Option<Labels>,
     /// The number of matrices on the longest way here.
     level: usize,
-    /// The matrices whose results reach this value without another matrix between (indices of drafts).
-    sources: Rc<BTreeSet<usize>>,
+    /// The matrices whose results reach this value without another matrix between.
+    sources: Set,
 }
 
 /// A value computed from initializers alone.
@@ -101,7 +101,7 @@ struct Walk<'a> {
     stored: HashMap<ValueId, Stored>,
     drafts: Vec<Draft>,
     by_name: HashMap<ValueId, usize>,
-    edges: BTreeSet<(usize, usize)>,
+    edges: Edges,
     /// Channels of model inputs.
     input_atoms: Vec<Atom>,
     /// Spatial sizes that were flattened into features, each with one of the channels concerned.
@@ -122,7 +122,7 @@ impl<'a> Walk<'a> {
             stored: HashMap::new(),
             drafts: vec![],
             by_name: HashMap::new(),
-            edges: BTreeSet::new(),
+            edges: Edges::default(),
             input_atoms: vec![],
             grids: vec![],
             bare: HashSet::new(),
@@ -193,15 +193,11 @@ impl<'a> Walk<'a> {
     }
 
     /// Level and sources of something that depends on all these values; no labels.
-    fn merged<'v>(&self, values: impl Iterator<Item = &'v ValueId>) -> State {
+    fn merged<'v>(&mut self, values: impl Iterator<Item = &'v ValueId>) -> State {
         let mut merged = State::default();
         for state in values.filter_map(|v| self.values.get(v)) {
             merged.level = merged.level.max(state.level);
-            if merged.sources.is_empty() {
-                merged.sources = state.sources.clone();
-            } else if !Rc::ptr_eq(&merged.sources, &state.sources) {
-                Rc::make_mut(&mut merged.sources).extend(state.sources.iter());
-            }
+            merged.sources = self.edges.union(merged.sources, state.sources);
         }
         merged
     }
@@ -325,18 +321,22 @@ impl<'a> Walk<'a> {
             made.push(id);
         }
         for &id in &made {
-            self.edges.extend(before.sources.iter().map(|&from| (from, id)).filter(|(a, b)| a != b));
+            self.edges.lead(before.sources, WeightId(id));
         }
-        let sources: BTreeSet<usize> = made.into_iter().collect();
-        let sources = if sources.is_empty() { before.sources } else { Rc::new(sources) };
+        let mut sources = Set::default();
+        for &id in &made {
+            let one = self.edges.one(WeightId(id));
+            sources = self.edges.union(sources, one);
+        }
+        if sources.is_empty() {
+            sources = before.sources;
+        }
         for output in node.outputs.iter().flatten() {
             if let Some(state) = self.values.get_mut(output) {
                 let joined = state.level == before.level + 1;
-                let mut all = sources.clone();
-                if joined {
-                    Rc::make_mut(&mut all).extend(state.sources.iter());
-                }
-                (state.level, state.sources) = (before.level + 1, all);
+                let others = if joined { state.sources } else { Set::default() };
+                state.level = before.level + 1;
+                state.sources = self.edges.union(sources, others);
             }
         }
     }

@@ -59,7 +59,7 @@ fn a_convolution_reaches_a_linear_layer_through_flatten() {
     assert_eq!(side.features().nth(170), Some(170));
     assert_eq!(by_name(&g, "conv_bias").role, Role::Bias);
     assert_eq!(g.interfaces[1].vectors, [g.find("conv_bias").unwrap()]);
-    assert_eq!(g.edges, [(g.find("conv").unwrap(), g.find("fc").unwrap())]);
+    assert_eq!(g.edges.list(), [(g.find("conv").unwrap(), g.find("fc").unwrap())]);
     assert_eq!((by_name(&g, "conv").depth, fc.depth, fc.relative_depth), (0, 1, 1.0));
 }
 
@@ -120,7 +120,10 @@ fn residual_sums_share_an_interface() {
     assert_eq!(g.interface(stream).consumers.len(), 2);
     assert_eq!(g.interface(stream).depth, 1);
     let id = |n: &str| g.find(n).unwrap();
-    assert_eq!(g.edges, [(id("a"), id("h")), (id("a"), id("fc")), (id("h"), id("c")), (id("c"), id("fc"))]);
+    assert_eq!(
+        g.edges.list(),
+        [(id("a"), id("h")), (id("a"), id("fc")), (id("h"), id("c")), (id("c"), id("fc"))]
+    );
 }
 
 #[test]
@@ -336,7 +339,24 @@ fn unknown_operators_end_an_interface_and_preprocessing_is_no_weight() {
     );
     assert_eq!(by_name(&g, "table").role, Role::Other);
     assert!(g.find("mean").is_none());
-    assert_eq!(g.edges.len(), 1);
+    assert_eq!(g.edges.list().len(), 1);
+}
+
+#[test]
+fn residual_blocks_all_lead_to_later_ones_and_take_room_by_their_number() {
+    let blocks = 100;
+    let mut b = Builder::new("test");
+    let mut x = input(&mut b, &[2, 4, 8, 8]);
+    for i in 0..blocks {
+        let y = conv(&mut b, &x, &format!("conv{i}"), &[4, 4, 3, 3], 1);
+        let y = b.op("Relu", &[&y]);
+        x = b.add(&x, &y);
+    }
+    b.output(&x);
+    let g = extract(b);
+    assert_eq!(g.edges.list().len(), blocks * (blocks - 1) / 2);
+    assert!(g.edges.size() < 8 * blocks, "{}", g.edges.size());
+    assert_eq!(g.interfaces.last().map(|i| i.kind), Some(InterfaceKind::Output));
 }
 
 #[test]

@@ -29,7 +29,7 @@ const BUSY: usize = 131_072;
 /// Elements for each invocation of a split reduction at least.
 const PART: usize = 32;
 /// Invocations of a workgroup that reduces columns, how many of them lie side by side at least where rows are long enough (so that
-/// memory is read in runs of 512 bytes), and elements that each reads at once.
+/// memory is read in runs of 256 bytes), and elements that each reads at once.
 const COLUMN_GROUP: usize = 256;
 const MIN_ACROSS: usize = 16;
 const COLUMN_LOADS: usize = 8;
