@@ -2,7 +2,7 @@
 
 use super::args::{ExecutorArgs, OptionArgs, choice, required};
 use super::idle::unread;
-use crate::data::{Bound, Dataset, Labels, Uses};
+use crate::data::{Bound, Dataset, Uses, classes};
 use crate::error::{Error, Result, ResultExt};
 use crate::onnx::{Fact, Facts, Model, Tensor, ValueId, ValueInfo};
 use crate::runtime::{Compiled, Executor, Value, pick, run_jobs};
@@ -71,7 +71,7 @@ pub fn run(args: Args) -> Result<u8> {
     }
     let declared: Vec<ValueInfo> = model.graph.required_inputs().cloned().collect();
     let bound = dataset.bind(&declared)?;
-    bound.notes.iter().for_each(|note| super::terminal::message(format!("note: {note}")));
+    bound.notes.iter().for_each(note);
     let mut config = TrainConfig::default();
     args.executor.apply(&mut config);
     let executor = pick(config.executor, &super::args::executor_options(&config), &[model])?;
@@ -80,6 +80,10 @@ pub fn run(args: Args) -> Result<u8> {
     let runner = runner.context(|| args.model.display().to_string())?;
     let answers = runner.answers(&bound).context(|| args.model.display().to_string())?;
     let (accuracy, loss) = judge(&answers, &dataset, args.task.unwrap_or_default())?;
+    if accuracy.is_some() {
+        let names = &dataset.class_names;
+        classes::numbering(names).iter().chain(&classes::doubt(names, answers.width)).for_each(note);
+    }
     let figures = Figures {
         model: args.model,
         rows: dataset.rows(),
@@ -95,6 +99,10 @@ pub fn run(args: Args) -> Result<u8> {
         false => super::print(&describe(&figures))?,
     }
     Ok(0)
+}
+
+fn note(text: &String) {
+    super::terminal::message(format!("note: {text}"));
 }
 
 fn describe(figures: &Figures) -> String {
@@ -183,7 +191,7 @@ fn per_row(answer: &Tensor, batch: usize, name: &ValueId) -> Result<usize> {
 /// Accuracy (for classes) and loss.
 fn judge(answers: &Answers, dataset: &Dataset, task: Task) -> Result<(Option<f64>, f64)> {
     let labels = dataset.expect_labels()?;
-    let classes = matches!((task, labels), (Task::Classify, _) | (Task::Auto, Labels::Classes(_)));
+    let classes = task == Task::Classify || task == Task::Auto && labels.are_classes(answers.width);
     if !classes {
         let wanted = labels.vectors(&dataset.path, answers.width)?;
         let total: f64 = answers.values.iter().zip(&wanted).map(|(a, w)| f64::from(a - w).powi(2)).sum();
@@ -222,6 +230,7 @@ fn chances(row: &[f32]) -> Vec<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::Labels;
 
     fn dataset(classes: &[i64]) -> Dataset {
         let values = Tensor::zeros(crate::onnx::DType::F32, &[classes.len(), 1]);

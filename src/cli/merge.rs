@@ -349,7 +349,7 @@ fn checkpoints(pattern: &str) -> Result<Vec<PathBuf>> {
     if found.is_empty() {
         return Err(Error::usage(format!("--trajectory '{pattern}' names no file")));
     }
-    found.sort_by_key(|path| crate::data::natural_key(path));
+    found.sort_by_cached_key(|path| crate::data::natural_key(&crate::data::file_name(path)));
     Ok(found)
 }
 
