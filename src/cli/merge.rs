@@ -630,7 +630,11 @@ fn verdict(report: &Report, paint: Paint) -> String {
             format!("{} {seconds:.1} s, {on}.", paint.yellow(KEPT))
         }
         Outcome::Interrupted => {
-            format!("{} {path} holds the best so far; go on with --resume.", paint.yellow("Interrupted."))
+            let on = match crate::train::has_checkpoint(Path::new(&path)) {
+                true => "go on with --resume",
+                false => "it was too early for anything to go on from",
+            };
+            format!("{} {path} holds the best so far; {on}.", paint.yellow("Interrupted."))
         }
     }
 }

@@ -66,6 +66,10 @@ impl Contest<'_> {
             (Some((rate, best)), _) => {
                 self.again(&mut contender, &start, (steps, rate))?;
                 (contender.trial, contender.best) = (Some(best.metric), Some(best));
+                if !self.stopped {
+                    // All arms are tried before the first is trained: that is much to lose.
+                    self.save(&contender)?;
+                }
                 Ok(contender)
             }
             (None, Some(error)) => Err(error),
