@@ -31,6 +31,7 @@ pub struct Contender {
 }
 
 /// The weights of an arm to keep so far, by validation.
+#[derive(Clone)]
 pub struct Best {
     pub metric: f64,
     pub step: usize,
@@ -231,15 +232,17 @@ impl Contest<'_> {
     }
 
     /// Validates, and keeps the weights unless earlier ones were clearly better: picking the luckiest of a dozen
-    /// noisy validations ships worse weights than the latest of the good ones (docs/transfer.md).
+    /// noisy validations ships worse weights than the latest of the good ones (docs/transfer.md). The best trial is one of the earlier
+    /// ones: with few rows a rate that looked as good as any may do harm in the long run.
     fn validate(&mut self, contender: &mut Contender, observer: &mut dyn Observer) -> Result<()> {
         let weights = contender.fit.weights();
         let value = self.session.evaluate(&weights, Split::Val)?;
         let step = contender.fit.step;
         contender.validations.push((step, value));
         let metric = &self.session.metric;
+        let kept = contender.best.as_ref().map(|best| best.metric);
         let values = contender.validations.iter().map(|v| v.1);
-        let highest = values.fold(f64::NAN, |a, b| if better(metric, b, a) { b } else { a });
+        let highest = values.chain(kept).fold(f64::NAN, |a, b| if better(metric, b, a) { b } else { a });
         let allowed = slack(metric, highest, self.session.examples().rows(Split::Val));
         if contender.best.is_none() || metric.gain(highest, value) >= -allowed {
             contender.best = Some(Best { metric: value, step, weights });
