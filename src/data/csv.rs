@@ -131,7 +131,8 @@ mod tests {
             (Some(Labels::Classes(vec![1, 0])), vec!["ant".into(), "cat".into()])
         );
         let semicolons = table("a;label\n1;0\n2;1\n", &plain).unwrap();
-        assert_eq!((semicolons.labels, semicolons.rows()), (Some(Labels::Classes(vec![0, 1])), 2));
+        assert_eq!(semicolons.inputs[0].values.to_f64(), [1.0, 2.0]);
+        assert_eq!(semicolons.labels, Some(Labels::Classes(vec![0, 1])));
         let chosen = DataOptions { label: Some("a".into()), ..plain };
         assert_eq!(table("a,b\n7,1\n", &chosen).unwrap().labels, Some(Labels::Classes(vec![7])));
     }

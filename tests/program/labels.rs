@@ -99,7 +99,7 @@ fn one_hot_vectors_are_classes() {
     let vectors: Vec<f32> =
         right.iter().flat_map(|&right| if right { [0.0, 1.0] } else { [1.0, 0.0] }).collect();
     let sandbox = Sandbox::new()
-        .model("m.onnx", &linear(&[[0.0, 1.0], [0.1, 0.0]], as_it_is))
+        .model("m.onnx", &linear(&[[1.0, 0.0], [-1.0, 0.0]], as_it_is))
         .npz("d.npz", &[("x", &x), ("y", &Tensor::f32(&[40, 2], &vectors))]);
     let report = report(&sandbox, &format!("tune m.onnx {QUICK} --data d.npz --val d.npz"), 0);
     assert_eq!(report.metric.name, "accuracy");
