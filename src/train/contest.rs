@@ -8,7 +8,7 @@ use super::session::{Session, Split};
 use super::{Event, Observer};
 use crate::error::Result;
 use crate::onnx::{Tensor, ValueId};
-use crate::report;
+use crate::report::{self, Metric};
 use crate::runtime::Value;
 use std::time::{Duration, Instant};
 
@@ -96,6 +96,12 @@ fn part_of_round(rounds: &[(usize, usize)], left: usize, step: usize) -> f64 {
     let own = until.saturating_sub(step);
     let after = rounds.windows(2).map(|pair| (pair[1].0 - pair[0].0) * pair[1].1).sum::<usize>();
     own as f64 / (own * left + after).max(1) as f64
+}
+
+/// Whether a validation over `rows` rows is about as good as the best of those `seen`.
+fn is_as_good(metric: &Metric, value: f64, seen: impl Iterator<Item = f64>, rows: usize) -> bool {
+    let highest = seen.fold(value, |a, b| if better(metric, b, a) { b } else { a });
+    metric.gain(highest, value) >= -slack(metric, highest, rows)
 }
 
 /// Trains arms, keeping a checkpoint of where each stands.
@@ -287,12 +293,10 @@ impl Contest<'_> {
         let value = self.session.evaluate(&weights, Split::Val)?;
         let step = contender.fit.step;
         contender.validations.push((step, value));
-        let metric = &self.session.metric;
+        let (metric, rows) = (&self.session.metric, self.session.examples().rows(Split::Val));
         let kept = contender.best.as_ref().map(|best| best.metric);
-        let values = contender.validations.iter().map(|v| v.1);
-        let highest = values.chain(kept).fold(f64::NAN, |a, b| if better(metric, b, a) { b } else { a });
-        let allowed = slack(metric, highest, self.session.examples().rows(Split::Val));
-        if contender.best.is_none() || metric.gain(highest, value) >= -allowed {
+        let seen = contender.validations.iter().map(|v| v.1).chain(kept);
+        if kept.is_none() || is_as_good(metric, value, seen, rows) {
             contender.best = Some(Best { metric: value, step, weights });
         }
         observer.event(&Event::Validation { step, metric: value, best: contender.metric() });
@@ -331,6 +335,17 @@ mod tests {
                 })
             })
             .collect()
+    }
+
+    #[test]
+    fn a_long_training_counts_where_it_comes_close_to_the_best_short_one() {
+        let [accuracy, mse] = [Metric::accuracy(), Metric::mse()];
+        let short = || std::iter::once(0.93);
+        assert!(is_as_good(&accuracy, 0.925, short(), 200) && is_as_good(&accuracy, 0.94, short(), 200));
+        assert!(
+            !is_as_good(&accuracy, 0.895, short(), 200) && !is_as_good(&accuracy, f64::NAN, short(), 200)
+        );
+        assert!(is_as_good(&mse, 0.92, short(), 200) && !is_as_good(&mse, 0.94, short(), 200));
     }
 
     #[test]
