@@ -2,17 +2,18 @@
 
 use super::args::{ExecutorArgs, OptionArgs, choice, required};
 use super::idle::unread;
-use crate::data::{Bound, Dataset, Labels, Uses};
+use crate::data::{Bound, Dataset, Uses, classes};
 use crate::error::{Error, Result, ResultExt};
 use crate::onnx::{Fact, Facts, Model, Tensor, ValueId, ValueInfo};
 use crate::runtime::{Compiled, Executor, Value, pick, run_jobs};
+use crate::train::metric::spread;
 use crate::train::{Task, TrainConfig};
 use serde::Serialize;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Instant;
 
-/// Measures a model on data: accuracy and cross-entropy for classes, mean squared error for numbers.
+/// Measures a model on data: accuracy and cross-entropy for classes, mean squared error and R² for numbers.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   onnx-merge eval model.onnx --data test.npz --scale 1/255
@@ -48,6 +49,9 @@ struct Figures {
     output: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     accuracy: Option<f64>,
+    /// Of numbers: the share of the labels' variance that the model explains. 0 is what their mean as every answer comes to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    r2: Option<f64>,
     /// Cross-entropy, or the mean squared error.
     loss: f64,
     executor: String,
@@ -71,7 +75,7 @@ pub fn run(args: Args) -> Result<u8> {
     }
     let declared: Vec<ValueInfo> = model.graph.required_inputs().cloned().collect();
     let bound = dataset.bind(&declared)?;
-    bound.notes.iter().for_each(|note| super::terminal::message(format!("note: {note}")));
+    bound.notes.iter().for_each(note);
     let mut config = TrainConfig::default();
     args.executor.apply(&mut config);
     let executor = pick(config.executor, &super::args::executor_options(&config), &[model])?;
@@ -79,12 +83,17 @@ pub fn run(args: Args) -> Result<u8> {
     let runner = Runner::new(model, &bound, &*executor, args.batch as usize, args.output.as_deref());
     let runner = runner.context(|| args.model.display().to_string())?;
     let answers = runner.answers(&bound).context(|| args.model.display().to_string())?;
-    let (accuracy, loss) = judge(&answers, &dataset, args.task.unwrap_or_default())?;
+    let Judgement { accuracy, r2, loss } = judge(&answers, &dataset, args.task.unwrap_or_default())?;
+    if accuracy.is_some() {
+        let names = &dataset.class_names;
+        classes::numbering(names).iter().chain(&classes::doubt(names, answers.width)).for_each(note);
+    }
     let figures = Figures {
         model: args.model,
         rows: dataset.rows(),
         output: answers.output.to_string(),
         accuracy,
+        r2,
         loss,
         executor: executor.name().to_owned(),
         device: executor.device(),
@@ -97,10 +106,17 @@ pub fn run(args: Args) -> Result<u8> {
     Ok(0)
 }
 
+fn note(text: &String) {
+    super::terminal::message(format!("note: {text}"));
+}
+
 fn describe(figures: &Figures) -> String {
-    let loss = match figures.accuracy {
-        Some(accuracy) => format!("accuracy {:.2} %, cross-entropy {:.4}", accuracy * 100.0, figures.loss),
-        None => format!("mean squared error {:.6}", figures.loss),
+    let loss = match (figures.accuracy, figures.r2) {
+        (Some(accuracy), _) => {
+            format!("accuracy {:.2} %, cross-entropy {:.4}", accuracy * 100.0, figures.loss)
+        }
+        (_, Some(r2)) => format!("mean squared error {:.6}, R² {r2:.4}", figures.loss),
+        _ => format!("mean squared error {:.6}", figures.loss),
     };
     let Figures { model, rows, output, executor, device, seconds, .. } = figures;
     format!(
@@ -180,14 +196,23 @@ fn per_row(answer: &Tensor, batch: usize, name: &ValueId) -> Result<usize> {
     }
 }
 
-/// Accuracy (for classes) and loss.
-fn judge(answers: &Answers, dataset: &Dataset, task: Task) -> Result<(Option<f64>, f64)> {
+/// What [`Figures`] says of the answers.
+struct Judgement {
+    accuracy: Option<f64>,
+    r2: Option<f64>,
+    loss: f64,
+}
+
+fn judge(answers: &Answers, dataset: &Dataset, task: Task) -> Result<Judgement> {
     let labels = dataset.expect_labels()?;
-    let classes = matches!((task, labels), (Task::Classify, _) | (Task::Auto, Labels::Classes(_)));
+    let classes = task == Task::Classify || task == Task::Auto && labels.are_classes(answers.width);
     if !classes {
         let wanted = labels.vectors(&dataset.path, answers.width)?;
         let total: f64 = answers.values.iter().zip(&wanted).map(|(a, w)| f64::from(a - w).powi(2)).sum();
-        return Ok((None, total / wanted.len() as f64));
+        let loss = total / wanted.len() as f64;
+        let variance = spread(&wanted, answers.width);
+        let r2 = (variance > 0.0).then(|| 1.0 - loss / variance);
+        return Ok(Judgement { accuracy: None, r2, loss });
     }
     let classes = labels.classes(&dataset.path, answers.width.max(2))?;
     let (mut right, mut loss) = (0.0, 0.0);
@@ -198,7 +223,7 @@ fn judge(answers: &Answers, dataset: &Dataset, task: Task) -> Result<(Option<f64
         loss -= chances[class as usize].max(1e-30).ln();
     }
     let rows = classes.len() as f64;
-    Ok((Some(right / rows), loss / rows))
+    Ok(Judgement { accuracy: Some(right / rows), r2: None, loss: loss / rows })
 }
 
 /// Probabilities: as they are where a row holds probabilities, else by softmax. A single number is the
@@ -222,6 +247,7 @@ fn chances(row: &[f32]) -> Vec<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::Labels;
 
     fn dataset(classes: &[i64]) -> Dataset {
         let values = Tensor::zeros(crate::onnx::DType::F32, &[classes.len(), 1]);
@@ -232,13 +258,14 @@ mod tests {
     #[test]
     fn logits_and_probabilities_are_judged_alike() {
         let answers = |values: &[f32], width| Answers { output: "o".into(), values: values.to_vec(), width };
-        let (accuracy, loss) =
-            judge(&answers(&[0.25, 0.75, 0.9, 0.1], 2), &dataset(&[1, 1]), Task::Auto).unwrap();
-        assert_eq!(accuracy, Some(0.5));
-        assert!((loss - (-(0.75f64.ln()) - 0.1f64.ln()) / 2.0).abs() < 1e-6);
-        let (accuracy, _) = judge(&answers(&[-3.0, 4.0], 1), &dataset(&[0, 1]), Task::Auto).unwrap();
-        assert_eq!(accuracy, Some(1.0));
-        let (none, error) = judge(&answers(&[0.0, 3.0], 1), &dataset(&[0, 1]), Task::Regress).unwrap();
-        assert_eq!((none, error), (None, 2.0));
+        let judged = judge(&answers(&[0.25, 0.75, 0.9, 0.1], 2), &dataset(&[1, 1]), Task::Auto).unwrap();
+        assert_eq!((judged.accuracy, judged.r2), (Some(0.5), None));
+        assert!((judged.loss - (-(0.75f64.ln()) - 0.1f64.ln()) / 2.0).abs() < 1e-6);
+        let judged = judge(&answers(&[-3.0, 4.0], 1), &dataset(&[0, 1]), Task::Auto).unwrap();
+        assert_eq!(judged.accuracy, Some(1.0));
+        let judged = judge(&answers(&[0.0, 3.0], 1), &dataset(&[0, 1]), Task::Regress).unwrap();
+        assert_eq!((judged.accuracy, judged.r2, judged.loss), (None, Some(-7.0), 2.0));
+        let same = judge(&answers(&[0.0, 3.0], 1), &dataset(&[1, 1]), Task::Regress).unwrap();
+        assert_eq!((same.r2, same.loss), (None, 2.5));
     }
 }

@@ -16,6 +16,7 @@ use crate::train::{
     Silent, Start, Task,
 };
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 /// Merge.
 #[derive(clap::Args)]
@@ -349,7 +350,7 @@ fn checkpoints(pattern: &str) -> Result<Vec<PathBuf>> {
     if found.is_empty() {
         return Err(Error::usage(format!("--trajectory '{pattern}' names no file")));
     }
-    found.sort_by_key(|path| crate::data::natural_key(path));
+    found.sort_by_cached_key(|path| crate::data::natural_key(&crate::data::file_name(path)));
     Ok(found)
 }
 
@@ -476,6 +477,7 @@ fn train(config: &Config, manner: &Manner, ranks: &Ranks, observer: &mut dyn Obs
     if path.is_none() && (config.source.is_none() || config.train.joint || config.data.val.is_some()) {
         return Err(Error::usage("training data is missing").hint("say what to train on: --data train.npz"));
     }
+    let begun = Instant::now();
     // The models are looked at before the executors are opened: a wrong path deserves the quickest answer.
     for model in config.sources().chain([&config.target]) {
         crate::onnx::read(model)?;
@@ -547,7 +549,10 @@ fn train(config: &Config, manner: &Manner, ranks: &Ranks, observer: &mut dyn Obs
         options,
         ranks: ranks.clone(),
     };
-    let report = crate::train::merge(request, observer)?;
+    let opened = begun.elapsed();
+    let mut report = crate::train::merge(request, observer)?;
+    // Decoding a folder of images takes its time, and so does inventing inputs.
+    report.seconds.read += opened.as_secs_f64();
     if let Some((profile, path)) = profile {
         super::profile::write(&profile, path)?;
     }
@@ -580,7 +585,7 @@ fn refuse_outputs(config: &Config, manner: &Manner) -> Result<()> {
 /// The final table, and what to think of it.
 fn summary(report: &Report, paint: Paint) -> String {
     let show = |v: Option<f64>| v.map_or("–".into(), |v| report.metric.show(v));
-    let mut rows = vec![["", "validation", "test"].map(String::from).to_vec()];
+    let mut rows = vec![[report.metric.caption(), "validation", "test"].map(String::from).to_vec()];
     rows.push(vec!["untouched target".into(), show(report.untouched.val), show(report.untouched.test)]);
     let name = format!("shipped ({})", report.method);
     rows.push(vec![paint.bold(&name), show(report.shipped.val), show(report.shipped.test)]);
@@ -630,7 +635,11 @@ fn verdict(report: &Report, paint: Paint) -> String {
             format!("{} {seconds:.1} s, {on}.", paint.yellow(KEPT))
         }
         Outcome::Interrupted => {
-            format!("{} {path} holds the best so far; go on with --resume.", paint.yellow("Interrupted."))
+            let on = match crate::train::has_checkpoint(Path::new(&path)) {
+                true => "go on with --resume",
+                false => "it was too early for anything to go on from",
+            };
+            format!("{} {path} holds the best so far; {on}.", paint.yellow("Interrupted."))
         }
     }
 }

@@ -112,13 +112,20 @@ impl Dataset {
 
     fn misfit(&self, input: &ValueInfo, column: &Column) -> Error {
         let wants: Vec<String> = input.shape.iter().flatten().map(Dim::to_string).collect();
-        self.refuse(format!(
+        let error = self.refuse(format!(
             "a row of '{}' is {}, but the model's input '{}' is {}",
             column.name,
             show(column.row_shape()),
             input.id,
             wants.join("×")
-        ))
+        ));
+        match self.class_names.is_empty() || column.image_shape().is_none() {
+            true => error,
+            false => error.hint(
+                "images are given as channels × height × width: --size HEIGHTxWIDTH resizes them, and where all are grey \
+                 there is one channel",
+            ),
+        }
     }
 
     /// Finite reals; whole numbers in range where the model takes integers.

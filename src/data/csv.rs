@@ -1,22 +1,26 @@
 //! Tables: one row of numbers a line, a header line, one column of labels.
 
+use super::classes::in_order;
 use super::labels::Labels;
 use super::options::DataOptions;
 use super::{Column, Dataset};
 use crate::error::{Error, Result};
 use crate::onnx::Tensor;
+use std::collections::HashMap;
+use std::io::BufRead;
 use std::path::Path;
 
 /// Opens a table. The label column is the one named by the options, else `y`, `label` or `target`, else the
 /// last. All other columns together are the input `x`.
 pub fn open(path: &Path, options: &DataOptions) -> Result<Dataset> {
     let fail = |what: String| Error::data(path, what);
-    let tabs = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("tsv"));
     let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
+    let mut file = std::io::BufReader::new(file);
+    let start = file.fill_buf().map_err(|e| Error::io(path, e))?;
     let mut reader = ::csv::ReaderBuilder::new()
-        .delimiter(if tabs { b'\t' } else { b',' })
+        .delimiter(delimiter(path, start))
         .trim(::csv::Trim::All)
-        .from_reader(std::io::BufReader::new(file));
+        .from_reader(file);
     let header = reader.headers().map_err(|e| fail(e.to_string()))?.clone();
     let label = label_column(path, &header, options)?;
     let (mut features, mut labels) = (vec![], vec![]);
@@ -30,9 +34,13 @@ pub fn open(path: &Path, options: &DataOptions) -> Result<Dataset> {
             }
             let line = record.position().map_or(0, |p| p.line());
             let name = header.get(i).unwrap_or("");
-            let value: f64 = cell
-                .parse()
-                .map_err(|_| fail(format!("line {line}, column '{name}': '{cell}' is not a number")))?;
+            let place = format!("line {line}, column '{name}'");
+            if cell.is_empty() {
+                return Err(fail(format!("{place}: the cell is empty")).hint(
+                    "every cell needs a number: fill in what is missing, for example with the column's mean",
+                ));
+            }
+            let value: f64 = cell.parse().map_err(|_| fail(format!("{place}: '{cell}' is not a number")))?;
             features.push(value);
         }
         rows += 1;
@@ -52,6 +60,15 @@ pub fn open(path: &Path, options: &DataOptions) -> Result<Dataset> {
         options: options.clone(),
         positional: false,
     })
+}
+
+/// What stands between the cells of a table that starts so: where decimals have commas, spreadsheets write semicolons.
+fn delimiter(path: &Path, start: &[u8]) -> u8 {
+    if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("tsv")) {
+        return b'\t';
+    }
+    let header = start.split(|&byte| byte == b'\n').next().unwrap_or_default();
+    if header.contains(&b';') && !header.contains(&b',') { b';' } else { b',' }
 }
 
 fn label_column(path: &Path, header: &::csv::StringRecord, options: &DataOptions) -> Result<Option<usize>> {
@@ -84,11 +101,9 @@ fn read_labels(path: &Path, cells: Vec<String>) -> Result<(Option<Labels>, Vec<S
     if let Some(row) = cells.iter().position(String::is_empty) {
         return Err(Error::data(path, format!("the label of row {row} is empty")));
     }
-    let mut names: Vec<String> = cells.clone();
-    names.sort();
-    names.dedup();
-    let class = |c: &String| names.binary_search(c).map_or(-1, |i| i as i64);
-    let classes = cells.iter().map(class).collect();
+    let names = in_order(cells.clone());
+    let numbers: HashMap<&String, i64> = names.iter().zip(0..).collect();
+    let classes = cells.iter().map(|cell| numbers[cell]).collect();
     Ok((Some(Labels::Classes(classes)), names))
 }
 
@@ -115,6 +130,9 @@ mod tests {
             (named.labels, named.class_names),
             (Some(Labels::Classes(vec![1, 0])), vec!["ant".into(), "cat".into()])
         );
+        let semicolons = table("a;label\n1;0\n2;1\n", &plain).unwrap();
+        assert_eq!(semicolons.inputs[0].values.to_f64(), [1.0, 2.0]);
+        assert_eq!(semicolons.labels, Some(Labels::Classes(vec![0, 1])));
         let chosen = DataOptions { label: Some("a".into()), ..plain };
         assert_eq!(table("a,b\n7,1\n", &chosen).unwrap().labels, Some(Labels::Classes(vec![7])));
     }
@@ -123,6 +141,7 @@ mod tests {
     fn what_is_no_table_of_numbers_is_refused() {
         let refusal = |text| table(text, &DataOptions::default()).err().unwrap().to_string();
         assert!(refusal("a,b\nx,1\n").contains("line 2, column 'a': 'x' is not a number"));
+        assert!(refusal("a,b\n,1\n").contains("line 2, column 'a': the cell is empty"));
         assert!(refusal("a,b\n1,2\n3\n").contains("found record with 1 fields"));
         assert!(refusal("1,2\n3,4\n").contains("not the names of the columns"));
         assert!(refusal("a,b\n").contains("no rows"));

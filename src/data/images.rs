@@ -2,7 +2,7 @@
 
 use super::labels::Labels;
 use super::options::DataOptions;
-use super::{Column, Dataset, check_memory, subfolders};
+use super::{Column, Dataset, check_memory, file_name, subfolders};
 use crate::error::{Error, Result};
 use crate::onnx::{DType, Tensor};
 use image::imageops::FilterType;
@@ -17,7 +17,7 @@ pub fn open(path: &Path, options: &DataOptions) -> Result<Dataset> {
     let mut files = vec![];
     let mut class_names = vec![];
     for (class, folder) in subfolders(path)?.into_iter().enumerate() {
-        class_names.push(folder.file_name().unwrap_or_default().to_string_lossy().into_owned());
+        class_names.push(file_name(&folder));
         files.extend(images_in(&folder)?.into_iter().map(|f| (f, class as i64)));
     }
     let Some((first, _)) = files.first() else {

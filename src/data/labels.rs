@@ -55,8 +55,19 @@ impl Labels {
         }
     }
 
+    /// Whether these are classes where nobody says so, of a model that answers with `width` numbers: their indices (0 and 1 for a
+    /// single number), one-hot vectors, or whole numbers of which such a model gives several.
+    pub fn are_classes(&self, width: usize) -> bool {
+        match self {
+            Labels::Classes(classes) => width != 1 || classes.iter().all(|class| matches!(class, 0 | 1)),
+            Labels::Vectors(values) => {
+                one_hot(values, width).is_some() || width > 1 && whole_numbers(values).is_some()
+            }
+        }
+    }
+
     /// The labels as classes, each below `count`. Vectors of one whole number a row are taken for classes,
-    /// vectors of `count` numbers a row that are zero but for a single one as well ("one-hot").
+    /// one-hot vectors of `count` numbers a row as well.
     pub fn classes(&self, path: &Path, count: usize) -> Result<Vec<i64>> {
         let classes = match self {
             Labels::Classes(classes) => classes.clone(),
@@ -70,14 +81,21 @@ impl Labels {
         };
         match classes.iter().position(|&c| c < 0 || c as u64 >= count as u64) {
             None => Ok(classes),
-            Some(row) => Err(Error::data(
-                path,
-                format!(
-                    "the label of row {row} is {}, but the model tells {count} classes apart (0 to {})",
-                    classes[row],
-                    count.saturating_sub(1)
-                ),
-            )),
+            Some(row) => {
+                let last = count.saturating_sub(1);
+                let label = classes[row];
+                let what = format!(
+                    "the label of row {row} is {label}, but the model tells {count} classes apart (0 to {last})"
+                );
+                let error = Error::data(path, what);
+                let from_one = classes.iter().all(|&c| c >= 1 && c as u64 <= count as u64);
+                Err(match from_one {
+                    true => error.hint("classes count from 0 on: take 1 from each label"),
+                    false => error.hint(
+                        "classes are numbered like the outputs that tell them apart, from 0 on; values to hit are given with --task regress",
+                    ),
+                })
+            }
         }
     }
 
@@ -128,6 +146,14 @@ mod tests {
         assert_eq!(labels(Tensor::i64(&[3, 1], &[0, 2, 1])), Labels::Classes(vec![0, 2, 1]));
         assert_eq!(labels(Tensor::f32(&[2, 3], &[0.0; 6])).width(), 3);
         assert_eq!(labels(Tensor::bool(&[2], &[true, false])).class_count(), 2);
+        let scores = labels(Tensor::i64(&[2], &[0, 7]));
+        assert!(scores.are_classes(8) && !scores.are_classes(1));
+        assert!(labels(Tensor::i64(&[2], &[0, 1])).are_classes(1));
+        let written_as_reals = labels(Tensor::f32(&[2], &[0.0, 1.0]));
+        assert!(written_as_reals.are_classes(2) && !written_as_reals.are_classes(1));
+        let one_hot = labels(Tensor::f32(&[2, 3], &[0.0, 1.0, 0.0, 1.0, 0.0, 0.0]));
+        assert!(one_hot.are_classes(3) && !one_hot.are_classes(1));
+        assert!(!labels(Tensor::f32(&[1, 3], &[0.5, 0.5, 0.0])).are_classes(3));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 mod augment;
 mod bind;
+pub mod classes;
 mod csv;
 mod cutmix;
 mod images;
@@ -170,16 +171,20 @@ fn subfolders(path: &Path) -> Result<Vec<PathBuf>> {
             folders.push(entry);
         }
     }
-    folders.sort_by_key(|f| natural_key(f));
+    folders.sort_by_cached_key(|f| natural_key(&file_name(f)));
     Ok(folders)
 }
 
+/// The last part of a path, as text.
+pub fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
 /// A key that sorts `set_10` after `set_9`.
-pub fn natural_key(path: &Path) -> (String, u64, String) {
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+pub fn natural_key(name: &str) -> (String, u64, String) {
     let stem = name.trim_end_matches(|c: char| c.is_ascii_digit());
     let number = name[stem.len()..].parse().unwrap_or(0);
-    (stem.to_owned(), number, name.clone())
+    (stem.to_owned(), number, name.to_owned())
 }
 
 impl Dataset {

@@ -210,7 +210,14 @@ impl Array {
         };
         if kind.type_char() == TypeChar::Object {
             return Err(
-                "arrays of Python objects (pickled) are not read, because reading them runs code".into()
+                "arrays of Python objects (pickled) are not read, because reading them runs code; rows of different lengths are \
+                 padded to one"
+                    .into()
+            );
+        }
+        if matches!(kind.type_char(), TypeChar::ByteStr | TypeChar::UnicodeStr) {
+            return Err(
+                "it holds text: numpy.unique(words, return_inverse=True)[1] makes numbers of words".into()
             );
         }
         let dtype = element_type(kind.type_char(), kind.size_field())

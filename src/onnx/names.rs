@@ -1,4 +1,4 @@
-//! Names of values that nobody has yet.
+//! Names of values and nodes that nobody has yet.
 
 use super::{Graph, ValueId};
 use std::collections::{HashMap, HashSet};
@@ -12,7 +12,8 @@ pub struct Names {
 }
 
 impl Names {
-    /// Every name that occurs in `graph` and in the graphs inside it.
+    /// Every name that occurs in `graph` and in the graphs inside it: those of nodes as well, because a node that is made is
+    /// named after its value, and no two nodes of a model may have one name.
     pub fn of(graph: &Graph) -> Self {
         let mut names = Self::default();
         names.collect(graph);
@@ -24,6 +25,7 @@ impl Names {
         self.reserve(graph.initializers.keys().cloned());
         for node in &graph.nodes {
             self.reserve(node.inputs.iter().chain(&node.outputs).flatten().cloned());
+            self.reserve([ValueId::new(node.name.as_str())]);
             node.subgraphs().for_each(|inner| self.collect(inner));
         }
     }
@@ -54,9 +56,10 @@ mod tests {
     #[test]
     fn no_name_is_given_twice() {
         let [x, y] = ["x", "x_1"].map(ValueId::new);
-        let graph = Graph { nodes: vec![Node::new("Relu", &[&x], &[&y])], ..Graph::default() };
+        let node = Node { name: "Relu_1".into(), ..Node::new("Relu", &[&x], &[&y]) };
+        let graph = Graph { nodes: vec![node], ..Graph::default() };
         let mut names = Names::of(&graph);
-        let made = ["x", "z", "x", "z"].map(|hint| names.fresh(hint));
-        assert_eq!(made.map(|id| id.to_string()), ["x_2", "z", "x_3", "z_1"]);
+        let made = ["x", "z", "x", "z", "Relu", "Relu"].map(|hint| names.fresh(hint));
+        assert_eq!(made.map(|id| id.to_string()), ["x_2", "z", "x_3", "z_1", "Relu", "Relu_2"]);
     }
 }

@@ -34,6 +34,14 @@ impl Metric {
             Better::Lower => before - after,
         }
     }
+    /// What values are, where [`Self::show`] doesn't tell.
+    pub fn caption(&self) -> &str {
+        match self.name.as_str() {
+            "accuracy" => "",
+            "mse" => "mean squared error",
+            other => other,
+        }
+    }
     /// A value for people: accuracies in percent.
     pub fn show(&self, value: f64) -> String {
         match self.name.as_str() {

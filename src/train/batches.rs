@@ -9,11 +9,12 @@ use super::network::Network;
 use super::ranks::Ranks;
 use super::schedule::{Sampler, generator, stream};
 use super::session::Split;
-use crate::data::{Bound, Dataset, Fill, Labels, Shift, split};
+use crate::data::{Bound, Dataset, Fill, Labels, Shift, classes, split};
 use crate::error::{Error, Result};
 use crate::onnx::{Fact, Tensor, ValueId, ValueInfo};
 use crate::report::Rows;
 use crate::runtime::Value;
+use std::collections::BTreeSet;
 
 /// All data of a run, bound to the target's inputs.
 pub struct Examples {
@@ -21,6 +22,8 @@ pub struct Examples {
     val: Part,
     test: Part,
     unlabelled: Part,
+    /// Of all parts.
+    class_names: Vec<String>,
     notes: Vec<String>,
 }
 
@@ -35,11 +38,11 @@ struct Part {
 }
 
 impl Part {
-    fn new(dataset: Option<&Dataset>, inputs: &[ValueInfo], rows: Option<Vec<usize>>) -> Result<Self> {
-        let bound = dataset.map(|d| d.bind(inputs)).transpose()?;
-        let all = dataset.map_or(0, Dataset::rows);
+    fn new(dataset: Option<Dataset>, inputs: &[ValueInfo], rows: Option<Vec<usize>>) -> Result<Self> {
+        let bound = dataset.as_ref().map(|d| d.bind(inputs)).transpose()?;
+        let all = dataset.as_ref().map_or(0, Dataset::rows);
         let rows = rows.unwrap_or_else(|| (0..all).collect());
-        Ok(Part { bound, dataset: dataset.cloned(), rows, classes: vec![], vectors: vec![] })
+        Ok(Part { bound, dataset, rows, classes: vec![], vectors: vec![] })
     }
     fn labels(&self) -> Option<&Labels> {
         self.dataset.as_ref()?.labels.as_ref()
@@ -76,10 +79,13 @@ impl Examples {
     /// rows is set aside for it.
     pub fn new(data: Data<'_>, inputs: &[ValueInfo], seed: u64) -> Result<Self> {
         let Data { train, val, test, unlabelled } = data;
+        let labelled: Vec<&Dataset> = [Some(train), val, test].into_iter().flatten().collect();
+        let class_names = classes::common(&labelled)?;
+        let numbered = |set: &Dataset| set.clone().numbered_as(&class_names);
         let mut notes = vec![];
         let (train_rows, val_rows) = divide(train, val, seed)?;
-        let train_part = Part::new(Some(train), inputs, train_rows)?;
-        let val_part = Part::new(Some(val.unwrap_or(train)), inputs, val_rows)?;
+        let train_part = Part::new(Some(numbered(train)), inputs, train_rows)?;
+        let val_part = Part::new(Some(numbered(val.unwrap_or(train))), inputs, val_rows)?;
         if val.is_none() {
             notes.push(format!(
                 "no --val was given: {} of the {} training rows are kept for validation",
@@ -87,12 +93,12 @@ impl Examples {
                 train.rows()
             ));
         }
-        let test_part = Part::new(test, inputs, None)?;
-        let unlabelled = Part::new(unlabelled, inputs, None)?;
+        let test_part = Part::new(test.map(numbered), inputs, None)?;
+        let unlabelled = Part::new(unlabelled.cloned(), inputs, None)?;
         if let Some(bound) = &train_part.bound {
             notes.extend(bound.notes.iter().cloned());
         }
-        Ok(Self { train: train_part, val: val_part, test: test_part, unlabelled, notes })
+        Ok(Self { train: train_part, val: val_part, test: test_part, unlabelled, class_names, notes })
     }
 
     fn part(&self, split: Split) -> &Part {
@@ -120,8 +126,9 @@ impl Examples {
     pub fn notes(&self) -> Vec<String> {
         self.notes.clone()
     }
-    pub fn has_classes(&self) -> bool {
-        matches!(self.train.labels(), Some(Labels::Classes(_)))
+    /// Whether the labels are classes of a model that answers with `width` numbers, where nobody says so.
+    pub fn has_classes(&self, width: usize) -> bool {
+        self.train.labels().is_some_and(|labels| labels.are_classes(width))
     }
     /// Whether some input of the target is an image.
     pub fn has_images(&self) -> bool {
@@ -140,8 +147,28 @@ impl Examples {
             let Some(dataset) = &part.dataset else { continue };
             part.classes = dataset.expect_labels()?.classes(&dataset.path, count)?;
         }
+        self.notes.extend(classes::numbering(&self.class_names));
+        self.notes.extend(classes::doubt(&self.class_names, count));
+        self.notes.extend(self.untaught(count));
         Ok(())
     }
+
+    /// What training does to classes of which it sees no row.
+    fn untaught(&self, count: usize) -> Option<String> {
+        let taught: BTreeSet<i64> = self.train.rows.iter().map(|&row| self.train.classes[row]).collect();
+        let missing = count.saturating_sub(taught.len());
+        let (all, one) = (taught.len() > 1, taught.first());
+        match (missing, all, one) {
+            (0, ..) | (_, _, None) => None,
+            (_, false, Some(one)) => Some(format!(
+                "all training rows are of class {one}: the target learns to answer nothing else"
+            )),
+            _ => Some(format!(
+                "there are no training rows of {missing} of the {count} classes that the model tells apart: it may unlearn these"
+            )),
+        }
+    }
+
     /// Reads all labels as vectors of `width` numbers.
     pub fn use_vectors(&mut self, width: usize) -> Result<()> {
         for part in self.parts() {

@@ -41,6 +41,11 @@ pub struct Checkpoint {
     ranks: Ranks,
 }
 
+/// Whether there is a checkpoint that a run with this output could go on from.
+pub fn is_beside(output: &Path) -> bool {
+    Checkpoint::beside(output, &Ranks::default()).exists()
+}
+
 const RUN: &str = "run.json";
 const BEST: &str = "best:";
 

@@ -9,7 +9,7 @@ use super::shelf::shelve;
 use super::{Event, Observer};
 use crate::error::Result;
 use crate::onnx::{Tensor, ValueId};
-use crate::report;
+use crate::report::{self, Metric};
 use crate::runtime::Value;
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,9 @@ use std::time::{Duration, Instant};
 const VALIDATIONS: usize = 12;
 /// How often an arm in training is checkpointed, besides at the end of each round.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(30);
+
+/// What an arm's short trainings cost beside a whole one.
+const TRIALS: f64 = 3.0 / 8.0;
 
 /// An arm in training.
 pub struct Contender {
@@ -32,6 +35,7 @@ pub struct Contender {
 }
 
 /// The weights of an arm to keep so far, by validation.
+#[derive(Clone)]
 pub struct Best {
     pub metric: f64,
     pub step: usize,
@@ -74,6 +78,33 @@ impl Contender {
     }
 }
 
+/// The part of the time left for the short trainings of the next one of `left` arms, behind which `trainings` of `count` are trained
+/// whole. A single arm needs no share.
+fn part_for_trials(count: usize, left: usize, trainings: usize) -> f64 {
+    match count {
+        1 => 1.0,
+        _ => TRIALS / (TRIALS * left as f64 + trainings as f64),
+    }
+}
+
+/// The part of the time left for the next one of `left` arms in the first of these rounds, which has taken `step` steps. In the last
+/// round the best arm, which comes first, may take it all: half a training is worth little.
+fn part_of_round(rounds: &[(usize, usize)], left: usize, step: usize) -> f64 {
+    let [(until, _), later @ ..] = rounds else { return 1.0 };
+    if later.is_empty() {
+        return 1.0;
+    }
+    let own = until.saturating_sub(step);
+    let after = rounds.windows(2).map(|pair| (pair[1].0 - pair[0].0) * pair[1].1).sum::<usize>();
+    own as f64 / (own * left + after).max(1) as f64
+}
+
+/// Whether a validation over `rows` rows is about as good as the best of those `seen`.
+fn is_as_good(metric: &Metric, value: f64, seen: impl Iterator<Item = f64>, rows: usize) -> bool {
+    let highest = seen.fold(value, |a, b| if better(metric, b, a) { b } else { a });
+    metric.gain(highest, value) >= -slack(metric, highest, rows)
+}
+
 /// Trains arms, keeping a checkpoint of where each stands.
 pub struct Contest<'a> {
     pub session: &'a mut Session,
@@ -99,21 +130,26 @@ impl Contest<'_> {
         let plan = rounds(arms.len(), steps, self.tries(steps));
         let mut field = vec![];
         let (mut out, mut divergence) = (vec![], None);
-        for arm in arms {
+        let trainings = plan.first().map_or(0, |round| round.1);
+        let count = arms.len();
+        for (i, arm) in arms.into_iter().enumerate() {
             if self.stopped && !field.is_empty() {
                 break;
             }
-            match self.enter(arm, seed, steps, observer) {
+            let part = part_for_trials(count, count - i, trainings);
+            match self.within(part, observer, |this, observer| this.enter(arm, seed, steps, observer)) {
                 Err(error) if error.is_divergence() => divergence = Some(error),
                 contender => field.push(contender?),
             }
         }
         // Resumed, some have come further than their trials: these are compared, as they were before.
         self.rank(&mut field, |c| c.trial.unwrap_or(c.metric()));
-        for (until, stay) in plan {
+        for (round, &(until, stay)) in plan.iter().enumerate() {
             out.splice(0..0, field.drain(stay.min(field.len())..));
-            for contender in &mut field {
-                match self.train(contender, until, observer) {
+            for i in 0..field.len() {
+                let part = part_of_round(&plan[round..], field.len() - i, field[i].fit.step);
+                let contender = &mut field[i];
+                match self.within(part, observer, |this, observer| this.train(contender, until, observer)) {
                     Err(error) if error.is_divergence() => divergence = Some(error),
                     trained => trained?,
                 }
@@ -128,6 +164,25 @@ impl Contest<'_> {
             Some(error) if field.iter().all(|c| c.best.is_none()) => Err(error),
             _ => Ok(field),
         }
+    }
+
+    /// Does `work` within a part of the time that is left, where time is limited: the first of several arms would else take it all.
+    fn within<T>(
+        &mut self,
+        part: f64,
+        observer: &mut dyn Observer,
+        work: impl FnOnce(&mut Self, &mut dyn Observer) -> T,
+    ) -> T {
+        let Some(deadline) = self.deadline.filter(|_| part < 1.0) else { return work(self, observer) };
+        let now = Instant::now();
+        self.deadline = Some(now + deadline.saturating_duration_since(now).mul_f64(part));
+        let done = work(self, observer);
+        self.deadline = Some(deadline);
+        if self.stopped {
+            let over = observer.interrupted() || Instant::now() >= deadline;
+            self.stopped = self.session.ranks.decide(over);
+        }
+        done
     }
 
     /// Puts the best first. Small validation sets tie: then the arm that uses more of the source does.
@@ -232,17 +287,17 @@ impl Contest<'_> {
     }
 
     /// Validates, and keeps the weights unless earlier ones were clearly better: picking the luckiest of a dozen
-    /// noisy validations ships worse weights than the latest of the good ones (docs/transfer.md).
+    /// noisy validations ships worse weights than the latest of the good ones (docs/transfer.md). The best trial is one of the earlier
+    /// ones: with few rows a rate that looked as good as any may do harm in the long run.
     fn validate(&mut self, contender: &mut Contender, observer: &mut dyn Observer) -> Result<()> {
         let weights = contender.fit.weights();
         let value = self.session.evaluate(&weights, Split::Val)?;
         let step = contender.fit.step;
         contender.validations.push((step, value));
-        let metric = &self.session.metric;
-        let values = contender.validations.iter().map(|v| v.1);
-        let highest = values.fold(f64::NAN, |a, b| if better(metric, b, a) { b } else { a });
-        let allowed = slack(metric, highest, self.session.examples().rows(Split::Val));
-        if contender.best.is_none() || metric.gain(highest, value) >= -allowed {
+        let (metric, rows) = (&self.session.metric, self.session.examples().rows(Split::Val));
+        let kept = contender.best.as_ref().map(|best| best.metric);
+        let seen = contender.validations.iter().map(|v| v.1).chain(kept);
+        if kept.is_none() || is_as_good(metric, value, seen, rows) {
             contender.best = Some(self.keep(value, step, weights));
         }
         observer.event(&Event::Validation { step, metric: value, best: contender.metric() });
@@ -270,5 +325,56 @@ impl Contest<'_> {
             None => self.state.arms.push(state),
         }
         self.checkpoint.save_run(&self.state)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::arms::rounds;
+
+    /// What is left of the time after each of some parts.
+    fn left_after(parts: impl IntoIterator<Item = f64>) -> Vec<f64> {
+        parts
+            .into_iter()
+            .scan(1.0, |left, part| {
+                Some({
+                    *left *= 1.0 - part;
+                    *left
+                })
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_long_training_counts_where_it_comes_close_to_the_best_short_one() {
+        let [accuracy, mse] = [Metric::accuracy(), Metric::mse()];
+        let short = || std::iter::once(0.93);
+        assert!(is_as_good(&accuracy, 0.925, short(), 200) && is_as_good(&accuracy, 0.94, short(), 200));
+        assert!(
+            !is_as_good(&accuracy, 0.895, short(), 200) && !is_as_good(&accuracy, f64::NAN, short(), 200)
+        );
+        assert!(is_as_good(&mse, 0.92, short(), 200) && !is_as_good(&mse, 0.94, short(), 200));
+    }
+
+    #[test]
+    fn arms_share_the_time_for_trials() {
+        let left = left_after((0..6).map(|i| part_for_trials(6, 6 - i, 2)));
+        let each: Vec<f64> =
+            std::iter::once(1.0 - left[0]).chain(left.windows(2).map(|w| w[0] - w[1])).collect();
+        assert!(each.iter().all(|part| (part - each[0]).abs() < 1e-9), "{each:?}");
+        assert!((left[5] - 2.0 / (6.0 * TRIALS + 2.0)).abs() < 1e-9);
+        assert_eq!(part_for_trials(1, 1, 1), 1.0);
+    }
+
+    #[test]
+    fn arms_share_the_time_of_all_rounds_but_the_last() {
+        // Six arms of 100 steps, two of 100 more, one of 200 more: 1000 steps.
+        let plan = rounds(6, 400, false);
+        assert_eq!(part_of_round(&plan, 6, 0), 0.1);
+        assert_eq!(part_of_round(&plan, 1, 0), 0.2);
+        assert_eq!(part_of_round(&plan[1..], 2, 100), 0.25);
+        assert_eq!(part_of_round(&plan[2..], 1, 200), 1.0);
+        assert_eq!(part_of_round(&rounds(6, 400, true), 2, 0), 1.0);
     }
 }

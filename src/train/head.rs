@@ -3,7 +3,7 @@
 //! Training looks at logits, as cross-entropy from them is exact where probabilities saturate. Look at [`find_head`].
 
 use crate::error::Error;
-use crate::onnx::{Fact, Facts, Graph, Node, Tensor, ValueId, infer::normalise_axis};
+use crate::onnx::{Builder, Fact, Facts, Graph, Node, Tensor, ValueId, infer::normalise_axis};
 use std::collections::HashSet;
 
 /// What the model answers with.
@@ -23,6 +23,21 @@ impl Head {
     /// Whether nothing of the model's outputs is an answer for each row.
     pub fn is_empty(&self) -> bool {
         self.width == 0
+    }
+
+    /// Of one number z a row, the logit of the second of two classes or the sigmoid of that, makes the logits 0 and z.
+    pub fn tell_two_apart(&mut self, graph: &mut Graph, facts: &mut Facts, rows: usize) {
+        if self.width != 1 {
+            return;
+        }
+        let sigmoid = maker(graph, facts, &self.answer).filter(|node| node.is("Sigmoid"));
+        let logit = sigmoid.and_then(|node| node.input(0)).unwrap_or(&self.answer).clone();
+        let mut b = Builder::on(std::mem::take(graph), std::mem::take(facts));
+        let logit = b.reshape(&logit, &[rows, 1]);
+        let zero = b.constant(Tensor::zeros(b.dtype(&logit), &[rows, 1]));
+        self.answer = b.concat(&[&zero, &logit], 1);
+        (*graph, *facts) = b.finish();
+        (self.width, self.softmax) = (2, true);
     }
 }
 
@@ -87,22 +102,26 @@ pub fn no_answer(graph: &Graph, facts: &Facts, batch: usize) -> Error {
 /// The logits that `output` is the softmax (or its logarithm) of, a row each; `None` where it doesn't end in one that
 /// covers whole rows.
 pub fn logits_before(graph: &Graph, facts: &Facts, output: &ValueId) -> Option<ValueId> {
-    let producers = graph.producers();
     let rows = rows_of(facts, output)?;
-    let mut at = output.clone();
+    let node = maker(graph, facts, output)?;
+    let input = node.input(0).filter(|_| node.is("Softmax") || node.is("LogSoftmax"))?;
+    let fact = facts.get(input).filter(|f| f.dtype.is_float() && !f.is_empty())?;
+    let axis = normalise_axis(node.int_or("axis", -1), fact.rank())?;
+    let whole_rows = fact.len() == rows * fact.shape[axis] && axis >= usize::from(fact.rank() > 1);
+    (whole_rows && rows_of(facts, input) == Some(rows)).then(|| input.clone())
+}
+
+/// The node that computes a value; those behind it leave the elements and their order as they are.
+fn maker<'a>(graph: &'a Graph, facts: &Facts, value: &ValueId) -> Option<&'a Node> {
+    let producers = graph.producers();
+    let length = |id: &ValueId| facts.get(id).map(Fact::len);
+    let mut at = value;
     loop {
-        let node = &graph.nodes[*producers.get(&at)?];
-        let input = node.input(0)?;
-        let fact = facts.get(input).filter(|f| f.dtype.is_float() && !f.is_empty())?;
-        if node.is("Softmax") || node.is("LogSoftmax") {
-            let axis = normalise_axis(node.int_or("axis", -1), fact.rank())?;
-            let whole_rows = fact.len() == rows * fact.shape[axis] && axis >= usize::from(fact.rank() > 1);
-            return (whole_rows && rows_of(facts, input) == Some(rows)).then(|| input.clone());
+        let node = &graph.nodes[*producers.get(at)?];
+        match node.input(0).filter(|input| passes(node) && length(input) == length(at)) {
+            Some(input) => at = input,
+            None => return Some(node),
         }
-        if !passes(node) || facts.get(&at).map(|f| f.len()) != Some(fact.len()) {
-            return None;
-        }
-        at = input.clone();
     }
 }
 
@@ -121,8 +140,8 @@ fn passes(node: &Node) -> bool {
 mod tests {
     use super::*;
     use crate::error::Result;
-    use crate::onnx::{Builder, DType, Model, WORKING_OPSET, save};
-    use crate::runtime::TractExecutor;
+    use crate::onnx::{DType, Model, WORKING_OPSET, save};
+    use crate::runtime::{Executor, TractExecutor, Value};
     use crate::train::network::Network;
 
     /// A model of single rows of four numbers, whose six answers are made into something else; opened for four rows.
@@ -146,6 +165,27 @@ mod tests {
         assert_eq!((network.batch, head.width), (4, 6));
         assert_eq!(network.facts[&head.answer].shape, [4, 2, 3]);
         assert_eq!(head.output, "y".into());
+        Ok(())
+    }
+
+    #[test]
+    fn a_single_number_tells_two_classes_apart() -> Result<()> {
+        let answers = |sigmoid: bool| -> Result<Vec<f64>> {
+            let mut network = opened(|b, y| {
+                let one = b.slice(y, &[0], &[1], &[1]);
+                let one = if sigmoid { b.op("Sigmoid", &[&one]) } else { one };
+                b.reshape(&one, &[1])
+            })?;
+            assert_eq!(network.head.width, 1);
+            network.tell_two_apart();
+            assert_eq!((network.head.width, network.head.softmax), (2, true));
+            let (model, facts) = network.forward(&[])?;
+            let x = Tensor::f32(&[4, 4], &(0..16).map(|i| i as f32).collect::<Vec<_>>());
+            let outputs = TractExecutor::new(1)?.compile(&model, &facts)?.run(&[Value::host(x)])?;
+            Ok(outputs[0].to_host()?.to_f64())
+        };
+        assert_eq!(answers(true)?, [0.0, 1.5, 0.0, 5.5, 0.0, 9.5, 0.0, 13.5]);
+        assert_eq!(answers(false)?, answers(true)?);
         Ok(())
     }
 

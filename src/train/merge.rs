@@ -8,12 +8,13 @@ use super::data_free;
 use super::datasets::DataSets;
 use super::gate;
 use super::network::Network;
+use super::objective;
 use super::output;
 use super::ranks::Ranks;
 use super::runs;
 use super::session::{Parts, Session, Split};
 use super::worth;
-use super::{Event, Method, Observer, Start, TrainConfig};
+use super::{Event, Method, Observer, Start, Task, TrainConfig};
 use crate::error::{Error, Result};
 use crate::onnx;
 use crate::report::{self, Report};
@@ -127,6 +128,9 @@ fn run(request: &mut MergeRequest, made: Option<&str>, observer: &mut dyn Observ
     observer.event(&Event::Phase("planning"));
     let declared: Vec<_> = target.file.model.graph.required_inputs().cloned().collect();
     let examples = Examples::new(request.data.borrow(), &declared, config.seed)?;
+    if target.head.width == 1 && objective::task(&config, &examples, &target) == Task::Classify {
+        std::iter::once(&mut target).chain(&mut sources).for_each(Network::tell_two_apart);
+    }
     let steps = match (config.steps, config.epochs) {
         (None, None) if request.invented => data_free::DEFAULT_STEPS,
         _ => arms::steps_for(&config, examples.rows(Split::Train)),

@@ -38,6 +38,7 @@ mod source;
 mod trials;
 mod worth;
 
+pub use checkpoint::is_beside as has_checkpoint;
 pub use config::{
     AdapterConfig, ExecutorChoice, Method, Optimizer, Preset, Schedule, Start, Task, TrainConfig,
 };

@@ -81,7 +81,7 @@ impl Trainer {
             let what = "has no output with an answer for each row to train it on";
             return Err(Error::model(&source.file.path, what).hint("leave out --joint"));
         }
-        let objective = match (examples.has_classes(), examples.has_labels()) {
+        let objective = match (examples.has_classes(width), examples.has_labels()) {
             (true, _) => {
                 examples.use_classes(width)?;
                 Objective::Classes

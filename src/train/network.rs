@@ -115,6 +115,12 @@ impl Network {
         Ok(Self { file, model, facts, batch, lifting, inputs, head, params, following, forms })
     }
 
+    /// Lets a model that answers with one number a row, the chance or the logit of the second of two classes, answer with logits of
+    /// both. Others stay as they are.
+    pub fn tell_two_apart(&mut self) {
+        self.head.tell_two_apart(&mut self.model.graph, &mut self.facts, self.batch);
+    }
+
     /// Refuses a model whose answers to the same rows differ from run to run: nothing that is measured could be trusted.
     pub fn check_repeatable(&self) -> Result<()> {
         let mut graph = self.model.graph.clone();

@@ -6,6 +6,16 @@ use super::network::Network;
 use super::{Task, TrainConfig};
 use crate::error::{Error, Result};
 
+/// What the target is to do: what was asked for, or what the labels look like.
+pub fn task(config: &TrainConfig, examples: &Examples, target: &Network) -> Task {
+    match config.task {
+        Task::Auto if examples.has_classes(target.head.width) => Task::Classify,
+        Task::Auto if examples.has_labels() => Task::Regress,
+        Task::Auto => Task::MatchOutputs,
+        task => task,
+    }
+}
+
 /// What the loss is, from the task asked for, the labels there are, and the models' answers. Reads the labels.
 pub fn choose(
     config: &TrainConfig,
@@ -14,13 +24,7 @@ pub fn choose(
     teacher: bool,
 ) -> Result<Objective> {
     let width = target.head.width;
-    let task = match config.task {
-        Task::Auto if examples.has_classes() => Task::Classify,
-        Task::Auto if examples.has_labels() => Task::Regress,
-        Task::Auto => Task::MatchOutputs,
-        task => task,
-    };
-    match task {
+    match task(config, examples, target) {
         Task::Classify => {
             examples.use_classes(width)?;
             Ok(Objective::Classes)

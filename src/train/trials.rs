@@ -22,6 +22,14 @@ struct Tried {
     divergence: Option<Error>,
 }
 
+impl Tried {
+    /// The best of all: what a whole training has to come close to.
+    fn best(&self, metric: &Metric) -> Option<Best> {
+        let all = self.bests.iter().map(|(_, best)| best);
+        all.reduce(|a, b| if better(metric, b.metric, a.metric) { b } else { a }).cloned()
+    }
+}
+
 impl Contest<'_> {
     /// Whether learning rates are tried for arms of so many steps.
     pub(super) fn tries(&self, steps: usize) -> bool {
@@ -61,11 +69,15 @@ impl Contest<'_> {
             }
             self.attempt(&mut contender, (&start, short, rate), &mut tried, observer)?;
         }
-        let rows = self.session.examples().rows(Split::Val);
-        match (pick(tried.bests, began, &self.session.metric, rows), tried.divergence) {
-            (Some((rate, best)), _) => {
+        let (metric, rows) = (&self.session.metric, self.session.examples().rows(Split::Val));
+        match (pick(&tried.bests, began, metric, rows).zip(tried.best(metric)), tried.divergence) {
+            (Some(((rate, value), best)), _) => {
                 self.again(&mut contender, &start, (steps, rate))?;
-                (contender.trial, contender.best) = (Some(best.metric), Some(best));
+                (contender.trial, contender.best) = (Some(value), Some(best));
+                if !self.stopped {
+                    // All arms are tried before the first is trained: that is much to lose.
+                    self.save(&contender)?;
+                }
                 Ok(contender)
             }
             (None, Some(error)) => Err(error),
@@ -124,17 +136,18 @@ impl Contest<'_> {
 /// Of some trials, the one of the highest rate that validated about as well as any, and as the arm did when it began: within two
 /// standard errors, or else the best. Few steps favour low rates, as do starts near the end of training, which a high rate leaves
 /// before it comes back.
-fn pick(mut bests: Vec<(f64, Best)>, began: f64, metric: &Metric, rows: usize) -> Option<(f64, Best)> {
-    bests.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let values = || bests.iter().map(|(_, best)| best.metric);
+fn pick(bests: &[(f64, Best)], began: f64, metric: &Metric, rows: usize) -> Option<(f64, f64)> {
+    let mut trials: Vec<(f64, f64)> = bests.iter().map(|(rate, best)| (*rate, best.metric)).collect();
+    trials.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let values = || trials.iter().map(|trial| trial.1);
     let highest = values().chain([began]).fold(f64::NAN, |a, b| if better(metric, b, a) { b } else { a });
     let allowed = two_standard_errors(metric, highest, rows);
     let near = values().rposition(|value| metric.gain(highest, value) >= -allowed);
     let place = near.or_else(|| {
-        let gain = |i: &usize| metric.gain(highest, bests[*i].1.metric);
-        (0..bests.len()).max_by(|i, j| gain(i).total_cmp(&gain(j)))
+        let gain = |i: &usize| metric.gain(highest, trials[*i].1);
+        (0..trials.len()).max_by(|i, j| gain(i).total_cmp(&gain(j)))
     })?;
-    Some(bests.swap_remove(place))
+    Some(trials[place])
 }
 
 /// Of an accuracy; none is known of other metrics.
@@ -149,8 +162,8 @@ mod tests {
     /// The rate that is picked of those whose trials came to `values`, of 400 rows.
     fn picked(began: f64, values: &[(f64, f64)]) -> f64 {
         let best = |metric| Best { metric, step: 1, weights: vec![] };
-        let tried = values.iter().map(|&(rate, metric)| (rate, best(metric))).collect();
-        pick(tried, began, &Metric::accuracy(), 400).unwrap().0
+        let tried: Vec<_> = values.iter().map(|&(rate, metric)| (rate, best(metric))).collect();
+        pick(&tried, began, &Metric::accuracy(), 400).unwrap().0
     }
 
     #[test]

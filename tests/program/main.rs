@@ -8,6 +8,7 @@ mod commands;
 mod grad;
 mod inspect;
 mod kill;
+mod labels;
 mod merge;
 mod mpi;
 #[cfg(target_os = "linux")]

@@ -70,8 +70,9 @@ pub fn generalise(
 
 /// Names that are taken by nodes that are still to come.
 fn reserve(b: &mut Builder, graph: &Graph) {
-    let names: Vec<ValueId> = graph.nodes.iter().flat_map(|n| n.outputs.iter().flatten().cloned()).collect();
-    b.reserve(names);
+    for node in &graph.nodes {
+        b.reserve(node.outputs.iter().flatten().cloned().chain([ValueId::new(node.name.as_str())]));
+    }
 }
 
 /// Emits the sizes of the open dimensions.
