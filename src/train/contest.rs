@@ -99,10 +99,12 @@ fn part_of_round(rounds: &[(usize, usize)], left: usize, step: usize) -> f64 {
     own as f64 / (own * left + after).max(1) as f64
 }
 
-/// Whether a validation over `rows` rows is about as good as the best of those `seen`.
-fn is_as_good(metric: &Metric, value: f64, seen: impl Iterator<Item = f64>, rows: usize) -> bool {
+/// Whether a validation over `rows` rows is about as good as the best of those `seen`, and close to what is `kept`. That may be of
+/// a short training, the luckiest of several, so that it counts for less: twice as far off is close.
+fn is_as_good(metric: &Metric, value: f64, seen: impl Iterator<Item = f64>, kept: f64, rows: usize) -> bool {
     let highest = seen.fold(value, |a, b| if better(metric, b, a) { b } else { a });
     metric.gain(highest, value) >= -slack(metric, highest, rows)
+        && metric.gain(kept, value) >= -2.0 * slack(metric, kept, rows)
 }
 
 /// Trains arms, keeping a checkpoint of where each stands.
@@ -296,8 +298,8 @@ impl Contest<'_> {
         contender.validations.push((step, value));
         let (metric, rows) = (&self.session.metric, self.session.examples().rows(Split::Val));
         let kept = contender.best.as_ref().map(|best| best.metric);
-        let seen = contender.validations.iter().map(|v| v.1).chain(kept);
-        if kept.is_none() || is_as_good(metric, value, seen, rows) {
+        let seen = contender.validations.iter().map(|v| v.1);
+        if kept.is_none_or(|kept| is_as_good(metric, value, seen, kept, rows)) {
             contender.best = Some(self.keep(value, step, weights));
         }
         observer.event(&Event::Validation { step, metric: value, best: contender.metric() });
@@ -349,12 +351,13 @@ mod tests {
     #[test]
     fn a_long_training_counts_where_it_comes_close_to_the_best_short_one() {
         let [accuracy, mse] = [Metric::accuracy(), Metric::mse()];
-        let short = || std::iter::once(0.93);
-        assert!(is_as_good(&accuracy, 0.925, short(), 200) && is_as_good(&accuracy, 0.94, short(), 200));
-        assert!(
-            !is_as_good(&accuracy, 0.895, short(), 200) && !is_as_good(&accuracy, f64::NAN, short(), 200)
-        );
-        assert!(is_as_good(&mse, 0.92, short(), 200) && !is_as_good(&mse, 0.94, short(), 200));
+        let close = |metric, value| is_as_good(metric, value, std::iter::once(value), 0.93, 200);
+        assert!(close(&accuracy, 0.915) && close(&accuracy, 0.94));
+        assert!(!close(&accuracy, 0.895) && !close(&accuracy, f64::NAN));
+        assert!(close(&mse, 0.92) && !close(&mse, 0.94));
+        // Of one training, the latest of the good ones.
+        let after = |value| is_as_good(&accuracy, value, [0.94, value].into_iter(), 0.94, 200);
+        assert!(after(0.935) && !after(0.925));
     }
 
     #[test]
