@@ -25,6 +25,7 @@ macro_rules! dispatch {
         $function::<{ cfg!(target_arch = "aarch64") }>($($argument),*);
     }};
 }
+
 /// One axis of a convolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Axis {

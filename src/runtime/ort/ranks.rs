@@ -32,7 +32,11 @@ const FEW: usize = 64;
 
 /// Gives operands that slow their node down a `Reshape`.
 pub fn pad(graph: &mut Graph, facts: &Facts) {
-    let mut reshaped = Reshaped { names: None, known: HashMap::new() };
+    if !graph.nodes.iter().any(|node| rank(node, facts).is_some()) {
+        return;
+    }
+    // Taken while all nodes are in the graph: what is new must not be called like any of them.
+    let mut reshaped = Reshaped { names: Names::of(graph), known: HashMap::new() };
     for mut node in std::mem::take(&mut graph.nodes) {
         if let Some(rank) = rank(&node, facts) {
             for input in node.inputs.iter_mut().flatten() {
@@ -58,8 +62,8 @@ fn rank(node: &Node, facts: &Facts) -> Option<usize> {
 
 /// Values that have been reshaped.
 struct Reshaped {
-    /// Those of the graph, once something is reshaped.
-    names: Option<Names>,
+    /// Those of the graph.
+    names: Names,
     known: HashMap<(ValueId, Vec<usize>), ValueId>,
 }
 
@@ -69,13 +73,38 @@ impl Reshaped {
         if let Some(known) = self.known.get(&key) {
             return known.clone();
         }
-        let names = self.names.get_or_insert_with(|| Names::of(graph));
-        let (output, sizes) =
-            (names.fresh(&format!("{id}/reshaped")), names.fresh(&format!("{id}/reshaped/shape")));
+        let [output, sizes] =
+            ["reshaped", "reshaped/shape"].map(|what| self.names.fresh(&format!("{id}/{what}")));
         let dims: Vec<i64> = key.1.iter().map(|&d| d as i64).collect();
         graph.initializers.insert(sizes.clone(), Tensor::i64(&[dims.len()], &dims));
         graph.nodes.push(Node::new("Reshape", &[id, &sizes], &[&output]));
         self.known.insert(key, output.clone());
         output
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::onnx::{Builder, DType, Fact};
+
+    #[test]
+    fn no_name_is_that_of_a_later_node() {
+        let mut b = Builder::new("case");
+        let x = b.input("x", Fact::new(DType::F32, &[100, 1]));
+        let rate = b.input("rate", Fact::new(DType::F32, &[]));
+        let product = b.op("Mul", &[&x, &rate]);
+        let last = b.neg(&product);
+        b.output(&last);
+        let (mut graph, facts) = b.finish();
+        let taken = ValueId::new("rate/reshaped");
+        graph.nodes[1].outputs = vec![Some(taken.clone())];
+        pad(&mut graph, &facts);
+        let made = graph.nodes.iter().flat_map(|node| node.outputs.iter().flatten());
+        assert_eq!(made.filter(|&id| *id == taken).count(), 1);
+        assert_eq!(
+            graph.nodes.iter().map(|node| node.op.as_str()).collect::<Vec<_>>(),
+            ["Reshape", "Mul", "Neg"]
+        );
     }
 }

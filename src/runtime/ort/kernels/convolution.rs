@@ -96,47 +96,28 @@ pub fn fits_transposed(node: &Node, facts: &Facts, _: &Graph) -> bool {
     window.group > 1 && x.shape[1] == window.group && w.shape[1] == 1 && explicit
 }
 
-fn floats(count: usize) -> impl Iterator<Item = OperatorInput> {
-    let required = std::iter::repeat_with(|| OperatorInput::required(TensorElementType::Float32));
-    required.take(count).chain([OperatorInput::optional(TensorElementType::Float32)])
+pub struct Convolution {
+    pub transposed: bool,
 }
-
-pub struct Convolution;
 
 impl Operator for Convolution {
     type Kernel<'attr> = BoxedKernel<'attr>;
 
     fn name(&self) -> &str {
-        "Conv"
+        if self.transposed { "ConvTranspose" } else { "Conv" }
     }
     fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
-        floats(2)
+        let image_and_weights = [TensorElementType::Float32; 2].map(OperatorInput::required);
+        image_and_weights.into_iter().chain([OperatorInput::optional(TensorElementType::Float32)])
     }
     fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
         [OperatorOutput::required(TensorElementType::Float32)]
     }
     fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ::ort::Result<Self::Kernel<'attr>> {
         let window = Window::of_kernel(context)?;
-        Ok(Box::new(move |context: &ComputeContext| convolve(context, &window)))
-    }
-}
-
-pub struct Transposed;
-
-impl Operator for Transposed {
-    type Kernel<'attr> = BoxedKernel<'attr>;
-
-    fn name(&self) -> &str {
-        "ConvTranspose"
-    }
-    fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
-        floats(2)
-    }
-    fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
-        [OperatorOutput::required(TensorElementType::Float32)]
-    }
-    fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ::ort::Result<Self::Kernel<'attr>> {
-        let window = Window::of_kernel(context)?;
+        if !self.transposed {
+            return Ok(Box::new(move |context: &ComputeContext| convolve(context, &window)));
+        }
         let grown = context.get::<Vec<i64>>("output_padding").unwrap_or_else(|| vec![0; 2]);
         Ok(Box::new(move |context: &ComputeContext| transposed(context, &window, &grown)))
     }
@@ -153,20 +134,26 @@ fn unfit() -> ::ort::Error {
     ::ort::Error::new("shapes don't fit together")
 }
 
+/// One number for each of some channels, zeros where none are given.
+fn bias(context: &ComputeContext, channels: usize) -> ::ort::Result<Vec<f32>> {
+    let Some(bias) = context.input(2)? else { return Ok(vec![0.0; channels]) };
+    let (_, bias) = bias.try_extract_tensor::<f32>()?;
+    if bias.len() == channels { Ok(bias.to_vec()) } else { Err(unfit()) }
+}
+
 fn convolve(context: &ComputeContext, window: &Window) -> ::ort::Result<()> {
-    let (x, w, bias) = (input(context, 0)?, input(context, 1)?, context.input(2)?);
+    let (x, w) = (input(context, 0)?, input(context, 1)?);
     let ((x_shape, x), (w_shape, w)) = (x.try_extract_tensor::<f32>()?, w.try_extract_tensor::<f32>()?);
-    let bias = bias.as_ref().map(|bias| bias.try_extract_tensor::<f32>()).transpose()?.map(|(_, bias)| bias);
     let ([n, channels, height, width], [outputs, inner, kh, kw]) = (sizes(x_shape)?, sizes(w_shape)?);
     let group = window.group;
     let [oh, ow] = [window.coarse(0, height, kh), window.coarse(1, width, kw)].map(|size| size.unwrap_or(0));
     let fits = channels == group * inner && outputs % group == 0 && oh * ow > 0;
-    if !fits || bias.is_some_and(|bias| bias.len() != outputs) {
+    if !fits {
         return Err(unfit());
     }
+    let bias = bias(context, outputs)?;
     let mut y = output(context, &[n, outputs, oh, ow].map(|d| d as i64))?;
     let (_, y) = y.try_extract_tensor_mut::<f32>()?;
-    let bias = |channel: usize| bias.map_or(0.0, |bias| bias[channel]);
     let (image, kernel) = (height * width, kh * kw);
     if inner == 1 && kernel <= oh * ow {
         let planes = Planes::new(window.axis(0, height, oh, kh), window.axis(1, width, ow, kw));
@@ -174,7 +161,7 @@ fn convolve(context: &ComputeContext, window: &Window) -> ::ort::Result<()> {
             let (row, channel) = (i / outputs, i % outputs);
             let x = &x[(row * channels + channel / (outputs / group)) * image..][..image];
             let w = &w[channel * kernel..][..kernel];
-            ROOM.with_borrow_mut(|room| planes.convolve(x, w, bias(channel), y, room));
+            ROOM.with_borrow_mut(|room| planes.convolve(x, w, bias[channel], y, room));
         });
     }
     // The kernels are the coarse sides of convolutions whose kernels are looked for: strides and dilations change places.
@@ -184,7 +171,7 @@ fn convolve(context: &ComputeContext, window: &Window) -> ::ort::Result<()> {
         let (row, channel) = (i / outputs, i % outputs);
         let x = &x[(row * channels + channel / (outputs / group) * inner) * image..][..inner * image];
         let w = &w[channel * inner * kernel..][..inner * kernel];
-        y.fill(bias(channel));
+        y.fill(bias[channel]);
         for (x, w) in x.chunks_exact(image).zip(w.chunks_exact(kernel)) {
             ROOM.with_borrow_mut(|room| planes.correlate(x, w, y, room));
         }
@@ -192,14 +179,14 @@ fn convolve(context: &ComputeContext, window: &Window) -> ::ort::Result<()> {
 }
 
 fn transposed(context: &ComputeContext, window: &Window, grown: &[i64]) -> ::ort::Result<()> {
-    let (y, w, bias) = (input(context, 0)?, input(context, 1)?, context.input(2)?);
+    let (y, w) = (input(context, 0)?, input(context, 1)?);
     let ((y_shape, y), (w_shape, w)) = (y.try_extract_tensor::<f32>()?, w.try_extract_tensor::<f32>()?);
-    let bias = bias.as_ref().map(|bias| bias.try_extract_tensor::<f32>()).transpose()?.map(|(_, bias)| bias);
     let ([n, channels, oh, ow], [groups, inner, kh, kw]) = (sizes(y_shape)?, sizes(w_shape)?);
     let fits = channels == window.group && groups == channels && inner == 1;
-    if !fits || bias.is_some_and(|bias| bias.len() != channels) {
+    if !fits {
         return Err(unfit());
     }
+    let bias = bias(context, channels)?;
     let dense = |axis: usize, coarse: usize, kernel: usize| {
         let grown = usize::try_from(*grown.get(axis)?).ok()?;
         let reach = (coarse - 1) * window.strides[axis] + (kernel - 1) * window.dilations[axis] + 1;
@@ -213,7 +200,6 @@ fn transposed(context: &ComputeContext, window: &Window, grown: &[i64]) -> ::ort
     each_part(context, x, planes.dense(), |i, x| {
         let channel = i % channels;
         let (y, w) = (&y[i * coarse..][..coarse], &w[channel * kernel..][..kernel]);
-        let bias = bias.map_or(0.0, |bias| bias[channel]);
-        ROOM.with_borrow_mut(|room| planes.scatter(y, w, bias, x, room));
+        ROOM.with_borrow_mut(|room| planes.scatter(y, w, bias[channel], x, room));
     })
 }

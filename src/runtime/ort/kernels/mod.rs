@@ -6,7 +6,7 @@
 mod convolution;
 mod select;
 
-use crate::onnx::{DType, Facts, Graph, Model, Node};
+use crate::onnx::{Facts, Graph, Model, Node};
 use ::ort::operator::{ComputeContext, OperatorDomain};
 use ::ort::value::{DynTensorValueType, Shape, ValueRef, ValueRefMut};
 use std::sync::{Mutex, PoisonError};
@@ -29,23 +29,17 @@ const TABLE: &[Row] = &[
 /// All kernels, for sessions to know.
 pub fn domain() -> ::ort::Result<OperatorDomain> {
     let domain = OperatorDomain::new(DOMAIN)?;
-    let domain = domain.add(convolution::Convolution)?;
-    let domain = domain.add(convolution::Transposed)?;
+    let domain = domain.add(convolution::Convolution { transposed: false })?;
+    let domain = domain.add(convolution::Convolution { transposed: true })?;
     domain.add(select::Select)
 }
 
 /// Hands over the nodes that kernels of ours fit; whether there are any.
 pub fn swap_in(model: &mut Model, facts: &Facts) -> bool {
     let graph = &model.graph;
-    let single = |node: &Node| {
-        let values = node.outputs.iter().chain(&node.inputs).flatten();
-        values.clone().any(|id| facts.get(id).is_some_and(|fact| fact.dtype == DType::F32))
-            && values.clone().all(|id| facts.contains_key(id))
-    };
     let fits = |node: &Node| {
-        node.domain.is_empty()
-            && single(node)
-            && TABLE.iter().any(|row| row.op == node.op && (row.fits)(node, facts, graph))
+        let known = |row: &Row| row.op == node.op && (row.fits)(node, facts, graph);
+        node.domain.is_empty() && TABLE.iter().any(known)
     };
     let chosen: Vec<usize> = (0..graph.nodes.len()).filter(|&i| fits(&graph.nodes[i])).collect();
     for &i in &chosen {

@@ -1,5 +1,7 @@
+//! Which nodes get kernels of ours. What these compute: tests/parity/kernels.rs.
+
 use super::*;
-use crate::onnx::{Attr, Builder, Fact, Tensor, WORKING_OPSET};
+use crate::onnx::{Attr, Builder, DType, Fact, Tensor, WORKING_OPSET};
 
 /// Whether the last node of a graph gets a kernel of ours.
 fn is_ours(build: impl Fn(&mut Builder)) -> bool {
