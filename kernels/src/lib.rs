@@ -1,10 +1,10 @@
 //! Loops of onnx-merge that are worth a compiler's while, in a crate of their own: the rest is compiled for a short build.
 
+pub mod chain;
 mod planes;
-mod select;
 
+pub use chain::Chain;
 pub use planes::{Axis, Planes, Room};
-pub use select::{Operand, select};
 
 #[cfg(test)]
 mod tests;

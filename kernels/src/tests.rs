@@ -1,4 +1,5 @@
-use crate::{Axis, Operand, Planes, Room, select};
+use crate::chain::{self, Arg, Elements, Op, Spread, Step};
+use crate::{Axis, Chain, Planes, Room};
 
 /// Places (output, tap, element) of one axis.
 fn places(axis: &Axis) -> Vec<(usize, usize, usize)> {
@@ -80,16 +81,130 @@ fn agree(down: Axis, along: Axis, room: &mut Room) {
     }
 }
 
+/// One element of a step, by the definition.
+fn element(op: Op, args: &[f32]) -> f32 {
+    let truth = |holds: bool| if holds { 1.0 } else { 0.0 };
+    let (a, b, c) = (args[0], args.get(1).copied().unwrap_or(0.0), args.get(2).copied().unwrap_or(0.0));
+    match op {
+        Op::Add => a + b,
+        Op::Sub => a - b,
+        Op::Mul => a * b,
+        Op::Div => a / b,
+        Op::Max if a.is_nan() || b.is_nan() => f32::NAN,
+        Op::Min if a.is_nan() || b.is_nan() => f32::NAN,
+        Op::Max => a.max(b),
+        Op::Min => a.min(b),
+        Op::Greater => truth(a > b),
+        Op::GreaterOrEqual => truth(a >= b),
+        Op::Less => truth(a < b),
+        Op::LessOrEqual => truth(a <= b),
+        Op::Equal => truth(a == b),
+        Op::And => truth(a != 0.0 && b != 0.0),
+        Op::Or => truth(a != 0.0 || b != 0.0),
+        Op::Not => truth(a == 0.0),
+        Op::Neg => -a,
+        Op::Abs => a.abs(),
+        Op::Sign if a == 0.0 => 0.0,
+        Op::Sign => a.signum(),
+        Op::Sqrt => a.sqrt(),
+        Op::Reciprocal => 1.0 / a,
+        Op::Relu => a.max(0.0),
+        Op::Copy => a,
+        Op::Where => [c, b][usize::from(a != 0.0)],
+    }
+}
+
+const OPS: [Op; 22] = [
+    Op::Add,
+    Op::Sub,
+    Op::Mul,
+    Op::Div,
+    Op::Max,
+    Op::Min,
+    Op::Greater,
+    Op::GreaterOrEqual,
+    Op::Less,
+    Op::LessOrEqual,
+    Op::Equal,
+    Op::And,
+    Op::Or,
+    Op::Not,
+    Op::Neg,
+    Op::Abs,
+    Op::Sign,
+    Op::Sqrt,
+    Op::Reciprocal,
+    Op::Relu,
+    Op::Copy,
+    Op::Where,
+];
+
+/// Every operation in turn, on values chosen by `seed` among inputs of every spread, constants and earlier steps.
+fn random_chain(seed: u32) -> Vec<Step> {
+    let mut choices = noise(400, seed).into_iter().map(|v| ((v + 1.0) * 500.0) as usize);
+    let mut next = |below: usize| choices.next().unwrap_or(0) % below;
+    let step = |(i, op): (usize, Op)| {
+        let args = (0..op.arity()).map(|_| match next(3) {
+            0 if i > 0 => Arg::Step(next(i)),
+            1 => Arg::Constant(next(7) as f32 - 3.0),
+            _ => Arg::Input(next(6)),
+        });
+        Step { op, args: args.collect() }
+    };
+    OPS.into_iter().chain(OPS).enumerate().map(step).collect()
+}
+
 #[test]
-fn every_byte_but_zero_is_true() {
-    let (condition, x, y) = ([0, 1, 2, 255], [1.0, 2.0, 3.0, 4.0], [f32::NAN, -2.0, f32::INFINITY, -4.0]);
-    let mut output = [0.0; 4];
-    select(&condition, Operand::Each(&x), Operand::One(7.0), &mut output);
-    assert_eq!(output, [7.0, 2.0, 3.0, 4.0]);
-    select(&condition, Operand::One(7.0), Operand::Each(&y), &mut output);
-    assert!(output[0].is_nan() && output[1..] == [7.0; 3]);
-    select(&condition, Operand::Each(&x), Operand::Each(&y), &mut output);
-    assert!(output[0].is_nan() && output[1..] == [2.0, 3.0, 4.0]);
-    select(&condition, Operand::One(1.0), Operand::One(0.0), &mut output);
-    assert_eq!(output, [0.0, 1.0, 1.0, 1.0]);
+fn chains_agree_with_the_definition() {
+    // Longer than several blocks, and not a multiple of any.
+    const LEN: usize = 3 * 5 * 7 * 11 * 2;
+    let spreads = [(1, LEN), (1, 1), (1, 35), (11, LEN / 11), (22, 7), (1, LEN)];
+    let spreads = spreads.map(|(repeat, len)| Spread { repeat, len });
+    let floats: Vec<Vec<f32>> = spreads.iter().zip(1..).map(|(s, seed)| noise(s.len, seed)).collect();
+    let mask: Vec<u8> = floats[5].iter().map(|&v| u8::from(v > 0.2) * 3).collect();
+    let (outputs, mut room) = ([43, 2, 30, 21], chain::Room::default());
+    for seed in 0..40 {
+        let steps = random_chain(seed);
+        let chain = Chain::new(LEN, spreads.to_vec(), &steps, &outputs).expect("a sound chain");
+        let mut inputs: Vec<Elements> = floats.iter().map(|f| Elements::Floats(f)).collect();
+        inputs[5] = Elements::Bytes(&mask);
+        let mut found = vec![vec![7.0f32; LEN]; outputs.len()];
+        // In two parts, of which the second begins anywhere.
+        for (from, to) in [(0, 900), (900, LEN)] {
+            let mut parts: Vec<&mut [f32]> = found.iter_mut().map(|f| &mut f[from..to]).collect();
+            chain.run(&inputs, &mut parts, from, &mut room);
+        }
+        for i in 0..LEN {
+            let mut values = vec![];
+            for step in &steps {
+                let args = step.args.iter().map(|arg| match *arg {
+                    Arg::Constant(value) => value,
+                    Arg::Step(made) => values[made],
+                    Arg::Input(5) => f32::from(u8::from(mask[i] != 0)),
+                    Arg::Input(input) => floats[input][i / spreads[input].repeat % spreads[input].len],
+                });
+                values.push(element(step.op, &args.collect::<Vec<_>>()));
+            }
+            for (found, &step) in found.iter().zip(&outputs) {
+                let (found, expected) = (found[i], values[step]);
+                let same = found == expected || (found.is_nan() && expected.is_nan());
+                assert!(same, "chain {seed}, step {step}, element {i}: {found} instead of {expected}");
+            }
+        }
+    }
+}
+
+#[test]
+fn unsound_chains_are_refused() {
+    let whole = Spread { repeat: 1, len: 8 };
+    let make = |spread: Spread, op: Op, args: &[Arg], output: usize| {
+        Chain::new(8, vec![spread], &[Step { op, args: args.to_vec() }], &[output])
+    };
+    assert!(make(whole, Op::Neg, &[Arg::Input(0)], 0).is_some());
+    assert!(make(Spread { repeat: 3, len: 1 }, Op::Neg, &[Arg::Input(0)], 0).is_none());
+    assert!(make(Spread { repeat: 0, len: 8 }, Op::Neg, &[Arg::Input(0)], 0).is_none());
+    assert!(make(whole, Op::Add, &[Arg::Input(0)], 0).is_none());
+    assert!(make(whole, Op::Neg, &[Arg::Input(1)], 0).is_none());
+    assert!(make(whole, Op::Neg, &[Arg::Step(0)], 0).is_none());
+    assert!(make(whole, Op::Neg, &[Arg::Input(0)], 1).is_none());
 }

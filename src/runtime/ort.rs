@@ -4,6 +4,7 @@
 //! [`super::silence_telemetry`]. Calls are guarded, since the binding panics where it expects nothing to fail.
 //! Look at [`OrtExecutor`].
 
+mod chains;
 mod kernels;
 mod ranks;
 
@@ -75,7 +76,7 @@ impl OrtExecutor {
         &self,
         bytes: &[u8],
         lasting: bool,
-        ours: bool,
+        ours: Option<&kernels::Kernels>,
         level: GraphOptimizationLevel,
     ) -> ::ort::Result<Session> {
         let mut builder = Session::builder(&self.library.environment)?
@@ -93,8 +94,8 @@ impl OrtExecutor {
         if lasting && self.library.shares {
             builder = builder.with_env_allocators()?;
         }
-        if ours {
-            builder = builder.with_operators(kernels::domain()?)?;
+        if let Some(kernels) = ours {
+            builder = builder.with_operators(kernels.domain()?)?;
         }
         builder.commit_from_memory(bytes)
     }
@@ -120,12 +121,12 @@ impl OrtExecutor {
         // looked at: what that took is to be given back.
         let mut made = model.graph.nodes.iter().flat_map(|node| node.outputs.iter().flatten());
         let lasting = made.all(|id| facts.contains_key(id));
-        let ours = lasting && kernels::swap_in(&mut model, facts);
+        let ours = if lasting { kernels::swap_in(&mut model, facts) } else { None };
         if lasting {
             ranks::pad(&mut model.graph, facts);
         }
         let bytes = crate::onnx::to_bytes(&model)?;
-        let session = guarded(|| self.session(&bytes, lasting, ours, level))
+        let session = guarded(|| self.session(&bytes, lasting, ours.as_ref(), level))
             .map_err(failed)?
             .map_err(|e| blame(&model.graph, &e))?;
         let weights = weights.into_iter().map(Lent::of).collect::<Result<_>>()?;

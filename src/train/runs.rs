@@ -12,7 +12,7 @@ use std::path::Path;
 /// Fewest rows of a run that are worth it beside another.
 const LEAST_ROWS: usize = 8;
 /// A run gives gradients as large as the weights, which are added up: its forward values should be some times as large.
-const FORWARD_PER_WEIGHT: usize = 2;
+const FORWARD_PER_WEIGHT: usize = 8;
 /// A run of less than this part of the rows that were wanted isn't worth it.
 const CRUMB: usize = 4;
 /// Numbers in one run's input above which fewer rows tell how large the forward values are.

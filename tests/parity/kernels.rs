@@ -35,7 +35,7 @@ fn run(ort: &dyn Executor, graph: &Graph, facts: &Facts) -> Result<Vec<Tensor>> 
 }
 
 /// Asserts that a graph gives the same by kernels of ours and by ONNX Runtime's.
-fn agree(what: &str, build: impl Fn(&mut Builder) -> Result<Vec<ValueId>>) -> Result<()> {
+pub fn agree(what: &str, build: impl Fn(&mut Builder) -> Result<Vec<ValueId>>) -> Result<()> {
     let Some(ort) = onnx_runtime() else { return Ok(()) };
     let mut b = Builder::new("case");
     for output in build(&mut b)? {

@@ -6,6 +6,8 @@
 mod adapter;
 #[cfg(all(feature = "wgpu", feature = "tract"))]
 mod cache;
+#[cfg(all(feature = "wgpu", feature = "tract"))]
+mod chains;
 mod executors;
 #[cfg(all(feature = "wgpu", feature = "tract"))]
 mod far;

@@ -152,7 +152,7 @@ fn convolve(context: &ComputeContext, window: &Window) -> ::ort::Result<()> {
         return Err(unfit());
     }
     let bias = bias(context, outputs)?;
-    let mut y = output(context, &[n, outputs, oh, ow].map(|d| d as i64))?;
+    let mut y = output(context, 0, &[n, outputs, oh, ow].map(|d| d as i64))?;
     let (_, y) = y.try_extract_tensor_mut::<f32>()?;
     let (image, kernel) = (height * width, kh * kw);
     if inner == 1 && kernel <= oh * ow {
@@ -193,7 +193,7 @@ fn transposed(context: &ComputeContext, window: &Window, grown: &[i64]) -> ::ort
         (reach + grown).checked_sub(window.pads[axis] + window.pads[axis + 2]).filter(|&size| size > 0)
     };
     let (height, width) = (dense(0, oh, kh).ok_or_else(unfit)?, dense(1, ow, kw).ok_or_else(unfit)?);
-    let mut x = output(context, &[n, channels, height, width].map(|d| d as i64))?;
+    let mut x = output(context, 0, &[n, channels, height, width].map(|d| d as i64))?;
     let (_, x) = x.try_extract_tensor_mut::<f32>()?;
     let planes = Planes::new(window.axis(0, height, oh, kh), window.axis(1, width, ow, kw));
     let (coarse, kernel) = (planes.coarse(), planes.kernel());

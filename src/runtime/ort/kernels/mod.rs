@@ -3,15 +3,15 @@
 //! A node that one of them fits goes by that domain in the session's copy of the graph; what it means stays the same, and files
 //! never see the domain. Which nodes, and what it brings: `docs/autodiff.md`.
 
+pub mod chain;
 mod convolution;
-mod select;
 
 use crate::onnx::{Facts, Graph, Model, Node};
 use ::ort::operator::{ComputeContext, OperatorDomain};
 use ::ort::value::{DynTensorValueType, Shape, ValueRef, ValueRefMut};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-const DOMAIN: &str = "onnx_merge.cpu";
+pub const DOMAIN: &str = "onnx_merge.cpu";
 
 /// An operator of the standard's that has a kernel here.
 struct Row {
@@ -23,19 +23,25 @@ struct Row {
 const TABLE: &[Row] = &[
     Row { op: "Conv", fits: convolution::fits },
     Row { op: "ConvTranspose", fits: convolution::fits_transposed },
-    Row { op: "Where", fits: select::fits },
 ];
 
-/// All kernels, for sessions to know.
-pub fn domain() -> ::ort::Result<OperatorDomain> {
-    let domain = OperatorDomain::new(DOMAIN)?;
-    let domain = domain.add(convolution::Convolution { transposed: false })?;
-    let domain = domain.add(convolution::Convolution { transposed: true })?;
-    domain.add(select::Select)
+/// The kernels that a session's graph names.
+pub struct Kernels {
+    chains: Arc<[chain::Chained]>,
 }
 
-/// Hands over the nodes that kernels of ours fit; whether there are any.
-pub fn swap_in(model: &mut Model, facts: &Facts) -> bool {
+impl Kernels {
+    /// For sessions to know.
+    pub fn domain(&self) -> ::ort::Result<OperatorDomain> {
+        let domain = OperatorDomain::new(DOMAIN)?;
+        let domain = domain.add(convolution::Convolution { transposed: false })?;
+        let domain = domain.add(convolution::Convolution { transposed: true })?;
+        domain.add(chain::Chains(self.chains.clone()))
+    }
+}
+
+/// Hands over the nodes that kernels of ours fit, if there are any.
+pub fn swap_in(model: &mut Model, facts: &Facts) -> Option<Kernels> {
     let graph = &model.graph;
     let fits = |node: &Node| {
         let known = |row: &Row| row.op == node.op && (row.fits)(node, facts, graph);
@@ -45,33 +51,34 @@ pub fn swap_in(model: &mut Model, facts: &Facts) -> bool {
     for &i in &chosen {
         DOMAIN.clone_into(&mut model.graph.nodes[i].domain);
     }
-    if !chosen.is_empty() {
+    let chains = super::chains::fuse(&mut model.graph, facts);
+    let any = !chosen.is_empty() || !chains.is_empty();
+    any.then(|| {
         model.opsets.insert(DOMAIN.to_owned(), 1);
-    }
-    !chosen.is_empty()
+        Kernels { chains: chains.into() }
+    })
 }
 
 fn input(context: &ComputeContext, i: usize) -> ::ort::Result<ValueRef<'_>> {
     context.input(i)?.ok_or_else(|| ::ort::Error::new(format!("input {i} is missing")))
 }
 
-fn output<'a>(context: &'a ComputeContext, shape: &[i64]) -> ::ort::Result<ValueRefMut<'a>> {
+fn output<'a>(context: &'a ComputeContext, i: usize, shape: &[i64]) -> ::ort::Result<ValueRefMut<'a>> {
     context
-        .output(0, Shape::new(shape.iter().copied()))?
-        .ok_or_else(|| ::ort::Error::new("no output is wanted"))
+        .output(i, Shape::new(shape.iter().copied()))?
+        .ok_or_else(|| ::ort::Error::new(format!("output {i} isn't wanted")))
 }
 
 /// A tensor of elements of one byte, such as booleans, of which nobody knows whether all are 0 or 1.
-fn bytes<'a>(value: &'a ValueRef<'_>) -> ::ort::Result<(Vec<i64>, &'a [u8])> {
+fn bytes<'a>(value: &'a ValueRef<'_>) -> ::ort::Result<&'a [u8]> {
     let tensor = value.view().downcast::<DynTensorValueType>()?;
-    let shape = tensor.shape().to_vec();
     let count = tensor.shape().num_elements();
     let elements: *const u8 = tensor.data_ptr().cast();
     match elements.is_null() || count == 0 {
-        true => Ok((shape, &[])),
+        true => Ok(&[]),
         // SAFETY: a tensor of elements of one byte each, as the operator's declaration demands, dense and in the processor's
         // memory; it lives as long as the value, which the node only reads.
-        false => Ok((shape, unsafe { std::slice::from_raw_parts(elements, count) })),
+        false => Ok(unsafe { std::slice::from_raw_parts(elements, count) }),
     }
 }
 
