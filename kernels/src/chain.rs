@@ -1,6 +1,7 @@
 //! Chains of elementwise operations, done a block at a time: what one of them makes the next finds in the nearest cache,
 //! so that memory is read and written once for all.
 
+use crate::spread::Spread;
 use std::mem::take;
 
 /// Elements worked on at once: a handful of such blocks fit the first cache.
@@ -63,13 +64,6 @@ pub struct Step {
     pub args: Vec<Arg>,
 }
 
-/// How an input is spread over the elements of the results: element i takes `(i / repeat) % len`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Spread {
-    pub repeat: usize,
-    pub len: usize,
-}
-
 /// The elements of an input.
 #[derive(Clone, Copy)]
 pub enum Elements<'a> {
@@ -115,14 +109,18 @@ pub struct Chain {
 /// Room for the values of a block; kept from call to call.
 #[derive(Default)]
 pub struct Room {
-    registers: Vec<Vec<f32>>,
+    registers: Vec<Register>,
 }
+
+/// Aligned as cache lines are: a vector that lies across two of them takes twice the time.
+#[derive(Clone)]
+#[repr(align(64))]
+struct Register([f32; BLOCK]);
 
 impl Chain {
     /// Of `steps` on inputs spread over `len` elements; `outputs` are the steps whose values are results, each once. `None` where
-    /// a step lacks operands, takes what isn't there yet, or an input can't be spread.
+    /// a step lacks operands, takes what isn't there yet, or an input isn't spread over as many.
     pub fn new(len: usize, inputs: Vec<Spread>, steps: &[Step], outputs: &[usize]) -> Option<Self> {
-        let spreads = |s: &Spread| s.repeat > 0 && s.len > 0 && len.is_multiple_of(s.repeat * s.len);
         let known = |i: usize, arg: &Arg| match *arg {
             Arg::Input(input) => input < inputs.len(),
             Arg::Constant(_) => true,
@@ -131,7 +129,8 @@ impl Chain {
         let complete = |(i, step): (usize, &Step)| {
             step.args.len() == step.op.arity() && step.args.iter().all(|arg| known(i, arg))
         };
-        let sound = inputs.iter().all(spreads) && steps.iter().enumerate().all(complete);
+        let sound =
+            inputs.iter().all(|spread| spread.over() == len) && steps.iter().enumerate().all(complete);
         let once = outputs.iter().enumerate().all(|(k, o)| *o < steps.len() && !outputs[..k].contains(o));
         (sound && once).then(|| Self::placed(len, inputs, steps, outputs))
     }
@@ -186,7 +185,7 @@ impl Chain {
     /// Whether `inputs` are as many, and each as long, as the chain was made for.
     pub fn fits(&self, inputs: &[Elements<'_>]) -> bool {
         let pairs = || inputs.iter().zip(&self.inputs);
-        inputs.len() == self.inputs.len() && pairs().all(|(given, spread)| given.len() == spread.len)
+        inputs.len() == self.inputs.len() && pairs().all(|(given, spread)| given.len() == spread.len())
     }
 
     /// Writes the elements from `start` on of all results, as many as each of `outputs` holds.
@@ -198,14 +197,29 @@ impl Chain {
         assert!(self.fits(inputs) && outputs.len() == self.outputs && start + count <= self.len);
         assert!(outputs.iter().all(|output| output.len() == count));
         let mut outputs: Vec<&mut [f32]> = outputs.iter_mut().map(|output| &mut **output).collect();
-        room.registers.resize_with(room.registers.len().max(self.registers), || vec![0.0; BLOCK]);
+        room.registers.resize_with(room.registers.len().max(self.registers), || Register([0.0; BLOCK]));
         #[cfg(target_arch = "x86_64")]
-        if std::arch::is_x86_feature_detected!("avx2") {
+        if std::arch::is_x86_feature_detected!("avx512f") && std::arch::is_x86_feature_detected!("avx512vl") {
             // SAFETY: the processor has what the function is compiled for.
+            return unsafe { blocks_wider(self, inputs, &mut outputs, start, room) };
+        } else if std::arch::is_x86_feature_detected!("avx2") {
+            // SAFETY: as above.
             return unsafe { blocks_wide(self, inputs, &mut outputs, start, room) };
         }
         blocks(self, inputs, &mut outputs, start, room);
     }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512vl")]
+fn blocks_wider<'a>(
+    chain: &Chain,
+    inputs: &[Elements<'_>],
+    outputs: &mut [&'a mut [f32]],
+    start: usize,
+    room: &'a mut Room,
+) {
+    blocks(chain, inputs, outputs, start, room);
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -230,7 +244,8 @@ fn blocks<'a>(
 ) {
     let end = start + outputs.first().map_or(0, |output| output.len());
     let parts = outputs.iter_mut().map(|_| Default::default());
-    let mut slots: Vec<&mut [f32]> = parts.chain(room.registers.iter_mut().map(Vec::as_mut_slice)).collect();
+    let mut slots: Vec<&mut [f32]> =
+        parts.chain(room.registers.iter_mut().map(|register| register.0.as_mut_slice())).collect();
     for begin in (start..end).step_by(BLOCK) {
         let n = BLOCK.min(end - begin);
         for (slot, output) in slots.iter_mut().zip(outputs.iter_mut()) {
@@ -247,7 +262,7 @@ fn block(chain: &Chain, inputs: &[Elements<'_>], slots: &mut [&mut [f32]], start
     let spreads = chain.inputs.iter().zip(&mut slots[chain.outputs..]);
     for (input, (spread, slot)) in inputs.iter().zip(spreads) {
         match *input {
-            Elements::Floats(_) if spread.is_one() || spread.is_whole(chain.len) => {}
+            Elements::Floats(_) if spread.is_one() || spread.is_whole() => {}
             Elements::Floats(values) => spread.fill(values, start, &mut slot[..n], |v| v),
             Elements::Bytes(values) => {
                 spread.fill(values, start, &mut slot[..n], |v| f32::from(u8::from(v != 0)));
@@ -259,8 +274,8 @@ fn block(chain: &Chain, inputs: &[Elements<'_>], slots: &mut [&mut [f32]], start
         let to = take(&mut slots[*slot]);
         let operand = |i: usize| match args.get(i) {
             Some(&Place::Input(input)) => match inputs[input] {
-                Elements::Floats(&[one]) => Operand::One(one),
-                Elements::Floats(values) if chain.inputs[input].is_whole(chain.len) => {
+                Elements::Floats(values) if chain.inputs[input].is_one() => Operand::One(values[0]),
+                Elements::Floats(values) if chain.inputs[input].is_whole() => {
                     Operand::Each(&values[start..start + n])
                 }
                 _ => Operand::Each(&slots[chain.outputs + input][..n]),
@@ -271,32 +286,6 @@ fn block(chain: &Chain, inputs: &[Elements<'_>], slots: &mut [&mut [f32]], start
         };
         apply(*op, [operand(0), operand(1), operand(2)], &mut to[..n]);
         slots[*slot] = to;
-    }
-}
-
-impl Spread {
-    fn is_one(self) -> bool {
-        self.len == 1
-    }
-    fn is_whole(self, len: usize) -> bool {
-        self.len == len
-    }
-
-    /// Writes what the results' elements from `start` on take, run by run.
-    #[inline(always)]
-    fn fill<T: Copy>(self, from: &[T], start: usize, mut to: &mut [f32], convert: impl Fn(T) -> f32) {
-        let mut at = start;
-        while !to.is_empty() {
-            let (row, column) = (at / self.repeat % self.len, at % self.repeat);
-            let run = if self.repeat == 1 { self.len - row } else { self.repeat - column };
-            let (part, rest) = to.split_at_mut(run.min(to.len()));
-            match self.repeat {
-                1 => part.iter_mut().zip(&from[row..]).for_each(|(to, &from)| *to = convert(from)),
-                _ => part.fill(convert(from[row])),
-            }
-            at += part.len();
-            to = rest;
-        }
     }
 }
 
@@ -320,7 +309,7 @@ fn apply(op: Op, [a, b, c]: [Operand<'_>; 3], to: &mut [f32]) {
         Op::Not => unary(a, to, |a| truth(a == 0.0)),
         Op::Neg => unary(a, to, |a| -a),
         Op::Abs => unary(a, to, f32::abs),
-        Op::Sign => unary(a, to, |a| truth(a > 0.0) - truth(a < 0.0)),
+        Op::Sign => unary(a, to, |a| if a.is_nan() { a } else { truth(a > 0.0) - truth(a < 0.0) }),
         Op::Sqrt => unary(a, to, f32::sqrt),
         Op::Reciprocal => unary(a, to, |a| 1.0 / a),
         Op::Relu => unary(a, to, |a| if a < 0.0 { 0.0 } else { a }),

@@ -2,9 +2,11 @@
 
 pub mod chain;
 mod planes;
+mod spread;
 
 pub use chain::Chain;
 pub use planes::{Axis, Planes, Room};
+pub use spread::Spread;
 
 #[cfg(test)]
 mod tests;

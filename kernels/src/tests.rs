@@ -1,5 +1,5 @@
-use crate::chain::{self, Arg, Elements, Op, Spread, Step};
-use crate::{Axis, Chain, Planes, Room};
+use crate::chain::{self, Arg, Elements, Op, Step};
+use crate::{Axis, Chain, Planes, Room, Spread};
 
 /// Places (output, tap, element) of one axis.
 fn places(axis: &Axis) -> Vec<(usize, usize, usize)> {
@@ -108,6 +108,7 @@ fn element(op: Op, args: &[f32]) -> f32 {
         Op::Sign => a.signum(),
         Op::Sqrt => a.sqrt(),
         Op::Reciprocal => 1.0 / a,
+        Op::Relu if a.is_nan() => a,
         Op::Relu => a.max(0.0),
         Op::Copy => a,
         Op::Where => [c, b][usize::from(a != 0.0)],
@@ -139,6 +140,17 @@ const OPS: [Op; 22] = [
     Op::Where,
 ];
 
+/// By the definition: the place of element `i` of a tensor of `sizes` in one that has some of its axes.
+fn source(sizes: &[usize], own: &[bool], mut i: usize) -> usize {
+    let mut places = vec![];
+    for &size in sizes.iter().rev() {
+        places.push(i % size);
+        i /= size;
+    }
+    let axes = sizes.iter().zip(own).zip(places.into_iter().rev()).filter(|((_, own), _)| **own);
+    axes.fold(0, |at, ((size, _), place)| at * size + place)
+}
+
 /// Every operation in turn, on values chosen by `seed` among inputs of every spread, constants and earlier steps.
 fn random_chain(seed: u32) -> Vec<Step> {
     let mut choices = noise(400, seed).into_iter().map(|v| ((v + 1.0) * 500.0) as usize);
@@ -147,7 +159,7 @@ fn random_chain(seed: u32) -> Vec<Step> {
         let args = (0..op.arity()).map(|_| match next(3) {
             0 if i > 0 => Arg::Step(next(i)),
             1 => Arg::Constant(next(7) as f32 - 3.0),
-            _ => Arg::Input(next(6)),
+            _ => Arg::Input(next(8)),
         });
         Step { op, args: args.collect() }
     };
@@ -157,10 +169,20 @@ fn random_chain(seed: u32) -> Vec<Step> {
 #[test]
 fn chains_agree_with_the_definition() {
     // Longer than several blocks, and not a multiple of any.
-    const LEN: usize = 3 * 5 * 7 * 11 * 2;
-    let spreads = [(1, LEN), (1, 1), (1, 35), (11, LEN / 11), (22, 7), (1, LEN)];
-    let spreads = spreads.map(|(repeat, len)| Spread { repeat, len });
-    let floats: Vec<Vec<f32>> = spreads.iter().zip(1..).map(|(s, seed)| noise(s.len, seed)).collect();
+    const SIZES: [usize; 4] = [3, 11, 35, 2];
+    const LEN: usize = 3 * 11 * 35 * 2;
+    let own = [
+        [true, true, true, true],
+        [false, false, false, false],
+        [true, false, true, false],
+        [false, true, false, false],
+        [true, false, false, true],
+        [true, true, true, true],
+        [false, true, true, true],
+        [true, true, true, false],
+    ];
+    let spreads = own.map(|own| Spread::new(SIZES.into_iter().zip(own)).expect("few elements"));
+    let floats: Vec<Vec<f32>> = spreads.iter().zip(1..).map(|(s, seed)| noise(s.len(), seed)).collect();
     let mask: Vec<u8> = floats[5].iter().map(|&v| u8::from(v > 0.2) * 3).collect();
     let (outputs, mut room) = ([43, 2, 30, 21], chain::Room::default());
     for seed in 0..40 {
@@ -181,7 +203,7 @@ fn chains_agree_with_the_definition() {
                     Arg::Constant(value) => value,
                     Arg::Step(made) => values[made],
                     Arg::Input(5) => f32::from(u8::from(mask[i] != 0)),
-                    Arg::Input(input) => floats[input][i / spreads[input].repeat % spreads[input].len],
+                    Arg::Input(input) => floats[input][source(&SIZES, &own[input], i)],
                 });
                 values.push(element(step.op, &args.collect::<Vec<_>>()));
             }
@@ -196,15 +218,16 @@ fn chains_agree_with_the_definition() {
 
 #[test]
 fn unsound_chains_are_refused() {
-    let whole = Spread { repeat: 1, len: 8 };
-    let make = |spread: Spread, op: Op, args: &[Arg], output: usize| {
-        Chain::new(8, vec![spread], &[Step { op, args: args.to_vec() }], &[output])
+    let make = |len: usize, op: Op, args: &[Arg], output: usize| {
+        let spread = Spread::new([(8, true)]).expect("few elements");
+        Chain::new(len, vec![spread], &[Step { op, args: args.to_vec() }], &[output])
     };
-    assert!(make(whole, Op::Neg, &[Arg::Input(0)], 0).is_some());
-    assert!(make(Spread { repeat: 3, len: 1 }, Op::Neg, &[Arg::Input(0)], 0).is_none());
-    assert!(make(Spread { repeat: 0, len: 8 }, Op::Neg, &[Arg::Input(0)], 0).is_none());
-    assert!(make(whole, Op::Add, &[Arg::Input(0)], 0).is_none());
-    assert!(make(whole, Op::Neg, &[Arg::Input(1)], 0).is_none());
-    assert!(make(whole, Op::Neg, &[Arg::Step(0)], 0).is_none());
-    assert!(make(whole, Op::Neg, &[Arg::Input(0)], 1).is_none());
+    assert!(make(8, Op::Neg, &[Arg::Input(0)], 0).is_some());
+    assert!(make(4, Op::Neg, &[Arg::Input(0)], 0).is_none());
+    assert!(make(8, Op::Add, &[Arg::Input(0)], 0).is_none());
+    assert!(make(8, Op::Neg, &[Arg::Input(1)], 0).is_none());
+    assert!(make(8, Op::Neg, &[Arg::Step(0)], 0).is_none());
+    assert!(make(8, Op::Neg, &[Arg::Input(0)], 1).is_none());
+    assert!(Spread::new([(3, true), (0, false)]).is_none());
+    assert!(Spread::new([(usize::MAX, true), (2, false)]).is_none());
 }

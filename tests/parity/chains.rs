@@ -7,7 +7,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 const SHAPE: [usize; 3] = [5, 30, 7];
-/// What values are spread over [`SHAPE`] from; the last in a way that no chain takes.
+/// What values are spread over [`SHAPE`] from.
 const SHAPES: [&[usize]; 7] = [&SHAPE, &[], &[7], &[5, 1, 1], &[30, 1], &[30, 7], &[5, 1, 7]];
 const TWO: [&str; 6] = ["Add", "Sub", "Mul", "Max", "Min", "Div"];
 const ONE: [&str; 6] = ["Neg", "Abs", "Sign", "Relu", "Tanh", "Exp"];

@@ -1,7 +1,8 @@
 //! Which nodes are operations of chains, and how they are written down.
 
-use crate::onnx::{DType, Fact, Facts, Graph, Node, ValueId, element_count};
-use onnx_merge_kernels::chain::{Arg, Op, Spread, Step};
+use crate::onnx::{DType, Fact, Facts, Graph, Node, ValueId};
+use onnx_merge_kernels::Spread;
+use onnx_merge_kernels::chain::{Arg, Op, Step};
 
 /// Operators of the standard's that are one operation. Those of any number of operands are done two at a time.
 const TABLE: &[(&str, Op)] = &[
@@ -57,18 +58,13 @@ pub fn result<'a>(node: &Node, facts: &'a Facts) -> Option<&'a Fact> {
     (sound && node.inputs.iter().flatten().all(spreads)).then_some(output)
 }
 
-/// How an operand of one shape is spread over a result of another, where its own axes lie side by side in it.
+/// How an operand of one shape is spread over a result of another.
 pub fn spread(operand: &[usize], result: &[usize]) -> Option<Spread> {
     let missing = result.len().checked_sub(operand.len())?;
     let own = |axis: usize| axis.checked_sub(missing).map_or(1, |axis| operand[axis]);
-    let kept: Vec<usize> = (0..result.len()).filter(|&axis| own(axis) != 1).collect();
-    let (Some(&first), Some(&last)) = (kept.first(), kept.last()) else {
-        return Some(Spread { repeat: 1, len: 1 });
-    };
-    let side_by_side = (first..=last).all(|axis| own(axis) == result[axis]);
-    let spread =
-        Spread { repeat: element_count(&result[last + 1..])?, len: element_count(&result[first..=last])? };
-    side_by_side.then_some(spread)
+    let sizes = || result.iter().enumerate();
+    let fits = sizes().all(|(axis, &size)| own(axis) == size || own(axis) == 1);
+    if fits { Spread::new(sizes().map(|(axis, &size)| (size, own(axis) == size))) } else { None }
 }
 
 /// A chain being written.

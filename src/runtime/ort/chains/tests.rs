@@ -142,17 +142,17 @@ fn what_is_part_of_other_kernels_is_left() {
 }
 
 #[test]
-fn operands_are_spread_whose_axes_lie_side_by_side() {
+fn operands_are_spread_by_the_rules_of_broadcasting() {
     let spread = |operand: &[usize], result: &[usize]| {
-        steps::spread(operand, result).map(|spread| (spread.repeat, spread.len))
+        steps::spread(operand, result).map(|spread| (spread.len(), spread.over()))
     };
-    assert_eq!(spread(&[2, 3, 4], &[2, 3, 4]), Some((1, 24)));
-    assert_eq!(spread(&[], &[2, 3, 4]), Some((1, 1)));
-    assert_eq!(spread(&[4], &[2, 3, 4]), Some((1, 4)));
-    assert_eq!(spread(&[2, 1, 1], &[2, 3, 4]), Some((12, 2)));
-    assert_eq!(spread(&[3, 1], &[2, 3, 4]), Some((4, 3)));
-    assert_eq!(spread(&[2, 1, 4], &[2, 1, 4]), Some((1, 8)));
-    assert_eq!(spread(&[2, 1, 4], &[2, 3, 4]), None);
-    assert_eq!(spread(&[5], &[2, 3, 4]), None);
-    assert_eq!(spread(&[1, 2, 3, 4], &[2, 3, 4]), None);
+    let shape = [2, 3, 4];
+    for (operand, len) in
+        [(&shape[..], 24), (&[], 1), (&[4], 4), (&[2, 1, 1], 2), (&[3, 1], 3), (&[2, 1, 4], 8)]
+    {
+        assert_eq!(spread(operand, &shape), Some((len, 24)));
+    }
+    assert_eq!(spread(&[1, 1], &[1, 1]), Some((1, 1)));
+    assert_eq!(spread(&[5], &shape), None);
+    assert_eq!(spread(&[1, 2, 3, 4], &shape), None);
 }

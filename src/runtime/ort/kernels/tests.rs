@@ -1,12 +1,13 @@
 //! Which nodes get kernels of ours. What these compute: tests/parity/kernels.rs.
 
 use super::*;
-use crate::onnx::{Attr, Builder, DType, Fact, Tensor, WORKING_OPSET};
+use crate::onnx::{Attr, Builder, DType, Fact, Tensor, ValueId, WORKING_OPSET};
 
 /// Whether the last node of a graph gets a kernel of ours.
-fn is_ours(build: impl Fn(&mut Builder)) -> bool {
+fn is_ours(build: impl Fn(&mut Builder) -> ValueId) -> bool {
     let mut b = Builder::new("case");
-    build(&mut b);
+    let made = build(&mut b);
+    b.output(&made);
     let (graph, facts) = b.finish();
     let mut model = Model::new(graph, WORKING_OPSET);
     let found = swap_in(&mut model, &facts).is_some();
@@ -22,7 +23,7 @@ fn convolution(op: &str, x: &[usize], w: &[usize], group: i64, constant: bool, d
             true => b.constant(Tensor::zeros(dtype, w)),
             false => b.input("w", Fact::new(dtype, w)),
         };
-        b.op_with(op, &[&x, &w], &[("group", Attr::Int(group))]);
+        b.op_with(op, &[&x, &w], &[("group", Attr::Int(group))])
     })
 }
 
