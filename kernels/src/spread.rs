@@ -9,6 +9,9 @@ pub struct Spread {
     over: usize,
 }
 
+/// Axes of a spread at most.
+const MAX_AXES: usize = 8;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Axis {
     size: usize,
@@ -16,8 +19,8 @@ struct Axis {
 }
 
 impl Spread {
-    /// Of axes of these sizes, outermost first, of which the tensor has those marked as its own. `None` where a size is 0 or there are
-    /// too many elements to count.
+    /// Of axes of these sizes, outermost first, of which the tensor has those marked as its own. `None` where a size is 0, there are
+    /// too many elements to count, or axes take turns too often.
     pub fn new(axes: impl IntoIterator<Item = (usize, bool)>) -> Option<Self> {
         let mut spread = Self { axes: vec![], len: 1, over: 1 };
         for (size, own) in axes.into_iter().filter(|&(size, _)| size != 1) {
@@ -28,7 +31,7 @@ impl Spread {
                 _ => spread.axes.push(Axis { size, own }),
             }
         }
-        Some(spread)
+        (spread.axes.len() <= MAX_AXES).then_some(spread)
     }
 
     /// Elements of the smaller tensor.
@@ -51,17 +54,9 @@ impl Spread {
         self.len == self.over
     }
 
-    /// Which of the smaller tensor's elements the larger one's element `i` is.
-    fn source(&self, mut i: usize) -> usize {
-        let (mut source, mut stride) = (0, 1);
-        for axis in self.axes.iter().rev() {
-            if axis.own {
-                source += i % axis.size * stride;
-                stride *= axis.size;
-            }
-            i /= axis.size;
-        }
-        source
+    /// Whether the tensor is repeated between axes of its own.
+    pub fn is_interleaved(&self) -> bool {
+        self.axes.iter().filter(|axis| axis.own).count() > 1
     }
 
     /// Writes the larger tensor's elements from `start` on, row by row: a row is the innermost axis, or where the tensor is repeated
@@ -74,20 +69,23 @@ impl Spread {
         mut to: &mut [f32],
         convert: impl Fn(T) -> f32,
     ) {
-        let (repeat, row) = match self.axes[..] {
-            [.., Axis { size: row, own: true }, Axis { size: repeat, own: false }] => (repeat, row),
-            [.., Axis { size: row, own: true }] => (1, row),
-            _ => (1, 1),
+        let (outer, row, repeat) = match self.axes[..] {
+            [ref outer @ .., Axis { size: row, own: true }, Axis { size: repeat, own: false }] => {
+                (outer, row, repeat)
+            }
+            [ref outer @ .., Axis { size: row, own: true }] => (outer, row, 1),
+            _ => (&[][..], 1, self.over),
         };
-        let mut at = start;
+        let mut rows = Rows::new(outer, row, start / (row * repeat));
+        let mut within = start % (row * repeat);
         while !to.is_empty() {
-            let (begun, within) = (at % (repeat * row) / repeat, at % repeat);
-            let values = &from[self.source(at)..][..row - begun];
-            // Up to the next whole repetition, then as many as there are.
-            let head = if within == 0 { 0 } else { (repeat - within).min(to.len()) };
+            let values = &from[rows.source + within / repeat..rows.source + row];
+            // Up to the next whole repetition, then as many as there are, then what the block cuts off.
+            let begun = within % repeat;
+            let head = if begun == 0 { 0 } else { (repeat - begun).min(to.len()) };
             let (part, rest) = to.split_at_mut(head);
             part.fill(convert(values[0]));
-            let values = &values[usize::from(within != 0)..];
+            let values = &values[usize::from(begun != 0)..];
             let whole = values.len().min(rest.len() / repeat);
             let (part, rest) = rest.split_at_mut(whole * repeat);
             match repeat {
@@ -95,14 +93,55 @@ impl Spread {
                 2 => each::<2, T>(values, part, &convert),
                 _ => part.chunks_exact_mut(repeat).zip(values).for_each(|(to, &from)| to.fill(convert(from))),
             }
-            // What a block cuts off.
             let tail = if whole < values.len() { rest.len().min(repeat - 1) } else { 0 };
             let (part, rest) = rest.split_at_mut(tail);
-            if let (Some(&value), true) = (values.get(whole), tail > 0) {
-                part.fill(convert(value));
+            if tail > 0 {
+                part.fill(convert(values[whole]));
             }
-            at += head + whole * repeat + tail;
             to = rest;
+            within = 0;
+            rows.next();
+        }
+    }
+}
+
+/// Where rows begin in the smaller tensor, one after the other.
+struct Rows<'a> {
+    axes: &'a [Axis],
+    row: usize,
+    /// Of the current row, along each axis.
+    places: [usize; MAX_AXES],
+    source: usize,
+}
+
+impl<'a> Rows<'a> {
+    fn new(axes: &'a [Axis], row: usize, mut at: usize) -> Self {
+        let mut rows = Self { axes, row, places: [0; MAX_AXES], source: 0 };
+        let mut stride = row;
+        for (axis, place) in axes.iter().zip(&mut rows.places).rev() {
+            *place = at % axis.size;
+            at /= axis.size;
+            if axis.own {
+                rows.source += *place * stride;
+                stride *= axis.size;
+            }
+        }
+        rows
+    }
+
+    #[inline(always)]
+    fn next(&mut self) {
+        let mut stride = self.row;
+        for (axis, place) in self.axes.iter().zip(&mut self.places).rev() {
+            *place += 1;
+            let own = if axis.own { stride } else { 0 };
+            self.source += own;
+            if *place < axis.size {
+                return;
+            }
+            *place = 0;
+            self.source -= axis.size * own;
+            stride *= if axis.own { axis.size } else { 1 };
         }
     }
 }

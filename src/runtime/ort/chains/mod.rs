@@ -229,13 +229,24 @@ impl<'a> Fuser<'a> {
         needed
     }
 
+    /// Whether ONNX Runtime is slow at a node: its `Where` has a branch an element, ten times the time of arithmetic where they
+    /// are mixed, and where an operand is repeated between its own axes it goes a few elements at a time.
+    fn pays_alone(&self, node: &Node) -> bool {
+        let result = node.output(0).and_then(|id| self.facts.get(id));
+        let interleaved = |id: &ValueId| {
+            let shapes = self.facts.get(id).zip(result);
+            let spread = shapes.and_then(|(operand, result)| steps::spread(&operand.shape, &result.shape));
+            spread.is_some_and(|spread| spread.is_interleaved())
+        };
+        let slow = |id: &ValueId| self.made_inside(id).is_some() || interleaved(id);
+        node.is("Where") || node.inputs.iter().flatten().any(slow)
+    }
+
     /// A group as one node: the node that it is, or the next of the chains.
     fn write(&self, group: &Group, needed: &HashSet<ValueId>, chains: &mut Vec<Chained>) -> Option<Node> {
         if let [alone] = group.nodes[..] {
             let node = &self.graph.nodes[alone];
-            let reads_truths = node.inputs.iter().flatten().any(|id| self.made_inside(id).is_some());
-            // ONNX Runtime's `Where` has a branch an element: ten times the time of arithmetic where they are mixed.
-            if !reads_truths && !node.is("Where") {
+            if !self.pays_alone(node) {
                 return Some(node.clone());
             }
         }

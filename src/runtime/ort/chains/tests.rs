@@ -94,7 +94,7 @@ fn truths_are_made_where_they_are_needed() {
 }
 
 #[test]
-fn single_nodes_stay_but_for_where() {
+fn single_nodes_stay_but_where_onnx_runtime_is_slow() {
     assert_eq!(
         fused(|b| {
             let x = matrix(b, "x");
@@ -103,6 +103,17 @@ fn single_nodes_stay_but_for_where() {
         .0,
         ["Neg"]
     );
+    let product = |by: &[usize]| {
+        fused(|b| {
+            let (x, y) = (
+                b.input("x", Fact::new(DType::F32, &[3, 4, 2, 5, 2])),
+                b.input("y", Fact::new(DType::F32, by)),
+            );
+            vec![b.mul(&x, &y)]
+        })
+    };
+    assert_eq!(product(&[4, 1, 1, 1]).0, ["Mul"]);
+    assert_eq!(product(&[3, 4, 1, 5, 1]).0, ["Chain"]);
     let choice = |dtype: DType, y: &[usize]| {
         let chosen = fused(|b| {
             let condition = b.input("condition", Fact::new(DType::Bool, &[4, 5]));
