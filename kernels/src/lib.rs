@@ -2,10 +2,12 @@
 
 pub mod chain;
 mod planes;
+mod pool;
 mod spread;
 
 pub use chain::Chain;
 pub use planes::{Axis, Planes, Room};
+pub use pool::Pool;
 pub use spread::Spread;
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
 use crate::chain::{self, Arg, Elements, Op, Step};
-use crate::{Axis, Chain, Planes, Room, Spread};
+use crate::{Axis, Chain, Planes, Pool, Room, Spread};
 
 /// Places (output, tap, element) of one axis.
 fn places(axis: &Axis) -> Vec<(usize, usize, usize)> {
@@ -230,4 +230,49 @@ fn unsound_chains_are_refused() {
     assert!(make(8, Op::Neg, &[Arg::Input(0)], 1).is_none());
     assert!(Spread::new([(3, true), (0, false)]).is_none());
     assert!(Spread::new([(usize::MAX, true), (2, false)]).is_none());
+}
+
+/// By the definition: maxima and cotangents of windows, with `x` of few different values so that many are equal.
+fn pooled(down: Axis, along: Axis, shared: bool) {
+    let pool = Pool::new(down, along, shared);
+    let x: Vec<f32> = noise(pool.dense(), 1).iter().map(|v| (v * 3.0).round()).collect();
+    let dy = noise(pool.coarse(), 2);
+    let mut windows = vec![vec![]; pool.coarse()];
+    pairs(&down, &along, |o, _, i| windows[o].push(i));
+    let maximum = |window: &Vec<usize>| window.iter().map(|&i| x[i]).fold(f32::NEG_INFINITY, f32::max);
+    let y: Vec<f32> = windows.iter().map(maximum).collect();
+    let mut expected = vec![0.0; x.len()];
+    for ((window, &maximum), &cotangent) in windows.iter().zip(&y).zip(&dy) {
+        let winners: Vec<usize> = window.iter().copied().filter(|&i| x[i] == maximum).collect();
+        let count = if shared { winners.len() } else { 1 };
+        winners.iter().take(count).for_each(|&i| expected[i] += f64::from(cotangent) / count as f64);
+    }
+    // Twice the same plane.
+    let mut found = vec![f32::NAN; 2 * x.len()];
+    pool.gradient(&x.repeat(2), &y.repeat(2), &dy.repeat(2), &mut found);
+    for found in found.chunks_exact(x.len()) {
+        assert_close("max-pooling", found, &expected, (&down, &along));
+    }
+}
+
+#[test]
+fn gradients_of_max_pooling_agree_with_the_definition() {
+    let axis = |dense, kernel, stride, dilation, begin, coarse| Axis {
+        dense,
+        coarse,
+        kernel,
+        stride,
+        dilation,
+        begin,
+    };
+    for shared in [false, true] {
+        pooled(axis(8, 2, 2, 1, 0, 4), axis(12, 2, 2, 1, 0, 6), shared);
+        // A row and a column that no window sees.
+        pooled(axis(9, 2, 2, 1, 0, 4), axis(11, 2, 2, 1, 0, 5), shared);
+        // The last windows see half as much.
+        pooled(axis(9, 2, 2, 1, 0, 5), axis(11, 2, 2, 1, 0, 6), shared);
+        pooled(axis(14, 3, 2, 1, 1, 7), axis(15, 3, 2, 1, 1, 8), shared);
+        pooled(axis(10, 3, 1, 2, 2, 10), axis(7, 2, 1, 3, 0, 4), shared);
+        pooled(axis(1, 1, 1, 1, 0, 1), axis(33, 5, 3, 1, 2, 11), shared);
+    }
 }

@@ -29,9 +29,9 @@ pub enum Forms {
     /// Matrix products: CPU executors, and files for others.
     #[default]
     Products,
-    /// Matrix products, but of depthwise convolutions, in single precision and over two axes, convolutions as large as images:
-    /// ONNX Runtime with kernels of ours.
-    Depthwise,
+    /// Matrix products, but in single precision and over two axes convolutions as large as images for depthwise ones, and
+    /// operators of our own ([`super::kernels`]): ONNX Runtime with kernels of ours.
+    Kernels,
     /// Convolutions of every shape, as large as images: our GPU executor.
     Windows,
 }

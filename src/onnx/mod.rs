@@ -9,6 +9,7 @@ mod convert;
 mod dtype;
 mod graph;
 pub mod infer;
+pub mod kernels;
 mod names;
 mod payload;
 mod read;

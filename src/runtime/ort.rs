@@ -240,7 +240,7 @@ impl Executor for OrtExecutor {
         Some(super::ENOUGH_FOR_A_CPU)
     }
     fn forms(&self) -> Forms {
-        Forms::Depthwise
+        Forms::Kernels
     }
     fn on_host(&self) -> bool {
         true

@@ -83,7 +83,7 @@ fn depthwise_convolutions_and_their_gradients() -> Result<()> {
     for (x, w, strides, dilations, pads) in DEPTHWISE {
         for biased in [false, true] {
             agree(&format!("{x:?} by {w:?}, biased: {biased}"), |b| {
-                b.forms = Forms::Depthwise;
+                b.forms = Forms::Kernels;
                 let mut inputs = vec![image(b, "x", &x), image(b, "w", &w)];
                 if biased {
                     inputs.push(image(b, "bias", &w[..1]));
@@ -164,6 +164,48 @@ fn operands_of_fewer_axes_than_the_result() -> Result<()> {
                     (image(b, "scalar", &[]), image(b, "one", &[1]), image(b, "last", &shape[1..]));
                 Ok([&scalar, &one, &last].map(|other| b.op(op, &[&x, other])).to_vec())
             })?;
+        }
+    }
+    Ok(())
+}
+
+/// Kernel, strides, dilations, padding on both sides.
+type Window = ([i64; 2], [i64; 2], [i64; 2], [i64; 4]);
+
+#[test]
+fn gradients_of_max_pooling() -> Result<()> {
+    let windows: [Window; 5] = [
+        ([2, 2], [2, 2], [1, 1], [0; 4]),
+        ([3, 3], [2, 2], [1, 1], [1; 4]),
+        ([2, 3], [1, 3], [2, 1], [0, 1, 1, 0]),
+        ([3, 2], [3, 2], [1, 1], [0; 4]),
+        ([5, 5], [1, 1], [1, 1], [2; 4]),
+    ];
+    for (kernel, strides, dilations, pads) in windows {
+        for ceil in [false, true] {
+            let gradient = |forms: Forms| -> Result<Option<Vec<Tensor>>> {
+                let Some(ort) = onnx_runtime() else { return Ok(None) };
+                let mut b = Builder::new("case");
+                b.forms = forms;
+                let x = image(&mut b, "x", &[2, 5, 13, 17]);
+                let mut attrs = window(strides, dilations, pads, 1);
+                attrs.retain(|(name, _)| *name != "group");
+                attrs
+                    .extend([("kernel_shape", Attr::Ints(kernel.to_vec())), ("ceil_mode", Attr::from(ceil))]);
+                let y = b.op_with("MaxPool", &[&x], &attrs);
+                let shape = b.shape(&y);
+                let seed = image(&mut b, "seed", &shape);
+                let gradients = autodiff::backward(&mut b, &[(y, seed)], std::slice::from_ref(&x))?;
+                b.output(&gradients[&x]);
+                let (graph, facts) = b.finish();
+                run(&*ort, &graph, &facts).map(Some)
+            };
+            let (Some(found), Some(expected)) = (gradient(Forms::Kernels)?, gradient(Forms::Products)?)
+            else {
+                return Ok(());
+            };
+            let apart = distance(&found[0], &expected[0]);
+            assert!(apart <= 1e-5, "windows of {kernel:?} by {strides:?}: {apart:e} apart");
         }
     }
     Ok(())

@@ -118,7 +118,7 @@ pub fn weight_form(
         _ if g.rank() == 0 => WeightForm::Pointwise,
         _ if group == 1 && taps == 1 && whole && windows >= 128 => WeightForm::Pointwise,
         _ if forms == Forms::Windows => WeightForm::RoleSwap,
-        _ if forms == Forms::Depthwise && depthwise && g.rank() == 2 => WeightForm::RoleSwap,
+        _ if forms == Forms::Kernels && depthwise && g.rank() == 2 => WeightForm::RoleSwap,
         _ if depthwise && g.dense[g.rank() - 1] <= 112 => WeightForm::Rows,
         _ if group > 1 && group_inputs < 8 => WeightForm::RoleSwap,
         _ if group == 1 && group_inputs < 8 && taps >= 49 => WeightForm::RoleSwap,

@@ -7,7 +7,7 @@ use super::separable::{AxisMap, pull_back};
 use super::window::Geometry;
 use super::{Context, Cotangents, Row, rule};
 use crate::error::{Error, Result};
-use crate::onnx::{Attr, Builder, DType, Fact, Tensor, ValueId};
+use crate::onnx::{Attr, Builder, DType, Fact, Forms, Tensor, ValueId, kernels};
 
 pub const TABLE: &[Row] = &[
     rule("MaxPool", max_pool),
@@ -37,6 +37,9 @@ fn planes(b: &mut Builder, v: &ValueId) -> ValueId {
 fn max_pool(c: &mut Context<'_>) -> Cotangents {
     let (x, y, dy) = (c.input(0)?, c.output(0)?, c.cotangent()?);
     let geometry = geometry(c, &x, &y)?;
+    if c.b.forms == Forms::Kernels && c.b.dtype(&x) == DType::F32 && geometry.rank() == 2 {
+        return Ok(vec![Some(by_kernel(c.b, [&x, &y, &dy], &geometry))]);
+    }
     if tiles(&geometry) {
         return Ok(vec![Some(tiled_maxima(c.b, &x, &y, &dy, &geometry))]);
     }
@@ -55,6 +58,23 @@ fn max_pool(c: &mut Context<'_>) -> Cotangents {
     }
     let dx = c.b.op_with("ScatterElements", &[&zeros, &indices, &updates], &attrs);
     Ok(vec![Some(c.b.reshape(&dx, &shape))])
+}
+
+/// By one operator of ours.
+fn by_kernel(b: &mut Builder, [x, y, dy]: [&ValueId; 3], g: &Geometry) -> ValueId {
+    let sizes = |sizes: &[usize]| Attr::Ints(sizes.iter().map(|&size| size as i64).collect());
+    let attrs = [
+        ("kernel_shape", sizes(&g.kernel)),
+        ("strides", sizes(&g.stride)),
+        ("dilations", sizes(&g.dilation)),
+        ("pads", Attr::Ints(g.begin.clone())),
+        ("shared", Attr::from(tiles(g))),
+    ];
+    let inputs = [x, y, dy].map(Some);
+    let dx = b.op_full(kernels::DOMAIN, kernels::MAX_POOL_GRADIENT, &inputs, &attrs, 1).remove(0);
+    let fact = b.fact(x).clone();
+    b.set_fact(&dx, fact);
+    dx
 }
 
 /// Whether the windows of an image or a line lie side by side from its beginning.

@@ -58,7 +58,7 @@ impl<'a> Look<'a> {
             let reader = node.output(0).and_then(|id| self.reader(id));
             reader.is_some_and(|i| self.graph.nodes[i].is("MatMul"))
         };
-        let biases = node.is("Add") && inputs().any(|id| self.producers.get(id).is_none());
+        let biases = node.is("Add") && inputs().any(|id| !self.producers.contains_key(id));
         (scales && (inputs().any(product) || scales_operand())) || (biases && inputs().any(product))
     }
 

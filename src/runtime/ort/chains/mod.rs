@@ -11,6 +11,7 @@ mod steps;
 mod tests;
 
 use super::kernels::chain::{CHAIN, Chained, WHICH};
+use crate::onnx::kernels::DOMAIN;
 use crate::onnx::{DType, Facts, Graph, Node, ValueId, node_reads};
 use onnx_merge_kernels::Chain;
 use onnx_merge_kernels::chain::Arg;
@@ -270,7 +271,7 @@ impl<'a> Fuser<'a> {
         let mut node =
             Node::new(CHAIN, &inputs.iter().collect::<Vec<_>>(), &results).with(WHICH, chains.len() as i64);
         node.name.clone_from(&self.graph.nodes[*group.nodes.last()?].name);
-        super::kernels::DOMAIN.clone_into(&mut node.domain);
+        DOMAIN.clone_into(&mut node.domain);
         chains.push(Chained::new(chain, &facts, &group.shape));
         Some(node)
     }

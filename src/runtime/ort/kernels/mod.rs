@@ -5,13 +5,13 @@
 
 pub mod chain;
 mod convolution;
+mod pool;
 
+use crate::onnx::kernels::DOMAIN;
 use crate::onnx::{Facts, Graph, Model, Node};
 use ::ort::operator::{ComputeContext, OperatorDomain};
 use ::ort::value::{DynTensorValueType, Shape, ValueRef, ValueRefMut};
 use std::sync::{Arc, Mutex, PoisonError};
-
-pub const DOMAIN: &str = "onnx_merge.cpu";
 
 /// An operator of the standard's that has a kernel here.
 struct Row {
@@ -36,6 +36,7 @@ impl Kernels {
         let domain = OperatorDomain::new(DOMAIN)?;
         let domain = domain.add(convolution::Convolution { transposed: false })?;
         let domain = domain.add(convolution::Convolution { transposed: true })?;
+        let domain = domain.add(pool::MaxPoolGradient)?;
         domain.add(chain::Chains(self.chains.clone()))
     }
 }
@@ -52,7 +53,7 @@ pub fn swap_in(model: &mut Model, facts: &Facts) -> Option<Kernels> {
         DOMAIN.clone_into(&mut model.graph.nodes[i].domain);
     }
     let chains = super::chains::fuse(&mut model.graph, facts);
-    let any = !chosen.is_empty() || !chains.is_empty();
+    let any = model.graph.nodes.iter().any(|node| node.domain == DOMAIN);
     any.then(|| {
         model.opsets.insert(DOMAIN.to_owned(), 1);
         Kernels { chains: chains.into() }
