@@ -15,6 +15,7 @@ mod npy;
 mod options;
 mod split;
 mod testset;
+mod words;
 
 pub use augment::{Fill, Shift, shift_images};
 pub use bind::{Bound, BoundInput};
@@ -34,7 +35,7 @@ pub struct Dataset {
     pub path: PathBuf,
     pub inputs: Vec<Column>,
     pub labels: Option<Labels>,
-    /// Names of the classes, where the format has them (image folders, text labels in tables).
+    /// Names of the classes, where the data have them (image folders, labels that are words).
     pub class_names: Vec<String>,
     pub options: DataOptions,
     /// The order of `inputs` is that of a model's inputs, whatever their names.
