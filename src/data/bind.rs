@@ -1,10 +1,12 @@
 //! Fits a data set to a model's inputs, and makes batches of it.
 
 use super::augment::{Fill, Shift, shift_images};
-use super::{Column, Dataset, Labels};
+use super::pictures::Recolour;
+use super::{Column, Dataset, Form, Labels};
 use crate::error::{Error, ONLY_NUMBERS, Result};
 use crate::onnx::{DType, Dim, Fact, Tensor, ValueId, ValueInfo};
 use half::f16;
+use std::borrow::Cow;
 use std::path::PathBuf;
 
 /// A data set that fits a model's inputs.
@@ -30,6 +32,8 @@ pub struct BoundInput {
     /// The batch size the model is fixed to, where it is.
     pub fixed_batch: Option<usize>,
     column: Column,
+    /// What gives pictures as many channels as the model takes, before all else.
+    recolour: Option<Recolour>,
     /// Per element of a stored row: `value · factor + offset`. One pair for all, or one each.
     affine: Vec<(f64, f64)>,
     /// Stored rows are channels × height × width, the model takes height × width × channels, or the reverse.
@@ -75,7 +79,7 @@ impl Dataset {
             return Ok(column);
         }
         let alone = inputs.len() == 1 && self.inputs.len() == 1;
-        if alone || self.positional && inputs.len() == self.inputs.len() {
+        if alone || self.form == Form::Positional && inputs.len() == self.inputs.len() {
             return Ok(&self.inputs[i]);
         }
         let have: Vec<&str> = self.inputs.iter().map(|c| c.name.as_str()).collect();
@@ -90,24 +94,43 @@ impl Dataset {
                 .hint(ONLY_NUMBERS)
         })?;
         let stored = column.row_shape();
-        let Place { row_shape, batched, fixed_batch } =
-            place(input.shape.as_deref(), stored).ok_or_else(|| self.misfit(input, column))?;
-        let order = match grouped(stored, &row_shape) {
-            true => None,
-            false => Some(reorder(stored, &row_shape).ok_or_else(|| self.misfit(input, column))?),
-        };
+        let (recolour, shape, place) = self.place(input, stored).ok_or_else(|| self.misfit(input, column))?;
+        let Place { row_shape, batched, fixed_batch, order } = place;
         if order.is_some() {
             notes.push(format!(
                 "'{}' is reordered from {} to {} (channels first or last)",
                 column.name,
-                show(stored),
+                show(&shape),
                 show(&row_shape)
             ));
         }
+        if let Form::Pictures(pictures) = self.form {
+            notes.extend(pictures.note(shape[0]));
+        }
         self.check_values(input, dtype, column)?;
-        let affine = if dtype.is_float() { self.affine(column)? } else { vec![(1.0, 0.0)] };
-        let column = column.clone();
-        Ok(BoundInput { id: input.id.clone(), dtype, row_shape, batched, fixed_batch, column, affine, order })
+        let affine = if dtype.is_float() { self.affine(&column.name, &shape)? } else { vec![(1.0, 0.0)] };
+        Ok(BoundInput {
+            id: input.id.clone(),
+            dtype,
+            row_shape,
+            batched,
+            fixed_batch,
+            column: column.clone(),
+            recolour,
+            affine,
+            order,
+        })
+    }
+
+    /// How rows of the shape `stored` fill an input, after which change of channels, and their shape after that.
+    fn place(&self, input: &ValueInfo, stored: &[usize]) -> Option<(Option<Recolour>, Vec<usize>, Place)> {
+        let declared = input.shape.as_deref();
+        if let Some(place) = place(declared, stored) {
+            return Some((None, stored.to_vec(), place));
+        }
+        let Form::Pictures(_) = self.form else { return None };
+        let (recolour, shape) = Recolour::of(stored)?;
+        Some((Some(recolour), shape.to_vec(), place(declared, &shape)?))
     }
 
     fn misfit(&self, input: &ValueInfo, column: &Column) -> Error {
@@ -119,12 +142,11 @@ impl Dataset {
             input.id,
             wants.join("×")
         ));
-        match self.class_names.is_empty() || column.image_shape().is_none() {
-            true => error,
-            false => error.hint(
-                "images are given as channels × height × width: --size HEIGHTxWIDTH resizes them, and where all are grey \
-                 there is one channel",
-            ),
+        match self.form {
+            Form::Pictures(_) => {
+                error.hint("images are given as channels × height × width: --size HEIGHTxWIDTH resizes them")
+            }
+            _ => error,
         }
     }
 
@@ -160,7 +182,7 @@ impl Dataset {
     }
 
     /// Scale, mean and std as factor and offset: one pair, or one an element of a row.
-    fn affine(&self, column: &Column) -> Result<Vec<(f64, f64)>> {
+    fn affine(&self, name: &str, shape: &[usize]) -> Result<Vec<(f64, f64)>> {
         let options = &self.options;
         let scale = options.scale.unwrap_or(1.0);
         let channels = options.mean.len().max(options.std.len());
@@ -187,15 +209,13 @@ impl Dataset {
         if channels <= 1 {
             return Ok(vec![pair(0)]);
         }
-        let shape = column.row_shape();
         let inner: usize = if shape.first() == Some(&channels) {
             shape[1..].iter().product()
         } else if shape.last() == Some(&channels) {
             1
         } else {
             return Err(self.refuse(format!(
-                "mean or std has {channels} numbers, but a row of '{}' is {}",
-                column.name,
+                "mean or std has {channels} numbers, but a row of '{name}' is {}",
                 show(shape)
             )));
         };
@@ -274,7 +294,7 @@ impl Bound {
         let per_row: usize = input.row_shape.iter().product();
         let mut bytes = Vec::with_capacity(batch * per_row * input.dtype.size().unwrap_or(4));
         for &row in rows {
-            input.push_row(row, per_row, &mut bytes);
+            input.push_row(row, &mut bytes);
         }
         let row_bytes = bytes.len() / rows.len();
         for _ in rows.len()..batch {
@@ -297,15 +317,24 @@ impl Labels {
 impl BoundInput {
     /// Channels, height and width where a row is a plain image that the model takes channels first.
     pub fn image_shape(&self) -> Option<[usize; 3]> {
-        self.column.image_shape().filter(|_| self.order.is_none() && self.dtype.is_float())
+        let shape = self.column.image_shape().filter(|_| self.order.is_none() && self.dtype.is_float())?;
+        Some(match self.recolour {
+            Some(_) => Recolour::of(&shape)?.1,
+            None => shape,
+        })
     }
 
-    fn push_row(&self, row: usize, per_row: usize, out: &mut Vec<u8>) {
+    fn push_row(&self, row: usize, out: &mut Vec<u8>) {
         let values = &self.column.values;
+        let per_row: usize = self.column.row_shape().iter().product();
         let row_bytes = per_row * values.dtype().size().unwrap_or(1);
         let stored = &values.bytes()[row * row_bytes..][..row_bytes];
+        let stored = match self.recolour {
+            Some(recolour) => Cow::Owned(recolour.apply(stored)),
+            None => Cow::Borrowed(stored),
+        };
         let start = out.len();
-        convert(values.dtype(), stored, self.dtype, &self.affine, out);
+        convert(values.dtype(), &stored, self.dtype, &self.affine, out);
         if let Some(order) = self.order {
             let moved = order.apply(&out[start..], self.dtype.size().unwrap_or(1));
             out.truncate(start);
@@ -414,27 +443,37 @@ struct Place {
     row_shape: Vec<usize>,
     batched: bool,
     fixed_batch: Option<usize>,
+    order: Option<Reorder>,
 }
 
 /// The shape of one row as the model takes it: its declared shape without the batch dimension, with unknown
-/// dimensions taken from the data. `None` where the data can't fill it.
+/// dimensions taken from the data; and how its values are reordered. `None` where the data can't fill it.
 fn place(declared: Option<&[Dim]>, stored: &[usize]) -> Option<Place> {
+    let (row_shape, batched, fixed_batch) = row_place(declared, stored)?;
+    let order = match grouped(stored, &row_shape) {
+        true => None,
+        false => Some(reorder(stored, &row_shape)?),
+    };
+    Some(Place { row_shape, batched, fixed_batch, order })
+}
+
+/// The shape of one row, whether the model has a batch dimension, and the size to which it is fixed.
+fn row_place(declared: Option<&[Dim]>, stored: &[usize]) -> Option<(Vec<usize>, bool, Option<usize>)> {
     let Some(declared) = declared else {
-        return Some(Place { row_shape: stored.to_vec(), batched: true, fixed_batch: None });
+        return Some((stored.to_vec(), true, None));
     };
     let elements: usize = stored.iter().product();
     let fixed = match declared.first() {
         Some(Dim::Known(d)) => Some(*d),
         Some(_) => None,
         None => {
-            return (elements == 1).then(|| Place { row_shape: vec![], batched: false, fixed_batch: None });
+            return (elements == 1).then(|| (vec![], false, None));
         }
     };
     if let Some(row_shape) = fill(&declared[1..], stored) {
-        return Some(Place { row_shape, batched: true, fixed_batch: fixed });
+        return Some((row_shape, true, fixed));
     }
-    let row_shape = fill(declared, stored)?;
-    Some(Place { row_shape, batched: false, fixed_batch: None })
+    Some((fill(declared, stored)?, false, None))
 }
 
 /// Unknown dimensions filled in so that the number of elements is that of the stored row.
@@ -493,6 +532,7 @@ fn show(shape: &[usize]) -> String {
 #[cfg(test)]
 mod tests {
     use super::super::DataOptions;
+    use super::super::pictures::Pictures;
     use super::*;
 
     fn input(dtype: DType, dims: &[i64]) -> ValueInfo {
@@ -529,6 +569,27 @@ mod tests {
         assert_eq!(bound.notes.len(), 1);
         let back = bytes(&[1, 2, 2, 3]).bind(&[input(DType::F32, &[-1, 3, 2, 2])]).unwrap();
         assert_eq!(&back.batch(&[0], 1).unwrap()[0].to_f32()[..4], [0., 3., 6., 9.]);
+    }
+
+    #[test]
+    fn pictures_get_the_channels_that_the_model_takes() {
+        let pictures = |shape: &[usize], grey: usize| Dataset {
+            form: Form::Pictures(Pictures { all: 1, grey, transparent: 0 }),
+            ..bytes(shape)
+        };
+        let fitted = |set: &Dataset, dims: &[i64]| {
+            let bound = set.bind(&[input(DType::F32, dims)]).unwrap();
+            (bound.batch(&[0], 1).unwrap()[0].to_f32().into_owned(), bound.notes.len())
+        };
+        let mut grey = pictures(&[1, 1, 1, 2], 1);
+        assert_eq!(fitted(&grey, &[-1, 1, 1, 2]), (vec![0., 1.], 0));
+        assert_eq!(fitted(&grey, &[-1, 3, 1, 2]), (vec![0., 1., 0., 1., 0., 1.], 1));
+        assert_eq!(fitted(&grey, &[-1, 1, 2, 3]), (vec![0., 0., 0., 1., 1., 1.], 2));
+        grey.options.mean = vec![1., 2., 3.];
+        assert_eq!(fitted(&grey, &[-1, 3, 1, 2]).0, [-1., 0., -2., -1., -3., -2.]);
+        let colour = pictures(&[1, 3, 1, 2], 0);
+        assert_eq!(fitted(&colour, &[-1, 2]), (vec![2., 3.], 1));
+        assert!(bytes(&[1, 1, 1, 2]).bind(&[input(DType::F32, &[-1, 3, 1, 2])]).is_err());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::labels::Labels;
 use super::options::DataOptions;
-use super::{Column, Dataset};
+use super::{Column, Dataset, Form};
 use crate::error::{Error, Result};
 use crate::onnx::Tensor;
 use std::io::BufRead;
@@ -54,7 +54,7 @@ pub fn open(path: &Path, options: &DataOptions) -> Result<Dataset> {
         labels,
         class_names: class_names.unwrap_or_default(),
         options: options.clone(),
-        positional: false,
+        form: Form::Named,
     })
 }
 

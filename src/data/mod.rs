@@ -13,6 +13,7 @@ mod images;
 mod labels;
 mod npy;
 mod options;
+mod pictures;
 mod split;
 mod testset;
 mod words;
@@ -26,6 +27,7 @@ pub use split::split;
 
 use crate::error::{Error, Result};
 use crate::onnx::Tensor;
+use pictures::Pictures;
 use std::path::{Path, PathBuf};
 
 /// Rows of inputs, with or without labels.
@@ -38,8 +40,18 @@ pub struct Dataset {
     /// Names of the classes, where the data have them (image folders, labels that are words).
     pub class_names: Vec<String>,
     pub options: DataOptions,
-    /// The order of `inputs` is that of a model's inputs, whatever their names.
-    positional: bool,
+    form: Form,
+}
+
+/// How inputs find their place in a model.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Form {
+    /// By name, or alone.
+    Named,
+    /// In the order of the model's inputs, whatever their names.
+    Positional,
+    /// One input, of pictures: they get as many channels as the model takes.
+    Pictures(Pictures),
 }
 
 /// One input of every row: a tensor whose first dimension counts rows.
@@ -197,7 +209,7 @@ impl Dataset {
             labels,
             class_names: vec![],
             options: DataOptions::default(),
-            positional: false,
+            form: Form::Named,
         };
         dataset.checked()
     }

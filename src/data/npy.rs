@@ -6,7 +6,7 @@
 
 use super::labels::Labels;
 use super::options::DataOptions;
-use super::{Column, Dataset, check_memory, words};
+use super::{Column, Dataset, Form, check_memory, words};
 use crate::error::{Error, Result};
 use crate::onnx::{DType, Tensor};
 use memmap2::Mmap;
@@ -61,7 +61,7 @@ fn dataset(
         labels,
         class_names: class_names.unwrap_or_default(),
         options: options.clone(),
-        positional: false,
+        form: Form::Named,
     }
 }
 

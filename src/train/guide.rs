@@ -60,6 +60,11 @@ impl Guide {
         })
     }
 
+    /// What was done to the data to make them fit it, in sentences for the user.
+    pub fn notes(&self) -> &[String] {
+        &self.train.notes
+    }
+
     /// Values for the program's weights, from tensors by name; those that aren't there are as they came.
     pub fn with(&self, tensors: &HashMap<ValueId, Tensor>) -> Vec<Value> {
         let value = |(id, own): (&ValueId, &Value)| {
