@@ -2,9 +2,10 @@
 
 use super::augment::{Fill, Shift, shift_images};
 use super::pictures::Recolour;
+use super::place::{Place, Reorder, place, show};
 use super::{Column, Dataset, Form, Labels};
 use crate::error::{Error, ONLY_NUMBERS, Result};
-use crate::onnx::{DType, Dim, Fact, Tensor, ValueId, ValueInfo};
+use crate::onnx::{self, DType, Dim, Fact, Graph, Lookup, Tensor, ValueId, ValueInfo};
 use half::f16;
 use std::borrow::Cow;
 use std::path::PathBuf;
@@ -40,13 +41,6 @@ pub struct BoundInput {
     order: Option<Reorder>,
 }
 
-/// A change between channels-first and channels-last.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Reorder {
-    ChannelsLast([usize; 3]),
-    ChannelsFirst([usize; 3]),
-}
-
 impl Dataset {
     /// Fits this data to a model's inputs: by name, or the only column to the only input. Shapes may differ by
     /// what a reshape bridges (1 × 28 × 28 for 784 × 1), and by channels first or last.
@@ -67,6 +61,38 @@ impl Dataset {
             );
         }
         Ok(bound)
+    }
+
+    /// Fits this data to the inputs of a graph, and looks whether what is to be found in its tables is in them.
+    ///
+    /// # Errors
+    /// As [`Self::bind`], and for places that a table hasn't got.
+    pub fn bind_to(&self, graph: &Graph) -> Result<Bound> {
+        let inputs: Vec<ValueInfo> = graph.required_inputs().cloned().collect();
+        let bound = self.bind(&inputs)?;
+        for lookup in onnx::lookups(graph) {
+            bound
+                .inputs
+                .iter()
+                .filter(|i| i.id == lookup.input)
+                .try_for_each(|i| self.check_lookup(i, &lookup))?;
+        }
+        Ok(bound)
+    }
+
+    fn check_lookup(&self, input: &BoundInput, lookup: &Lookup) -> Result<()> {
+        let Lookup { table, size, .. } = lookup;
+        let places = -(*size as f64)..*size as f64;
+        let Some((row, value)) = input.column.find(|value| !places.contains(&value)) else { return Ok(()) };
+        let what = format!(
+            "'{}' holds {value} in row {row}, but the model's input '{}' counts the entries of '{table}', which has {size} (0 to {})",
+            input.column.name,
+            input.id,
+            size.saturating_sub(1)
+        );
+        Err(self.refuse(what).hint(
+            "words must be numbered as for the model, by its own vocabulary, in which unknown ones mostly share a number",
+        ))
     }
 
     fn refuse(&self, what: String) -> Error {
@@ -125,12 +151,14 @@ impl Dataset {
     /// How rows of the shape `stored` fill an input, after which change of channels, and their shape after that.
     fn place(&self, input: &ValueInfo, stored: &[usize]) -> Option<(Option<Recolour>, Vec<usize>, Place)> {
         let declared = input.shape.as_deref();
-        if let Some(place) = place(declared, stored) {
-            return Some((None, stored.to_vec(), place));
-        }
-        let Form::Pictures(_) = self.form else { return None };
-        let (recolour, shape) = Recolour::of(stored)?;
-        Some((Some(recolour), shape.to_vec(), place(declared, &shape)?))
+        let as_it_is = place(declared, stored).map(|place| (None, stored.to_vec(), place));
+        let Form::Pictures(_) = self.form else { return as_it_is };
+        let recoloured = Recolour::of(stored)
+            .and_then(|(recolour, shape)| Some((Some(recolour), shape.to_vec(), place(declared, &shape)?)));
+        // Three channels also fill a batch of three grey pictures.
+        let (batched, others): (Vec<_>, Vec<_>) =
+            as_it_is.into_iter().chain(recoloured).partition(|(.., place)| place.batched);
+        batched.into_iter().chain(others).next()
     }
 
     fn misfit(&self, input: &ValueInfo, column: &Column) -> Error {
@@ -165,20 +193,13 @@ impl Dataset {
         if values.dtype() == dtype {
             return Ok(());
         }
-        let bad = |v: f64| v.fract() != 0.0 || v < low || v > high;
-        let row_bytes = per_row * values.dtype().size().unwrap_or(1);
-        for (row, bytes) in values.bytes().chunks(row_bytes.max(1)).enumerate() {
-            let mut found = None;
-            each(values.dtype(), bytes, |v| found = found.or(bad(v).then_some(v)));
-            if let Some(v) = found {
-                let what = format!(
-                    "'{}' holds {v} in row {row}, but the model's input '{}' is {dtype}",
-                    column.name, input.id
-                );
-                return Err(self.refuse(what));
-            }
+        match column.find(|v| v.fract() != 0.0 || v < low || v > high) {
+            None => Ok(()),
+            Some((row, v)) => Err(self.refuse(format!(
+                "'{}' holds {v} in row {row}, but the model's input '{}' is {dtype}",
+                column.name, input.id
+            ))),
         }
-        Ok(())
     }
 
     /// Scale, mean and std as factor and offset: one pair, or one an element of a row.
@@ -314,6 +335,20 @@ impl Labels {
     }
 }
 
+impl Column {
+    /// The first value that is `wanted`, and its row.
+    fn find(&self, wanted: impl Fn(f64) -> bool) -> Option<(usize, f64)> {
+        let dtype = self.values.dtype();
+        let per_row = self.row_shape().iter().product::<usize>().max(1);
+        let row_bytes = per_row * dtype.size().unwrap_or(1);
+        self.values.bytes().chunks(row_bytes).enumerate().find_map(|(row, bytes)| {
+            let mut found = None;
+            each(dtype, bytes, |v| found = found.or(wanted(v).then_some(v)));
+            found.map(|value| (row, value))
+        })
+    }
+}
+
 impl BoundInput {
     /// Channels, height and width where a row is a plain image that the model takes channels first.
     pub fn image_shape(&self) -> Option<[usize; 3]> {
@@ -340,22 +375,6 @@ impl BoundInput {
             out.truncate(start);
             out.extend(moved);
         }
-    }
-}
-
-impl Reorder {
-    fn apply(self, from: &[u8], size: usize) -> Vec<u8> {
-        let mut to = Vec::with_capacity(from.len());
-        let mut take = |at: usize| to.extend_from_slice(&from[at * size..][..size]);
-        match self {
-            Reorder::ChannelsLast([c, h, w]) => {
-                (0..h * w).for_each(|p| (0..c).for_each(|c| take(c * h * w + p)));
-            }
-            Reorder::ChannelsFirst([c, h, w]) => {
-                (0..c).for_each(|k| (0..h * w).for_each(|p| take(p * c + k)));
-            }
-        }
-        to
     }
 }
 
@@ -437,96 +456,6 @@ fn range(dtype: DType) -> Option<(f64, f64)> {
         DType::U64 => (0.0, 2f64.powi(64)),
         _ => return None,
     })
-}
-
-struct Place {
-    row_shape: Vec<usize>,
-    batched: bool,
-    fixed_batch: Option<usize>,
-    order: Option<Reorder>,
-}
-
-/// The shape of one row as the model takes it: its declared shape without the batch dimension, with unknown
-/// dimensions taken from the data; and how its values are reordered. `None` where the data can't fill it.
-fn place(declared: Option<&[Dim]>, stored: &[usize]) -> Option<Place> {
-    let (row_shape, batched, fixed_batch) = row_place(declared, stored)?;
-    let order = match grouped(stored, &row_shape) {
-        true => None,
-        false => Some(reorder(stored, &row_shape)?),
-    };
-    Some(Place { row_shape, batched, fixed_batch, order })
-}
-
-/// The shape of one row, whether the model has a batch dimension, and the size to which it is fixed.
-fn row_place(declared: Option<&[Dim]>, stored: &[usize]) -> Option<(Vec<usize>, bool, Option<usize>)> {
-    let Some(declared) = declared else {
-        return Some((stored.to_vec(), true, None));
-    };
-    let elements: usize = stored.iter().product();
-    let fixed = match declared.first() {
-        Some(Dim::Known(d)) => Some(*d),
-        Some(_) => None,
-        None => {
-            return (elements == 1).then(|| (vec![], false, None));
-        }
-    };
-    if let Some(row_shape) = fill(&declared[1..], stored) {
-        return Some((row_shape, true, fixed));
-    }
-    Some((fill(declared, stored)?, false, None))
-}
-
-/// Unknown dimensions filled in so that the number of elements is that of the stored row.
-fn fill(dims: &[Dim], stored: &[usize]) -> Option<Vec<usize>> {
-    let elements: usize = stored.iter().product();
-    let known: usize = dims.iter().map(|d| if let Dim::Known(d) = d { *d } else { 1 }).product();
-    let open = dims.iter().filter(|d| !matches!(d, Dim::Known(_))).count();
-    let rest = elements.checked_div(known).filter(|rest| rest * known == elements)?;
-    let same_rank = dims.len() == stored.len();
-    let filled: Vec<usize> = dims
-        .iter()
-        .enumerate()
-        .map(|(i, d)| match d {
-            Dim::Known(d) => *d,
-            _ if open == 1 => rest,
-            _ if same_rank => stored[i],
-            _ => 1,
-        })
-        .collect();
-    (filled.iter().product::<usize>() == elements).then_some(filled)
-}
-
-/// Whether one shape is the other with neighbouring dimensions joined: then a reshape keeps its meaning.
-fn grouped(a: &[usize], b: &[usize]) -> bool {
-    let products = |shape: &[usize]| -> Vec<usize> {
-        let mut products: Vec<usize> = shape
-            .iter()
-            .scan(1, |product, d| {
-                *product *= d;
-                Some(*product)
-            })
-            .filter(|p| *p > 1)
-            .collect();
-        products.dedup();
-        products
-    };
-    let (a, b) = (products(a), products(b));
-    a.iter().all(|p| b.contains(p)) || b.iter().all(|p| a.contains(p))
-}
-
-fn reorder(stored: &[usize], wanted: &[usize]) -> Option<Reorder> {
-    match (stored, wanted) {
-        (&[c @ 1..=4, h, w], &[a, b, d]) if (a, b, d) == (h, w, c) => Some(Reorder::ChannelsLast([c, h, w])),
-        (&[h, w, c @ 1..=4], &[a, b, d]) if (a, b, d) == (c, h, w) => Some(Reorder::ChannelsFirst([c, h, w])),
-        _ => None,
-    }
-}
-
-fn show(shape: &[usize]) -> String {
-    match shape {
-        [] => "a single number".into(),
-        _ => shape.iter().map(usize::to_string).collect::<Vec<_>>().join("×"),
-    }
 }
 
 #[cfg(test)]

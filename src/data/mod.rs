@@ -14,6 +14,7 @@ mod labels;
 mod npy;
 mod options;
 mod pictures;
+mod place;
 mod split;
 mod testset;
 mod words;

@@ -83,10 +83,10 @@ fn multiply(request: &mut MergeRequest) -> Result<Option<String>> {
     let asked = request.config.cutmix.is_some_and(|count| count > 0);
     let theirs = &request.source_data.as_ref().unwrap_or(&request.data).train;
     let reads = |source: &PathBuf| -> Result<bool> {
-        let declared: Vec<_> = onnx::read(source)?.model.graph.required_inputs().cloned().collect();
+        let graph = onnx::read(source)?.model.graph;
         // A model has nothing to tell itself about rows that nobody else has answers to.
         let other = asked || !onnx::surgery::same_file(source, &request.target);
-        Ok(other && theirs.bind(&declared).is_ok())
+        Ok(other && theirs.bind_to(&graph).is_ok())
     };
     if request.invented || !request.config.wants_unlabelled() {
         return Ok(None);
@@ -126,8 +126,7 @@ fn run(request: &mut MergeRequest, made: Option<&str>, observer: &mut dyn Observ
     let read = begun.elapsed();
 
     observer.event(&Event::Phase("planning"));
-    let declared: Vec<_> = target.file.model.graph.required_inputs().cloned().collect();
-    let examples = Examples::new(request.data.borrow(), &declared, config.seed)?;
+    let examples = Examples::new(request.data.borrow(), &target.file.model.graph, config.seed)?;
     if target.head.width == 1 && objective::task(&config, &examples, &target) == Task::Classify {
         std::iter::once(&mut target).chain(&mut sources).for_each(Network::tell_two_apart);
     }
