@@ -14,7 +14,7 @@ use crate::runtime::Value;
 use std::time::{Duration, Instant};
 
 /// Validations an arm gets over its whole training.
-const VALIDATIONS: usize = 12;
+pub(super) const VALIDATIONS: usize = 12;
 /// How often an arm in training is checkpointed, besides at the end of each round.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(30);
 
@@ -80,7 +80,7 @@ impl Contender {
 
 /// The part of the time left for the short trainings of the next one of `left` arms, behind which `trainings` of `count` are trained
 /// whole. A single arm needs no share.
-fn part_for_trials(count: usize, left: usize, trainings: usize) -> f64 {
+pub(super) fn part_for_trials(count: usize, left: usize, trainings: usize) -> f64 {
     match count {
         1 => 1.0,
         _ => TRIALS / (TRIALS * left as f64 + trainings as f64),

@@ -165,13 +165,18 @@ fn run(request: &mut MergeRequest, made: Option<&str>, observer: &mut dyn Observ
     let checkpoint = Checkpoint::beside(&request.output, &request.ranks);
     let state = match request.resume && checkpoint.exists() {
         true => checkpoint.load(&fingerprint)?,
-        false => RunState { fingerprint, arms: vec![] },
+        false => RunState { fingerprint, ..RunState::default() },
     };
     if request.resume && state.arms.is_empty() {
         observer.event(&Event::Note("there is no checkpoint to go on from: starting anew"));
     }
     let deadline = config.time.map(|s| Instant::now() + Duration::from_secs_f64(s.max(0.0)));
     let mut contest = Contest { session: &mut session, checkpoint, state, deadline, stopped: false };
+    let (steps, fewer) = contest.fit_to_time(&candidates, steps, observer)?;
+    if let Some(note) = fewer {
+        observer.event(&Event::Note(&note));
+        notes.push(note);
+    }
     let results = run_arms(&mut contest, candidates, steps, observer)?;
     let interrupted = contest.stopped && request.ranks.decide(observer.interrupted());
     let checkpoint = contest.checkpoint;
