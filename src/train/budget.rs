@@ -1,10 +1,11 @@
 //! How many steps fit into the time that all of training may take, so that schedules end with it instead of being cut off.
 //!
-//! Decided once, before the first arm, by what steps cost here and now; a resumed run keeps to it. The clock still ends what takes
-//! longer all the same. Look at [`Contest::fit_to_time`].
+//! Decided once, by what steps cost here and now, and kept in the checkpoint. A single training is planned before it begins. Where
+//! arms compete, the clock shares out the time for their short trainings ([`Contest::run`]), and what is left is planned for
+//! those that go on. The clock still ends what takes longer all the same.
 
-use super::arms::{self, Arm, SourceKind, rounds};
-use super::contest::{Contest, VALIDATIONS, part_for_trials};
+use super::arms::{self, Arm, rounds};
+use super::contest::{Contender, Contest, VALIDATIONS};
 use super::session::Split;
 use super::trials::{PART, SHORTEST};
 use super::{Event, Observer};
@@ -16,13 +17,13 @@ const PLANNED: f64 = 0.9;
 /// No arm is planned to take less steps: too few to be worth a schedule.
 const FEWEST: usize = 10;
 /// Steps are timed until so many were taken, or so long.
-const TIMED_STEPS: usize = 40;
-const TIMED: Duration = Duration::from_millis(500);
+const TIMED_STEPS: usize = 20;
+const TIMED: Duration = Duration::from_millis(300);
 /// At least so many, however long they take.
 const TIMED_LEAST: usize = 2;
 
 /// What parts of an arm's training take, in seconds.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct Costs {
     /// Its programs, compiled.
     start: f64,
@@ -35,7 +36,9 @@ struct Costs {
 struct Work {
     /// Arms in the contest.
     arms: usize,
-    /// Trainings after it: other seeds, control arms.
+    /// Whether these have their learning rates; if so, whether by short trainings.
+    entered: Option<bool>,
+    /// Trainings after the contest: other seeds, control arms.
     later: usize,
     /// Whether learning rates are tried where there are steps enough.
     tries: bool,
@@ -56,21 +59,14 @@ impl Work {
     }
 
     /// Seconds that all of it takes with so many steps an arm.
-    fn total(&self, costs: Costs, steps: usize) -> f64 {
+    fn seconds(&self, costs: Costs, steps: usize) -> f64 {
         let whole = steps as f64 * costs.step + VALIDATIONS as f64 * costs.validation;
-        let plan = rounds(self.arms, steps, self.tried(steps));
+        let plan = rounds(self.arms, steps, self.entered.unwrap_or(self.tried(steps)));
         let begins = std::iter::once(0).chain(plan.iter().map(|round| round.0));
         let trained: usize = plan.iter().zip(begins).map(|((until, arms), from)| (until - from) * arms).sum();
         let contest = trained as f64 / steps.max(1) as f64 * whole;
-        let entries = (self.arms + self.later) as f64 * self.entry(costs, steps);
-        entries + contest + self.later as f64 * whole
-    }
-
-    /// Whether so many steps an arm take no more than `seconds`, and no arm's trials more than their share of it.
-    fn fits(&self, costs: Costs, steps: usize, seconds: f64) -> bool {
-        let trainings = rounds(self.arms, steps, self.tried(steps)).first().map_or(0, |round| round.1);
-        let share = seconds * part_for_trials(self.arms, self.arms, trainings);
-        self.total(costs, steps) <= seconds && self.entry(costs, steps) <= share
+        let entering = if self.entered.is_some() { 0 } else { self.arms } + self.later;
+        contest + entering as f64 * self.entry(costs, steps) + self.later as f64 * whole
     }
 
     /// The most steps an arm, up to `most`, that fit into `seconds`.
@@ -78,7 +74,8 @@ impl Work {
         // With trials all costs more: two ranges within which more steps take longer.
         let tried = PART * SHORTEST;
         let ranges = [(tried, most), (FEWEST, most.min(tried - 1))];
-        let largest = |(low, high): (usize, usize)| last_that(low, high, |n| self.fits(costs, n, seconds));
+        let fits = |steps: usize| self.seconds(costs, steps) <= seconds;
+        let largest = |(low, high): (usize, usize)| last_that(low, high, fits);
         ranges.into_iter().find_map(largest).unwrap_or(FEWEST.min(most))
     }
 }
@@ -109,79 +106,116 @@ impl Observer for Quiet<'_> {
 }
 
 impl Contest<'_> {
-    /// Steps for each of these arms, `steps` at most: as many as the time has room for. Where that is less, also what to tell the
-    /// user.
-    pub fn fit_to_time(
-        &mut self,
-        candidates: &[Arm],
-        steps: usize,
-        observer: &mut dyn Observer,
-    ) -> Result<(usize, Option<String>)> {
-        if let Some(planned) = self.state.steps {
-            return Ok((planned, None));
-        }
-        let Some(deadline) = self.deadline.filter(|_| self.state.arms.is_empty()) else {
-            return Ok((steps, None));
-        };
-        let Some(costs) = self.measure(candidates, steps, observer)? else { return Ok((steps, None)) };
-        let seconds = PLANNED * deadline.saturating_duration_since(Instant::now()).as_secs_f64();
-        let fitting = self.work(candidates).steps(costs, steps, seconds);
-        let planned = self.session.ranks.first_numbers(&[fitting]).first().copied().unwrap_or(fitting);
-        self.state.steps = Some(planned);
-        let told = format!(
-            "a step takes {:.3} s: {planned} of {steps} steps an arm fit into the time, and learning rates fall to zero with them",
-            costs.step
-        );
-        Ok((planned, (planned < steps).then_some(told)))
+    /// Whether steps are still to be planned.
+    fn is_open(&self) -> bool {
+        self.deadline.is_some() && self.state.steps.is_none() && !self.stopped
     }
 
-    fn work(&self, candidates: &[Arm]) -> Work {
-        let config = &self.session.config;
-        let controls = match candidates.first().filter(|_| config.ablate) {
-            Some(arm) => arms::controls(arm, self.session.means, self.session.supervised()).len(),
-            None => 0,
+    /// Steps for an arm that has nobody to compete with, `steps` at most.
+    pub(super) fn fit_one(&mut self, arm: &Arm, steps: usize, observer: &mut dyn Observer) -> Result<usize> {
+        if !self.is_open() || !self.state.arms.is_empty() {
+            return Ok(self.state.steps.unwrap_or(steps));
+        }
+        let begun = Instant::now();
+        // Its steps cost the same from where it is, and a fit would be kept.
+        let mut trial =
+            self.begin(Arm { fitted: false, ..arm.clone() }, self.session.config.seed, (steps, 0.0))?;
+        let start = begun.elapsed().as_secs_f64();
+        let Some(costs) = self.time(&mut trial, observer)? else { return Ok(steps) };
+        drop(trial);
+        let work = self.work(1, None, arm);
+        self.plan(work, Costs { start: start + costs.start, ..costs }, steps, observer)
+    }
+
+    /// Steps for arms that have their learning rates, `steps` at most; `staying` are trained in the first round, and `tried` says
+    /// whether they come from short trainings.
+    pub(super) fn fit_several(
+        &mut self,
+        staying: &mut [Contender],
+        (arms, tried): (usize, bool),
+        steps: usize,
+        observer: &mut dyn Observer,
+    ) -> Result<usize> {
+        let Some(best) = staying.first().map(|c| c.arm.clone()).filter(|_| self.is_open()) else {
+            return Ok(self.state.steps.unwrap_or(steps));
         };
+        let (mut mean, count) = (Costs::default(), staying.len() as f64);
+        for contender in staying {
+            let Some(costs) = self.time(contender, observer)? else { return Ok(steps) };
+            mean.step += costs.step / count;
+            mean.validation += costs.validation / count;
+        }
+        self.plan(self.work(arms, Some(tried), &best), mean, steps, observer)
+    }
+
+    fn work(&self, arms: usize, entered: Option<bool>, best: &Arm) -> Work {
+        let config = &self.session.config;
+        let controls = || arms::controls(best, self.session.means, self.session.supervised()).len();
         Work {
-            arms: candidates.len(),
-            later: (1 + controls) * config.seeds.max(1) - 1,
+            arms,
+            entered,
+            later: (1 + if config.ablate { controls() } else { 0 }) * config.seeds.max(1) - 1,
             tries: config.lr.is_none(),
             rates: config.optimizer.rates().len(),
         }
     }
 
-    /// Takes some steps of the arm that costs most, which are thrown away; `None` where that was stopped.
-    fn measure(
+    /// Decides on the steps, the same in all processes, and tells the user where they are fewer than `steps`.
+    fn plan(&mut self, work: Work, costs: Costs, steps: usize, observer: &mut dyn Observer) -> Result<usize> {
+        let Some(deadline) = self.deadline else { return Ok(steps) };
+        let left = PLANNED * deadline.saturating_duration_since(Instant::now()).as_secs_f64();
+        let fitting = work.steps(costs, steps, left);
+        let planned = self.session.ranks.first_numbers(&[fitting]).first().copied().unwrap_or(fitting);
+        self.state.steps = Some(planned);
+        if planned < steps {
+            let note = format!(
+                "a step takes {:.4} s: {planned} of {steps} steps an arm fit into the time, and learning rates fall to zero with them",
+                costs.step
+            );
+            observer.event(&Event::Note(&note));
+            self.planned = Some(note);
+        }
+        Ok(planned)
+    }
+
+    /// Times some steps of an arm that has taken none, and leaves it where it was; `None` where that was stopped.
+    fn time(&mut self, contender: &mut Contender, observer: &mut dyn Observer) -> Result<Option<Costs>> {
+        let schedule = (contender.fit.steps, contender.fit.lr);
+        let mark = contender.fit.mark();
+        contender.fit.lr = 0.0;
+        let costs = self.time_steps(contender, &mut Quiet(observer))?;
+        match contender.fit.moving.is_some() {
+            true => contender.fit = self.begin(contender.arm.clone(), contender.fit.seed, schedule)?.fit,
+            false => contender.fit.rewind(&mark, schedule),
+        }
+        Ok(costs)
+    }
+
+    fn time_steps(
         &mut self,
-        candidates: &[Arm],
-        steps: usize,
+        contender: &mut Contender,
         observer: &mut dyn Observer,
     ) -> Result<Option<Costs>> {
-        let weight = |arm: &&Arm| (arm.source != SourceKind::None, arm.teacher);
-        let Some(arm) = candidates.iter().max_by_key(weight) else { return Ok(None) };
-        // Its steps cost the same from where it is, and a fit would be kept.
-        let arm = Arm { fitted: false, ..arm.clone() };
-        let mut quiet = Quiet(observer);
+        let Contender { arm, fit, .. } = contender;
         let begun = Instant::now();
-        let mut contender = self.begin(arm, self.session.config.seed, (steps, 0.0))?;
-        let mut take = |this: &mut Self, count: usize| -> Result<bool> {
-            let until = contender.fit.step + count;
-            this.session.advance(&contender.arm, &mut contender.fit, until, this.deadline, &mut quiet)
-        };
         // What is compiled when it is first run counts as the start.
-        if !take(self, 1)? {
+        if !self.session.advance(arm, fit, 1, self.deadline, observer)? {
             return Ok(None);
         }
         let start = begun.elapsed().as_secs_f64();
-        let (begun, mut taken) = (Instant::now(), 0);
-        while taken < TIMED_LEAST || self.session.ranks.decide(taken < TIMED_STEPS && begun.elapsed() < TIMED)
-        {
-            if !take(self, 1)? {
+        let (begun, first) = (Instant::now(), fit.step);
+        loop {
+            let taken = fit.step - first;
+            let enough = taken >= TIMED_LEAST && (taken >= TIMED_STEPS || begun.elapsed() > TIMED);
+            if self.session.ranks.decide(enough) {
+                break;
+            }
+            if !self.session.advance(arm, fit, fit.step + 1, self.deadline, observer)? {
                 return Ok(None);
             }
-            taken += 1;
         }
-        let step = begun.elapsed().as_secs_f64() / taken as f64;
-        let weights = contender.fit.weights();
+        let step = begun.elapsed().as_secs_f64() / (fit.step - first) as f64;
+        let weights = fit.weights();
         self.session.evaluate(&weights, Split::Val)?;
         let begun = Instant::now();
         self.session.evaluate(&weights, Split::Val)?;
@@ -194,33 +228,36 @@ mod tests {
     use super::*;
 
     const COSTS: Costs = Costs { start: 1.0, step: 0.1, validation: 0.5 };
+    const ONE: Work = Work { arms: 1, entered: None, later: 0, tries: false, rates: 3 };
 
     #[test]
     fn a_single_training_gets_all_steps_that_fit() {
-        let work = Work { arms: 1, later: 0, tries: false, rates: 3 };
         // The start, and twelve validations.
-        assert_eq!(work.steps(COSTS, 1_000_000, 7.0 + 30.0), 300);
-        assert_eq!(work.steps(COSTS, 200, 7.0 + 30.0), 200);
-        assert_eq!(work.steps(COSTS, 200, 0.0), FEWEST);
-        assert_eq!(work.steps(COSTS, 4, 0.0), 4);
+        assert_eq!(ONE.steps(COSTS, 1_000_000, 7.0 + 30.0), 300);
+        assert_eq!(ONE.steps(COSTS, 200, 7.0 + 30.0), 200);
+        assert_eq!(ONE.steps(COSTS, 200, 0.0), FEWEST);
+        assert_eq!(ONE.steps(COSTS, 4, 0.0), 4);
     }
 
     #[test]
     fn what_is_planned_fits_and_more_would_not() {
-        for (arms, later, tries) in [(1, 0, true), (2, 0, true), (6, 0, true), (6, 0, false), (6, 14, true)] {
-            let work = Work { arms, later, tries, rates: 3 };
+        let (yes, no) = (Some(true), Some(false));
+        for (arms, entered, later) in [(1, None, 0), (1, None, 14), (2, yes, 0), (6, yes, 14), (6, no, 0)] {
+            let work = Work { arms, entered, later, tries: entered != no, rates: 3 };
             for seconds in [60.0, 200.0, 1000.0] {
                 let steps = work.steps(COSTS, 100_000, seconds);
-                assert!(steps == FEWEST || work.fits(COSTS, steps, seconds), "{steps} steps");
-                assert!(!work.fits(COSTS, steps + 1, seconds), "{steps} steps of {arms} arms in {seconds} s");
+                let takes = |steps| work.seconds(COSTS, steps);
+                assert!(steps == FEWEST || takes(steps) <= seconds, "{steps} steps");
+                assert!(takes(steps + 1) > seconds, "{steps} steps of {arms} arms in {seconds} s");
             }
         }
     }
 
     #[test]
-    fn six_arms_cost_as_much_as_four_and_a_quarter_trainings() {
+    fn short_trainings_count_where_they_are_still_to_be_done() {
         let costs = Costs { start: 0.0, step: 1.0, validation: 0.0 };
-        let work = Work { arms: 6, later: 0, tries: true, rates: 3 };
-        assert_eq!(work.total(costs, 800), 4.25 * 800.0);
+        assert_eq!(Work { tries: true, ..ONE }.seconds(costs, 800), 1.375 * 800.0);
+        let six = Work { arms: 6, entered: Some(true), tries: true, ..ONE };
+        assert_eq!(six.seconds(costs, 800), 2.0 * 800.0);
     }
 }

@@ -80,7 +80,7 @@ impl Contender {
 
 /// The part of the time left for the short trainings of the next one of `left` arms, behind which `trainings` of `count` are trained
 /// whole. A single arm needs no share.
-pub(super) fn part_for_trials(count: usize, left: usize, trainings: usize) -> f64 {
+fn part_for_trials(count: usize, left: usize, trainings: usize) -> f64 {
     match count {
         1 => 1.0,
         _ => TRIALS / (TRIALS * left as f64 + trainings as f64),
@@ -115,6 +115,8 @@ pub struct Contest<'a> {
     pub deadline: Option<Instant>,
     /// Whether the user or the clock ended training early.
     pub stopped: bool,
+    /// What the user was told of steps that time has no room for.
+    pub planned: Option<String>,
 }
 
 impl Contest<'_> {
@@ -129,11 +131,14 @@ impl Contest<'_> {
         steps: usize,
         observer: &mut dyn Observer,
     ) -> Result<Vec<Contender>> {
-        let plan = rounds(arms.len(), steps, self.tries(steps));
+        let (count, tried) = (arms.len(), self.tries(steps));
+        let mut steps = match arms.as_slice() {
+            [arm] => self.fit_one(arm, steps, observer)?,
+            _ => self.state.steps.unwrap_or(steps),
+        };
         let mut field = vec![];
         let (mut out, mut divergence) = (vec![], None);
-        let trainings = plan.first().map_or(0, |round| round.1);
-        let count = arms.len();
+        let trainings = rounds(count, steps, tried).first().map_or(0, |round| round.1);
         for (i, arm) in arms.into_iter().enumerate() {
             if self.stopped && !field.is_empty() {
                 break;
@@ -146,6 +151,12 @@ impl Contest<'_> {
         }
         // Resumed, some have come further than their trials: these are compared, as they were before.
         self.rank(&mut field, |c| c.trial.unwrap_or(c.metric()));
+        if count > 1 {
+            let staying = trainings.min(field.len());
+            steps = self.fit_several(&mut field[..staying], (count, tried), steps, observer)?;
+            field.iter_mut().for_each(|contender| contender.fit.steps = steps);
+        }
+        let plan = rounds(count, steps, tried);
         for (round, &(until, stay)) in plan.iter().enumerate() {
             out.splice(0..0, field.drain(stay.min(field.len())..));
             for i in 0..field.len() {

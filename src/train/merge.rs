@@ -171,13 +171,10 @@ fn run(request: &mut MergeRequest, made: Option<&str>, observer: &mut dyn Observ
         observer.event(&Event::Note("there is no checkpoint to go on from: starting anew"));
     }
     let deadline = config.time.map(|s| Instant::now() + Duration::from_secs_f64(s.max(0.0)));
-    let mut contest = Contest { session: &mut session, checkpoint, state, deadline, stopped: false };
-    let (steps, fewer) = contest.fit_to_time(&candidates, steps, observer)?;
-    if let Some(note) = fewer {
-        observer.event(&Event::Note(&note));
-        notes.push(note);
-    }
+    let mut contest =
+        Contest { session: &mut session, checkpoint, state, deadline, stopped: false, planned: None };
     let results = run_arms(&mut contest, candidates, steps, observer)?;
+    notes.extend(contest.planned.take());
     let interrupted = contest.stopped && request.ranks.decide(observer.interrupted());
     let checkpoint = contest.checkpoint;
     let trained = begun.elapsed() - read - plan;
@@ -390,6 +387,7 @@ fn run_arms(
     let config = contest.session.config.clone();
     let mut results = Table::default();
     let field = contest.run(candidates, config.seed, steps, observer)?;
+    let steps = contest.state.steps.unwrap_or(steps);
     let chosen = field.first().map(|c| c.arm.clone()).unwrap_or_else(Arm::finetune);
     for contender in &field {
         results.add(contest, contender, contender.is_done(steps))?;
