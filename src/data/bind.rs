@@ -109,8 +109,10 @@ impl Dataset {
             return Ok(&self.inputs[i]);
         }
         let have: Vec<&str> = self.inputs.iter().map(|c| c.name.as_str()).collect();
-        Err(self
-            .refuse(format!("nothing in it feeds the model's input '{name}'; it holds {}", have.join(", "))))
+        let what = format!("nothing in it feeds the model's input '{name}'; it holds {}", have.join(", "));
+        Err(self.refuse(what).hint(format!(
+            "name an array '{name}' (only a single one for a single input may be called otherwise)"
+        )))
     }
 
     fn fit(&self, input: &ValueInfo, column: &Column, notes: &mut Vec<String>) -> Result<BoundInput> {

@@ -257,8 +257,9 @@ impl Array {
             );
         }
         let text = matches!(kind.type_char(), TypeChar::ByteStr | TypeChar::UnicodeStr);
-        let dtype = element_type(kind.type_char(), kind.size_field())
-            .ok_or_else(|| format!("elements of type {kind} are not supported"))?;
+        let dtype = element_type(kind.type_char(), kind.size_field()).ok_or_else(|| {
+            format!("elements of type {kind} are not read, only real numbers and, as labels, words")
+        })?;
         let characters = text.then(|| kind.size_field());
         let dims = header.shape().iter().chain(&characters).map(|&d| usize::try_from(d).ok());
         let shape: Vec<usize> = dims.collect::<Option<_>>().ok_or("its shape is too large")?;
@@ -440,7 +441,7 @@ mod tests {
         assert!(refusal(&npy("<f4", false, "(4,)", &[0; 8])).contains("takes 16 bytes, but 8 are there"));
         assert!(refusal(&npy("<f8", false, "(4294967296, 4294967296)", &[])).contains("too large"));
         assert!(refusal(&npy("|O", false, "(1,)", &[0; 8])).contains("pickled"));
-        assert!(refusal(&npy("<c8", false, "(1,)", &[0; 8])).contains("not supported"));
+        assert!(refusal(&npy("<c8", false, "(1,)", &[0; 8])).contains("type <c8 are not read"));
         assert!(refusal(b"\x93NUMPY\x02\x00\xff\xff\xff\xff").contains("claims"));
         assert!(refusal(b"\x93NUMPY\x01\x00\xff").contains("cut off"));
         assert!(refusal(b"PK\x03\x04aaaaaaaaaaaa").contains("not a NumPy array"));
