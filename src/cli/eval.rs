@@ -73,8 +73,7 @@ pub fn run(args: Args) -> Result<u8> {
     if options.label.is_some() && !uses.label {
         return Err(unread("label", Uses::NO_LABEL));
     }
-    let declared: Vec<ValueInfo> = model.graph.required_inputs().cloned().collect();
-    let bound = dataset.bind(&declared)?;
+    let bound = dataset.bind_to(&model.graph)?;
     bound.notes.iter().for_each(note);
     let mut config = TrainConfig::default();
     args.executor.apply(&mut config);

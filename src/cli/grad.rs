@@ -38,7 +38,7 @@ pub struct Args {
     /// Give the gradients, without an optimiser
     #[arg(long)]
     gradients_only: bool,
-    /// Rows [default: those the file fixes, else any number]
+    /// Rows [default: any number; those the file fixes where its rows can't be told apart]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     batch: Option<u32>,
     /// The shape of an input whose dimensions the file leaves open, such as images=?,3,224,224 (may be repeated)
@@ -172,7 +172,7 @@ fn notes(built: &Built) {
     if !built.fixed.is_empty() {
         let sizes: Vec<String> = built.fixed.iter().map(|(name, n)| format!("{name} = {n}")).collect();
         let why = built.why_fixed.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
-        message(format!("note: open dimensions got sizes: {}{why}", sizes.join(", ")));
+        message(format!("note: these sizes are fixed: {}{why}", sizes.join(", ")));
         message("hint: choose others with --batch N and --shape NAME=SIZES");
     }
     if !built.idle.is_empty() {

@@ -76,7 +76,7 @@ struct Training {
     /// Passes over the training data
     #[arg(long, value_name = "N", value_parser = positive)]
     epochs: Option<f64>,
-    /// Time all of training may take, such as 90s or 10m
+    /// Time all of training may take, such as 90s or 10m: steps are as many as fit
     #[arg(long, value_name = "TIME", value_parser = duration)]
     time: Option<f64>,
     /// Rows a step

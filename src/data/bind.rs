@@ -1,10 +1,13 @@
 //! Fits a data set to a model's inputs, and makes batches of it.
 
 use super::augment::{Fill, Shift, shift_images};
-use super::{Column, Dataset, Labels};
+use super::pictures::Recolour;
+use super::place::{Place, Reorder, place, show};
+use super::{Column, Dataset, Form, Labels};
 use crate::error::{Error, ONLY_NUMBERS, Result};
-use crate::onnx::{DType, Dim, Fact, Tensor, ValueId, ValueInfo};
+use crate::onnx::{self, DType, Dim, Fact, Graph, Lookup, Tensor, ValueId, ValueInfo};
 use half::f16;
+use std::borrow::Cow;
 use std::path::PathBuf;
 
 /// A data set that fits a model's inputs.
@@ -30,17 +33,12 @@ pub struct BoundInput {
     /// The batch size the model is fixed to, where it is.
     pub fixed_batch: Option<usize>,
     column: Column,
+    /// What gives pictures as many channels as the model takes, before all else.
+    recolour: Option<Recolour>,
     /// Per element of a stored row: `value · factor + offset`. One pair for all, or one each.
     affine: Vec<(f64, f64)>,
     /// Stored rows are channels × height × width, the model takes height × width × channels, or the reverse.
     order: Option<Reorder>,
-}
-
-/// A change between channels-first and channels-last.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Reorder {
-    ChannelsLast([usize; 3]),
-    ChannelsFirst([usize; 3]),
 }
 
 impl Dataset {
@@ -65,6 +63,38 @@ impl Dataset {
         Ok(bound)
     }
 
+    /// Fits this data to the inputs of a graph, and looks whether what is to be found in its tables is in them.
+    ///
+    /// # Errors
+    /// As [`Self::bind`], and for places that a table hasn't got.
+    pub fn bind_to(&self, graph: &Graph) -> Result<Bound> {
+        let inputs: Vec<ValueInfo> = graph.required_inputs().cloned().collect();
+        let bound = self.bind(&inputs)?;
+        for lookup in onnx::lookups(graph) {
+            bound
+                .inputs
+                .iter()
+                .filter(|i| i.id == lookup.input)
+                .try_for_each(|i| self.check_lookup(i, &lookup))?;
+        }
+        Ok(bound)
+    }
+
+    fn check_lookup(&self, input: &BoundInput, lookup: &Lookup) -> Result<()> {
+        let Lookup { table, size, .. } = lookup;
+        let places = -(*size as f64)..*size as f64;
+        let Some((row, value)) = input.column.find(|value| !places.contains(&value)) else { return Ok(()) };
+        let what = format!(
+            "'{}' holds {value} in row {row}, but the model's input '{}' counts the entries of '{table}', which has {size} (0 to {})",
+            input.column.name,
+            input.id,
+            size.saturating_sub(1)
+        );
+        Err(self.refuse(what).hint(
+            "words must be numbered as for the model, by its own vocabulary, in which unknown ones mostly share a number",
+        ))
+    }
+
     fn refuse(&self, what: String) -> Error {
         Error::data(&self.path, what)
     }
@@ -75,12 +105,14 @@ impl Dataset {
             return Ok(column);
         }
         let alone = inputs.len() == 1 && self.inputs.len() == 1;
-        if alone || self.positional && inputs.len() == self.inputs.len() {
+        if alone || self.form == Form::Positional && inputs.len() == self.inputs.len() {
             return Ok(&self.inputs[i]);
         }
         let have: Vec<&str> = self.inputs.iter().map(|c| c.name.as_str()).collect();
-        Err(self
-            .refuse(format!("nothing in it feeds the model's input '{name}'; it holds {}", have.join(", "))))
+        let what = format!("nothing in it feeds the model's input '{name}'; it holds {}", have.join(", "));
+        Err(self.refuse(what).hint(format!(
+            "name an array '{name}' (only a single one for a single input may be called otherwise)"
+        )))
     }
 
     fn fit(&self, input: &ValueInfo, column: &Column, notes: &mut Vec<String>) -> Result<BoundInput> {
@@ -90,24 +122,45 @@ impl Dataset {
                 .hint(ONLY_NUMBERS)
         })?;
         let stored = column.row_shape();
-        let Place { row_shape, batched, fixed_batch } =
-            place(input.shape.as_deref(), stored).ok_or_else(|| self.misfit(input, column))?;
-        let order = match grouped(stored, &row_shape) {
-            true => None,
-            false => Some(reorder(stored, &row_shape).ok_or_else(|| self.misfit(input, column))?),
-        };
+        let (recolour, shape, place) = self.place(input, stored).ok_or_else(|| self.misfit(input, column))?;
+        let Place { row_shape, batched, fixed_batch, order } = place;
         if order.is_some() {
             notes.push(format!(
                 "'{}' is reordered from {} to {} (channels first or last)",
                 column.name,
-                show(stored),
+                show(&shape),
                 show(&row_shape)
             ));
         }
+        if let Form::Pictures(pictures) = self.form {
+            notes.extend(pictures.note(shape[0]));
+        }
         self.check_values(input, dtype, column)?;
-        let affine = if dtype.is_float() { self.affine(column)? } else { vec![(1.0, 0.0)] };
-        let column = column.clone();
-        Ok(BoundInput { id: input.id.clone(), dtype, row_shape, batched, fixed_batch, column, affine, order })
+        let affine = if dtype.is_float() { self.affine(&column.name, &shape)? } else { vec![(1.0, 0.0)] };
+        Ok(BoundInput {
+            id: input.id.clone(),
+            dtype,
+            row_shape,
+            batched,
+            fixed_batch,
+            column: column.clone(),
+            recolour,
+            affine,
+            order,
+        })
+    }
+
+    /// How rows of the shape `stored` fill an input, after which change of channels, and their shape after that.
+    fn place(&self, input: &ValueInfo, stored: &[usize]) -> Option<(Option<Recolour>, Vec<usize>, Place)> {
+        let declared = input.shape.as_deref();
+        let as_it_is = place(declared, stored).map(|place| (None, stored.to_vec(), place));
+        let Form::Pictures(_) = self.form else { return as_it_is };
+        let recoloured = Recolour::of(stored)
+            .and_then(|(recolour, shape)| Some((Some(recolour), shape.to_vec(), place(declared, &shape)?)));
+        // Three channels also fill a batch of three grey pictures.
+        let (batched, others): (Vec<_>, Vec<_>) =
+            as_it_is.into_iter().chain(recoloured).partition(|(.., place)| place.batched);
+        batched.into_iter().chain(others).next()
     }
 
     fn misfit(&self, input: &ValueInfo, column: &Column) -> Error {
@@ -119,12 +172,11 @@ impl Dataset {
             input.id,
             wants.join("×")
         ));
-        match self.class_names.is_empty() || column.image_shape().is_none() {
-            true => error,
-            false => error.hint(
-                "images are given as channels × height × width: --size HEIGHTxWIDTH resizes them, and where all are grey \
-                 there is one channel",
-            ),
+        match self.form {
+            Form::Pictures(_) => {
+                error.hint("images are given as channels × height × width: --size HEIGHTxWIDTH resizes them")
+            }
+            _ => error,
         }
     }
 
@@ -143,24 +195,17 @@ impl Dataset {
         if values.dtype() == dtype {
             return Ok(());
         }
-        let bad = |v: f64| v.fract() != 0.0 || v < low || v > high;
-        let row_bytes = per_row * values.dtype().size().unwrap_or(1);
-        for (row, bytes) in values.bytes().chunks(row_bytes.max(1)).enumerate() {
-            let mut found = None;
-            each(values.dtype(), bytes, |v| found = found.or(bad(v).then_some(v)));
-            if let Some(v) = found {
-                let what = format!(
-                    "'{}' holds {v} in row {row}, but the model's input '{}' is {dtype}",
-                    column.name, input.id
-                );
-                return Err(self.refuse(what));
-            }
+        match column.find(|v| v.fract() != 0.0 || v < low || v > high) {
+            None => Ok(()),
+            Some((row, v)) => Err(self.refuse(format!(
+                "'{}' holds {v} in row {row}, but the model's input '{}' is {dtype}",
+                column.name, input.id
+            ))),
         }
-        Ok(())
     }
 
     /// Scale, mean and std as factor and offset: one pair, or one an element of a row.
-    fn affine(&self, column: &Column) -> Result<Vec<(f64, f64)>> {
+    fn affine(&self, name: &str, shape: &[usize]) -> Result<Vec<(f64, f64)>> {
         let options = &self.options;
         let scale = options.scale.unwrap_or(1.0);
         let channels = options.mean.len().max(options.std.len());
@@ -187,15 +232,13 @@ impl Dataset {
         if channels <= 1 {
             return Ok(vec![pair(0)]);
         }
-        let shape = column.row_shape();
         let inner: usize = if shape.first() == Some(&channels) {
             shape[1..].iter().product()
         } else if shape.last() == Some(&channels) {
             1
         } else {
             return Err(self.refuse(format!(
-                "mean or std has {channels} numbers, but a row of '{}' is {}",
-                column.name,
+                "mean or std has {channels} numbers, but a row of '{name}' is {}",
                 show(shape)
             )));
         };
@@ -274,7 +317,7 @@ impl Bound {
         let per_row: usize = input.row_shape.iter().product();
         let mut bytes = Vec::with_capacity(batch * per_row * input.dtype.size().unwrap_or(4));
         for &row in rows {
-            input.push_row(row, per_row, &mut bytes);
+            input.push_row(row, &mut bytes);
         }
         let row_bytes = bytes.len() / rows.len();
         for _ in rows.len()..batch {
@@ -294,39 +337,46 @@ impl Labels {
     }
 }
 
+impl Column {
+    /// The first value that is `wanted`, and its row.
+    fn find(&self, wanted: impl Fn(f64) -> bool) -> Option<(usize, f64)> {
+        let dtype = self.values.dtype();
+        let per_row = self.row_shape().iter().product::<usize>().max(1);
+        let row_bytes = per_row * dtype.size().unwrap_or(1);
+        self.values.bytes().chunks(row_bytes).enumerate().find_map(|(row, bytes)| {
+            let mut found = None;
+            each(dtype, bytes, |v| found = found.or(wanted(v).then_some(v)));
+            found.map(|value| (row, value))
+        })
+    }
+}
+
 impl BoundInput {
     /// Channels, height and width where a row is a plain image that the model takes channels first.
     pub fn image_shape(&self) -> Option<[usize; 3]> {
-        self.column.image_shape().filter(|_| self.order.is_none() && self.dtype.is_float())
+        let shape = self.column.image_shape().filter(|_| self.order.is_none() && self.dtype.is_float())?;
+        Some(match self.recolour {
+            Some(_) => Recolour::of(&shape)?.1,
+            None => shape,
+        })
     }
 
-    fn push_row(&self, row: usize, per_row: usize, out: &mut Vec<u8>) {
+    fn push_row(&self, row: usize, out: &mut Vec<u8>) {
         let values = &self.column.values;
+        let per_row: usize = self.column.row_shape().iter().product();
         let row_bytes = per_row * values.dtype().size().unwrap_or(1);
         let stored = &values.bytes()[row * row_bytes..][..row_bytes];
+        let stored = match self.recolour {
+            Some(recolour) => Cow::Owned(recolour.apply(stored)),
+            None => Cow::Borrowed(stored),
+        };
         let start = out.len();
-        convert(values.dtype(), stored, self.dtype, &self.affine, out);
+        convert(values.dtype(), &stored, self.dtype, &self.affine, out);
         if let Some(order) = self.order {
             let moved = order.apply(&out[start..], self.dtype.size().unwrap_or(1));
             out.truncate(start);
             out.extend(moved);
         }
-    }
-}
-
-impl Reorder {
-    fn apply(self, from: &[u8], size: usize) -> Vec<u8> {
-        let mut to = Vec::with_capacity(from.len());
-        let mut take = |at: usize| to.extend_from_slice(&from[at * size..][..size]);
-        match self {
-            Reorder::ChannelsLast([c, h, w]) => {
-                (0..h * w).for_each(|p| (0..c).for_each(|c| take(c * h * w + p)));
-            }
-            Reorder::ChannelsFirst([c, h, w]) => {
-                (0..c).for_each(|k| (0..h * w).for_each(|p| take(p * c + k)));
-            }
-        }
-        to
     }
 }
 
@@ -410,89 +460,10 @@ fn range(dtype: DType) -> Option<(f64, f64)> {
     })
 }
 
-struct Place {
-    row_shape: Vec<usize>,
-    batched: bool,
-    fixed_batch: Option<usize>,
-}
-
-/// The shape of one row as the model takes it: its declared shape without the batch dimension, with unknown
-/// dimensions taken from the data. `None` where the data can't fill it.
-fn place(declared: Option<&[Dim]>, stored: &[usize]) -> Option<Place> {
-    let Some(declared) = declared else {
-        return Some(Place { row_shape: stored.to_vec(), batched: true, fixed_batch: None });
-    };
-    let elements: usize = stored.iter().product();
-    let fixed = match declared.first() {
-        Some(Dim::Known(d)) => Some(*d),
-        Some(_) => None,
-        None => {
-            return (elements == 1).then(|| Place { row_shape: vec![], batched: false, fixed_batch: None });
-        }
-    };
-    if let Some(row_shape) = fill(&declared[1..], stored) {
-        return Some(Place { row_shape, batched: true, fixed_batch: fixed });
-    }
-    let row_shape = fill(declared, stored)?;
-    Some(Place { row_shape, batched: false, fixed_batch: None })
-}
-
-/// Unknown dimensions filled in so that the number of elements is that of the stored row.
-fn fill(dims: &[Dim], stored: &[usize]) -> Option<Vec<usize>> {
-    let elements: usize = stored.iter().product();
-    let known: usize = dims.iter().map(|d| if let Dim::Known(d) = d { *d } else { 1 }).product();
-    let open = dims.iter().filter(|d| !matches!(d, Dim::Known(_))).count();
-    let rest = elements.checked_div(known).filter(|rest| rest * known == elements)?;
-    let same_rank = dims.len() == stored.len();
-    let filled: Vec<usize> = dims
-        .iter()
-        .enumerate()
-        .map(|(i, d)| match d {
-            Dim::Known(d) => *d,
-            _ if open == 1 => rest,
-            _ if same_rank => stored[i],
-            _ => 1,
-        })
-        .collect();
-    (filled.iter().product::<usize>() == elements).then_some(filled)
-}
-
-/// Whether one shape is the other with neighbouring dimensions joined: then a reshape keeps its meaning.
-fn grouped(a: &[usize], b: &[usize]) -> bool {
-    let products = |shape: &[usize]| -> Vec<usize> {
-        let mut products: Vec<usize> = shape
-            .iter()
-            .scan(1, |product, d| {
-                *product *= d;
-                Some(*product)
-            })
-            .filter(|p| *p > 1)
-            .collect();
-        products.dedup();
-        products
-    };
-    let (a, b) = (products(a), products(b));
-    a.iter().all(|p| b.contains(p)) || b.iter().all(|p| a.contains(p))
-}
-
-fn reorder(stored: &[usize], wanted: &[usize]) -> Option<Reorder> {
-    match (stored, wanted) {
-        (&[c @ 1..=4, h, w], &[a, b, d]) if (a, b, d) == (h, w, c) => Some(Reorder::ChannelsLast([c, h, w])),
-        (&[h, w, c @ 1..=4], &[a, b, d]) if (a, b, d) == (c, h, w) => Some(Reorder::ChannelsFirst([c, h, w])),
-        _ => None,
-    }
-}
-
-fn show(shape: &[usize]) -> String {
-    match shape {
-        [] => "a single number".into(),
-        _ => shape.iter().map(usize::to_string).collect::<Vec<_>>().join("×"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::DataOptions;
+    use super::super::pictures::Pictures;
     use super::*;
 
     fn input(dtype: DType, dims: &[i64]) -> ValueInfo {
@@ -529,6 +500,27 @@ mod tests {
         assert_eq!(bound.notes.len(), 1);
         let back = bytes(&[1, 2, 2, 3]).bind(&[input(DType::F32, &[-1, 3, 2, 2])]).unwrap();
         assert_eq!(&back.batch(&[0], 1).unwrap()[0].to_f32()[..4], [0., 3., 6., 9.]);
+    }
+
+    #[test]
+    fn pictures_get_the_channels_that_the_model_takes() {
+        let pictures = |shape: &[usize], grey: usize| Dataset {
+            form: Form::Pictures(Pictures { all: 1, grey, transparent: 0 }),
+            ..bytes(shape)
+        };
+        let fitted = |set: &Dataset, dims: &[i64]| {
+            let bound = set.bind(&[input(DType::F32, dims)]).unwrap();
+            (bound.batch(&[0], 1).unwrap()[0].to_f32().into_owned(), bound.notes.len())
+        };
+        let mut grey = pictures(&[1, 1, 1, 2], 1);
+        assert_eq!(fitted(&grey, &[-1, 1, 1, 2]), (vec![0., 1.], 0));
+        assert_eq!(fitted(&grey, &[-1, 3, 1, 2]), (vec![0., 1., 0., 1., 0., 1.], 1));
+        assert_eq!(fitted(&grey, &[-1, 1, 2, 3]), (vec![0., 0., 0., 1., 1., 1.], 2));
+        grey.options.mean = vec![1., 2., 3.];
+        assert_eq!(fitted(&grey, &[-1, 3, 1, 2]).0, [-1., 0., -2., -1., -3., -2.]);
+        let colour = pictures(&[1, 3, 1, 2], 0);
+        assert_eq!(fitted(&colour, &[-1, 2]), (vec![2., 3.], 1));
+        assert!(bytes(&[1, 1, 1, 2]).bind(&[input(DType::F32, &[-1, 3, 1, 2])]).is_err());
     }
 
     #[test]

@@ -52,7 +52,7 @@ pub fn doubt(names: &[String], count: usize) -> Option<String> {
     (!names.is_empty() && names.len() < count).then(|| {
         format!(
             "{} classes have names, but the model tells {count} apart: where one is missing, those behind it have the wrong numbers \
-             (an empty folder counts as a class; tables may hold the numbers instead)",
+             (an empty folder counts as a class; tables and arrays may hold the numbers instead)",
             names.len()
         )
     })

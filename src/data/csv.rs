@@ -1,12 +1,10 @@
 //! Tables: one row of numbers a line, a header line, one column of labels.
 
-use super::classes::in_order;
 use super::labels::Labels;
 use super::options::DataOptions;
-use super::{Column, Dataset};
+use super::{Column, Dataset, Form};
 use crate::error::{Error, Result};
 use crate::onnx::Tensor;
-use std::collections::HashMap;
 use std::io::BufRead;
 use std::path::Path;
 
@@ -47,18 +45,16 @@ pub fn open(path: &Path, options: &DataOptions) -> Result<Dataset> {
     }
     let width = header.len() - label.is_some() as usize;
     let values = Tensor::f64(&[rows, width], &features);
-    let (labels, class_names) = match label {
-        Some(_) => read_labels(path, labels)?,
-        None => (None, vec![]),
-    };
+    let labels = label.map(|_| Labels::from_words(path, &labels)).transpose()?;
+    let (labels, class_names) = labels.unzip();
     let inputs = vec![Column { name: "x".into(), values }];
     Ok(Dataset {
         path: path.to_owned(),
         inputs,
         labels,
-        class_names,
+        class_names: class_names.unwrap_or_default(),
         options: options.clone(),
-        positional: false,
+        form: Form::Named,
     })
 }
 
@@ -87,24 +83,6 @@ fn label_column(path: &Path, header: &::csv::StringRecord, options: &DataOptions
             Ok(named.or_else(|| (header.len() > 1).then(|| header.len() - 1)))
         }
     }
-}
-
-/// Whole numbers are classes, other numbers are values, anything else is names of classes.
-fn read_labels(path: &Path, cells: Vec<String>) -> Result<(Option<Labels>, Vec<String>)> {
-    if let Ok(classes) = cells.iter().map(|c| c.parse::<i64>()).collect::<Result<Vec<_>, _>>() {
-        return Ok((Some(Labels::Classes(classes)), vec![]));
-    }
-    if let Ok(values) = cells.iter().map(|c| c.parse::<f64>()).collect::<Result<Vec<_>, _>>() {
-        let values = Tensor::f64(&[values.len(), 1], &values);
-        return Ok((Some(Labels::from_tensor(path, "label", &values)?), vec![]));
-    }
-    if let Some(row) = cells.iter().position(String::is_empty) {
-        return Err(Error::data(path, format!("the label of row {row} is empty")));
-    }
-    let names = in_order(cells.clone());
-    let numbers: HashMap<&String, i64> = names.iter().zip(0..).collect();
-    let classes = cells.iter().map(|cell| numbers[cell]).collect();
-    Ok((Some(Labels::Classes(classes)), names))
 }
 
 #[cfg(test)]

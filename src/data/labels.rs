@@ -1,7 +1,9 @@
 //! What rows are labelled with: classes, or vectors of numbers.
 
+use super::classes::in_order;
 use crate::error::{Error, Result};
 use crate::onnx::{DType, Tensor};
+use std::collections::HashMap;
 use std::path::Path;
 
 /// A label a row.
@@ -29,6 +31,25 @@ impl Labels {
             return Err(Error::data(path, format!("label '{name}' of row {row} is NaN or infinite")));
         }
         Ok(Labels::Vectors(values.clone()))
+    }
+
+    /// Labels written as text, with the names of their classes: whole numbers are classes, other numbers values, anything else
+    /// names of classes, numbered in their order.
+    pub fn from_words(path: &Path, words: &[String]) -> Result<(Self, Vec<String>)> {
+        if let Ok(classes) = words.iter().map(|w| w.parse()).collect::<Result<_, _>>() {
+            return Ok((Labels::Classes(classes), vec![]));
+        }
+        if let Ok(values) = words.iter().map(|w| w.parse()).collect::<Result<Vec<f64>, _>>() {
+            let values = Tensor::f64(&[values.len(), 1], &values);
+            return Ok((Labels::from_tensor(path, "label", &values)?, vec![]));
+        }
+        if let Some(row) = words.iter().position(String::is_empty) {
+            return Err(Error::data(path, format!("the label of row {row} is empty")));
+        }
+        let names = in_order(words.to_vec());
+        let numbers: HashMap<&String, i64> = names.iter().zip(0..).collect();
+        let classes = words.iter().map(|word| numbers[word]).collect();
+        Ok((Labels::Classes(classes), names))
     }
 
     /// Number of rows.

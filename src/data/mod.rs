@@ -13,8 +13,11 @@ mod images;
 mod labels;
 mod npy;
 mod options;
+mod pictures;
+mod place;
 mod split;
 mod testset;
+mod words;
 
 pub use augment::{Fill, Shift, shift_images};
 pub use bind::{Bound, BoundInput};
@@ -25,6 +28,7 @@ pub use split::split;
 
 use crate::error::{Error, Result};
 use crate::onnx::Tensor;
+use pictures::Pictures;
 use std::path::{Path, PathBuf};
 
 /// Rows of inputs, with or without labels.
@@ -34,11 +38,21 @@ pub struct Dataset {
     pub path: PathBuf,
     pub inputs: Vec<Column>,
     pub labels: Option<Labels>,
-    /// Names of the classes, where the format has them (image folders, text labels in tables).
+    /// Names of the classes, where the data have them (image folders, labels that are words).
     pub class_names: Vec<String>,
     pub options: DataOptions,
-    /// The order of `inputs` is that of a model's inputs, whatever their names.
-    positional: bool,
+    form: Form,
+}
+
+/// How inputs find their place in a model.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Form {
+    /// By name, or alone.
+    Named,
+    /// In the order of the model's inputs, whatever their names.
+    Positional,
+    /// One input, of pictures: they get as many channels as the model takes.
+    Pictures(Pictures),
 }
 
 /// One input of every row: a tensor whose first dimension counts rows.
@@ -196,7 +210,7 @@ impl Dataset {
             labels,
             class_names: vec![],
             options: DataOptions::default(),
-            positional: false,
+            form: Form::Named,
         };
         dataset.checked()
     }

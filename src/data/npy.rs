@@ -6,7 +6,7 @@
 
 use super::labels::Labels;
 use super::options::DataOptions;
-use super::{Column, Dataset, check_memory};
+use super::{Column, Dataset, Form, check_memory, words};
 use crate::error::{Error, Result};
 use crate::onnx::{DType, Tensor};
 use memmap2::Mmap;
@@ -26,11 +26,9 @@ const LABEL_NAMES: [&str; 5] = ["y", "label", "labels", "target", "targets"];
 
 /// Opens `x.npy` with or without `y.npy`.
 pub fn open_pair(x: &Path, y: Option<&Path>, options: &DataOptions) -> Result<Dataset> {
-    let labels = match y {
-        Some(y) => Some(Labels::from_tensor(y, "y", &read_npy(y)?)?),
-        None => None,
-    };
-    let inputs = vec![Column { name: "x".into(), values: read_npy(x)? }];
+    let labels = y.map(|y| read_npy(y)?.labels(y, "y")).transpose()?;
+    let values = read_npy(x)?.numbers().map_err(|what| Error::data(x, what))?;
+    let inputs = vec![Column { name: "x".into(), values }];
     Ok(dataset(x, inputs, labels, options))
 }
 
@@ -41,24 +39,29 @@ pub fn open_npz(path: &Path, options: &DataOptions) -> Result<Dataset> {
     let label = label_name(path, &names, options)?;
     let (mut inputs, mut labels) = (vec![], None);
     for name in names {
-        let values = archive.read(&name)?;
         match Some(&name) == label.as_ref() {
-            true => labels = Some(Labels::from_tensor(path, &name, &values)?),
-            false => inputs.push(Column { name, values }),
+            true => labels = Some(archive.read(&name)?.labels(path, &name)?),
+            false => inputs.push(Column { values: archive.numbers(&name)?, name }),
         }
     }
     inputs.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(dataset(path, inputs, labels, options))
 }
 
-fn dataset(path: &Path, inputs: Vec<Column>, labels: Option<Labels>, options: &DataOptions) -> Dataset {
+fn dataset(
+    path: &Path,
+    inputs: Vec<Column>,
+    labels: Option<(Labels, Vec<String>)>,
+    options: &DataOptions,
+) -> Dataset {
+    let (labels, class_names) = labels.unzip();
     Dataset {
         path: path.to_owned(),
         inputs,
         labels,
-        class_names: vec![],
+        class_names: class_names.unwrap_or_default(),
         options: options.clone(),
-        positional: false,
+        form: Form::Named,
     }
 }
 
@@ -84,7 +87,7 @@ fn label_name(path: &Path, names: &[String], options: &DataOptions) -> Result<Op
 pub fn read_npz(path: &Path) -> Result<Vec<(String, Tensor)>> {
     let mut archive = Npz::open(path)?;
     let names = archive.names()?;
-    names.into_iter().map(|name| Ok((name.clone(), archive.read(&name)?))).collect()
+    names.into_iter().map(|name| Ok((name.clone(), archive.numbers(&name)?))).collect()
 }
 
 /// Writes arrays as an uncompressed `.npz` archive, replacing the file in one go.
@@ -130,7 +133,37 @@ fn npy_header(tensor: &Tensor) -> Option<Vec<u8>> {
     Some([&preamble[..], &length, text.as_bytes()].concat())
 }
 
-fn read_npy(path: &Path) -> Result<Tensor> {
+/// The values of an array.
+enum Values {
+    Numbers(Tensor),
+    /// Words: the last dimension counts a word's characters ([`words::decode`]).
+    Text(Tensor),
+}
+
+impl Values {
+    fn numbers(self) -> Result<Tensor, String> {
+        match self {
+            Values::Numbers(tensor) => Ok(tensor),
+            Values::Text(_) => {
+                Err("it holds text: words can only be labels (--label names their array)".into())
+            }
+        }
+    }
+
+    /// A label a row, and the names of the classes where these are words.
+    fn labels(self, path: &Path, name: &str) -> Result<(Labels, Vec<String>)> {
+        match self {
+            Values::Numbers(tensor) => Ok((Labels::from_tensor(path, name, &tensor)?, vec![])),
+            Values::Text(characters) => {
+                let words = words::decode(&characters)
+                    .map_err(|what| Error::data(path, format!("array '{name}': {what}")))?;
+                Labels::from_words(path, &words)
+            }
+        }
+    }
+}
+
+fn read_npy(path: &Path) -> Result<Values> {
     let file = File::open(path).map_err(|e| Error::io(path, e))?;
     let map = Arc::new(map(path, &file)?);
     let mut bytes: &[u8] = &map;
@@ -165,7 +198,12 @@ impl Npz {
         Ok(files.iter().filter_map(|file| file.strip_suffix(".npy")).map(str::to_owned).collect())
     }
 
-    fn read(&mut self, name: &str) -> Result<Tensor> {
+    fn numbers(&mut self, name: &str) -> Result<Tensor> {
+        let values = self.read(name)?;
+        values.numbers().map_err(|what| Error::data(&self.path, format!("array '{name}': {what}")))
+    }
+
+    fn read(&mut self, name: &str) -> Result<Values> {
         let Self { path, archive, map } = self;
         let fail = |what: String| Error::data(&*path, format!("array '{name}': {what}"));
         let mut entry = archive.by_name(&format!("{name}.npy")).map_err(|e| fail(e.to_string()))?;
@@ -190,6 +228,7 @@ impl Npz {
 
 /// What an array's header says.
 struct Array {
+    /// Of numbers, or of the characters of words.
     dtype: DType,
     shape: Vec<usize>,
     /// Bytes of all values.
@@ -198,41 +237,44 @@ struct Array {
     offset: usize,
     big_endian: bool,
     columns_first: bool,
+    text: bool,
 }
 
 impl Array {
     /// Reads a header, and stops where the values begin.
     fn read(reader: &mut impl Read) -> Result<Self, String> {
-        let text = header_bytes(reader)?;
-        let header = NpyHeader::from_reader(&text[..]).map_err(|e| format!("not a readable array ({e})"))?;
+        let bytes = header_bytes(reader)?;
+        let header_length = bytes.len();
+        let header = NpyHeader::from_reader(&bytes[..]).map_err(|e| format!("not a readable array ({e})"))?;
         let npyz::DType::Plain(kind) = header.dtype() else {
             return Err("arrays of records are not supported".into());
         };
         if kind.type_char() == TypeChar::Object {
             return Err(
-                "arrays of Python objects (pickled) are not read, because reading them runs code; rows of different lengths are \
-                 padded to one"
+                "arrays of Python objects (pickled) are not read, because reading them runs code; array.astype(str) makes words of \
+                 objects, and rows of different lengths are padded to one"
                     .into()
             );
         }
-        if matches!(kind.type_char(), TypeChar::ByteStr | TypeChar::UnicodeStr) {
-            return Err(
-                "it holds text: numpy.unique(words, return_inverse=True)[1] makes numbers of words".into()
-            );
-        }
-        let dtype = element_type(kind.type_char(), kind.size_field())
-            .ok_or_else(|| format!("elements of type {kind} are not supported"))?;
-        let dims: Option<Vec<usize>> = header.shape().iter().map(|&d| usize::try_from(d).ok()).collect();
-        let shape = dims.ok_or("its shape is too large")?;
+        let text = matches!(kind.type_char(), TypeChar::ByteStr | TypeChar::UnicodeStr);
+        let dtype = element_type(kind.type_char(), kind.size_field()).ok_or_else(|| {
+            format!("elements of type {kind} are not read, only real numbers and, as labels, words")
+        })?;
+        let characters = text.then(|| kind.size_field());
+        let dims = header.shape().iter().chain(&characters).map(|&d| usize::try_from(d).ok());
+        let shape: Vec<usize> = dims.collect::<Option<_>>().ok_or("its shape is too large")?;
         let count = crate::onnx::element_count(&shape).ok_or("its shape is too large")?;
-        let bytes = (count as u64).checked_mul(kind.size_field()).ok_or("its shape is too large")?;
+        let size = dtype.size().unwrap_or(1);
+        let bytes = (count as u64).checked_mul(size as u64).ok_or("its shape is too large")?;
         Ok(Array {
             dtype,
             shape,
             bytes,
-            offset: text.len(),
+            offset: header_length,
             big_endian: kind.endianness() == Endianness::Big,
-            columns_first: header.order() == Order::Fortran,
+            // One word a row lies the same in both orders.
+            columns_first: header.order() == Order::Fortran && !text,
+            text,
         })
     }
 
@@ -246,14 +288,15 @@ impl Array {
         }
     }
 
-    fn mapped(self, map: &Arc<Mmap>, range: std::ops::Range<usize>) -> Result<Tensor, String> {
+    fn mapped(self, map: &Arc<Mmap>, range: std::ops::Range<usize>) -> Result<Values, String> {
         if self.big_endian || self.columns_first {
             return self.owned(map[range].to_vec());
         }
-        Tensor::mapped(self.dtype, &self.shape, map.clone(), range).map_err(|e| e.to_string())
+        let tensor = Tensor::mapped(self.dtype, &self.shape, map.clone(), range);
+        Ok(self.values(tensor.map_err(|e| e.to_string())?))
     }
 
-    fn owned(self, mut values: Vec<u8>) -> Result<Tensor, String> {
+    fn owned(self, mut values: Vec<u8>) -> Result<Values, String> {
         let size = self.dtype.size().unwrap_or(1);
         if self.big_endian {
             values.chunks_exact_mut(size).for_each(<[u8]>::reverse);
@@ -261,7 +304,12 @@ impl Array {
         if self.columns_first && values.len() as u64 == self.bytes {
             values = row_major(&values, &self.shape, size);
         }
-        Tensor::new(self.dtype, &self.shape, values).map_err(|e| e.to_string())
+        let tensor = Tensor::new(self.dtype, &self.shape, values);
+        Ok(self.values(tensor.map_err(|e| e.to_string())?))
+    }
+
+    fn values(&self, tensor: Tensor) -> Values {
+        if self.text { Values::Text(tensor) } else { Values::Numbers(tensor) }
     }
 }
 
@@ -304,6 +352,8 @@ fn element_type(kind: TypeChar, size: u64) -> Option<DType> {
         (TypeChar::Float, 2) => DType::F16,
         (TypeChar::Float, 4) => DType::F32,
         (TypeChar::Float, 8) => DType::F64,
+        (TypeChar::ByteStr, _) => DType::U8,
+        (TypeChar::UnicodeStr, _) => DType::U32,
         _ => return None,
     })
 }
@@ -357,7 +407,7 @@ mod tests {
     fn read(bytes: &[u8]) -> Result<Tensor> {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(bytes).unwrap();
-        read_npy(file.path())
+        read_npy(file.path())?.numbers().map_err(|what| Error::data(file.path(), what))
     }
     fn refusal(bytes: &[u8]) -> String {
         read(bytes).unwrap_err().to_string()
@@ -391,7 +441,7 @@ mod tests {
         assert!(refusal(&npy("<f4", false, "(4,)", &[0; 8])).contains("takes 16 bytes, but 8 are there"));
         assert!(refusal(&npy("<f8", false, "(4294967296, 4294967296)", &[])).contains("too large"));
         assert!(refusal(&npy("|O", false, "(1,)", &[0; 8])).contains("pickled"));
-        assert!(refusal(&npy("<c8", false, "(1,)", &[0; 8])).contains("not supported"));
+        assert!(refusal(&npy("<c8", false, "(1,)", &[0; 8])).contains("type <c8 are not read"));
         assert!(refusal(b"\x93NUMPY\x02\x00\xff\xff\xff\xff").contains("claims"));
         assert!(refusal(b"\x93NUMPY\x01\x00\xff").contains("cut off"));
         assert!(refusal(b"PK\x03\x04aaaaaaaaaaaa").contains("not a NumPy array"));
@@ -423,6 +473,33 @@ mod tests {
         assert!(npz(&[("x", x.clone())]).unwrap().labels.is_none());
         let message = npz(&[("x", x), ("y", npy("|i1", false, "(1,)", &[1]))]).err().unwrap().to_string();
         assert!(message.contains("2 rows of 'x', but 1 labels"), "{message}");
+    }
+
+    #[test]
+    fn words_are_labels_with_names() {
+        let x = npy("|u1", false, "(3, 1)", &[1, 2, 3]);
+        let codes = |text: &str, big: bool| -> Vec<u8> {
+            let code = |c| if big { u32::to_be_bytes(c) } else { u32::to_le_bytes(c) };
+            text.chars().flat_map(|c| code(c as u32)).collect()
+        };
+        for y in [
+            npy("|S2", false, "(3,)", b"b\0aab\0"),
+            npy("<U2", true, "(3, 1)", &codes("b\0aab\0", false)),
+            npy(">U2", false, "(3,)", &codes("b\0aab\0", true)),
+        ] {
+            let set = npz(&[("x", x.clone()), ("y", y.clone())]).unwrap();
+            assert_eq!(
+                (set.labels, set.class_names),
+                (Some(Labels::Classes(vec![1, 0, 1])), vec!["aa".into(), "b".into()])
+            );
+            let message = npz(&[("x", y)]).err().unwrap().to_string();
+            assert!(message.contains("array 'x': it holds text"), "{message}");
+        }
+        let numbers = npz(&[("x", x.clone()), ("y", npy("|S1", false, "(3,)", b"201"))]).unwrap();
+        assert_eq!((numbers.labels, numbers.class_names), (Some(Labels::Classes(vec![2, 0, 1])), vec![]));
+        for (descr, text) in [("|S1", &b"a\0b"[..]), ("|S0", b""), ("|S1", b"a\xffb")] {
+            assert!(npz(&[("x", x.clone()), ("y", npy(descr, false, "(3,)", text))]).is_err());
+        }
     }
 
     #[test]

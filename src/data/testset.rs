@@ -3,7 +3,7 @@
 
 use super::labels::Labels;
 use super::options::DataOptions;
-use super::{Column, Dataset};
+use super::{Column, Dataset, Form};
 use crate::error::{Error, Result};
 use crate::onnx::{DType, Tensor};
 use onnx_protobuf::{Message, TensorProto};
@@ -45,7 +45,7 @@ pub fn open(path: &Path, folders: &[PathBuf], options: &DataOptions) -> Result<D
         labels,
         class_names: vec![],
         options: options.clone(),
-        positional: true,
+        form: Form::Positional,
     })
 }
 

@@ -10,6 +10,7 @@ mod dtype;
 mod graph;
 pub mod infer;
 pub mod kernels;
+mod lookups;
 mod names;
 mod payload;
 mod read;
@@ -27,6 +28,7 @@ pub use dtype::DType;
 pub use graph::{
     Attr, Dim, Fact, Facts, Function, Graph, Model, Node, ValueId, ValueInfo, node_reads, outer_reads,
 };
+pub use lookups::{Lookup, lookups};
 pub use names::Names;
 pub use payload::{Encoding, Site};
 pub use read::{ModelFile, check_finite, read};

@@ -11,7 +11,7 @@ use super::schedule::{Sampler, generator, stream};
 use super::session::Split;
 use crate::data::{Bound, Dataset, Fill, Labels, Shift, classes, split};
 use crate::error::{Error, Result};
-use crate::onnx::{Fact, Tensor, ValueId, ValueInfo};
+use crate::onnx::{Fact, Graph, Tensor, ValueId};
 use crate::report::Rows;
 use crate::runtime::Value;
 use std::collections::BTreeSet;
@@ -38,8 +38,8 @@ struct Part {
 }
 
 impl Part {
-    fn new(dataset: Option<Dataset>, inputs: &[ValueInfo], rows: Option<Vec<usize>>) -> Result<Self> {
-        let bound = dataset.as_ref().map(|d| d.bind(inputs)).transpose()?;
+    fn new(dataset: Option<Dataset>, graph: &Graph, rows: Option<Vec<usize>>) -> Result<Self> {
+        let bound = dataset.as_ref().map(|d| d.bind_to(graph)).transpose()?;
         let all = dataset.as_ref().map_or(0, Dataset::rows);
         let rows = rows.unwrap_or_else(|| (0..all).collect());
         Ok(Part { bound, dataset, rows, classes: vec![], vectors: vec![] })
@@ -75,17 +75,17 @@ pub fn divide(train: &Dataset, val: Option<&Dataset>, seed: u64) -> Result<(Chos
 }
 
 impl Examples {
-    /// Binds data to `inputs`, the target's as its file declares them. Without `val`, a fifth of the training
+    /// Binds data to the inputs of `graph`, the target's as its file has it. Without `val`, a fifth of the training
     /// rows is set aside for it.
-    pub fn new(data: Data<'_>, inputs: &[ValueInfo], seed: u64) -> Result<Self> {
+    pub fn new(data: Data<'_>, graph: &Graph, seed: u64) -> Result<Self> {
         let Data { train, val, test, unlabelled } = data;
         let labelled: Vec<&Dataset> = [Some(train), val, test].into_iter().flatten().collect();
         let class_names = classes::common(&labelled)?;
         let numbered = |set: &Dataset| set.clone().numbered_as(&class_names);
         let mut notes = vec![];
         let (train_rows, val_rows) = divide(train, val, seed)?;
-        let train_part = Part::new(Some(numbered(train)), inputs, train_rows)?;
-        let val_part = Part::new(Some(numbered(val.unwrap_or(train))), inputs, val_rows)?;
+        let train_part = Part::new(Some(numbered(train)), graph, train_rows)?;
+        let val_part = Part::new(Some(numbered(val.unwrap_or(train))), graph, val_rows)?;
         if val.is_none() {
             notes.push(format!(
                 "no --val was given: {} of the {} training rows are kept for validation",
@@ -93,8 +93,8 @@ impl Examples {
                 train.rows()
             ));
         }
-        let test_part = Part::new(test.map(numbered), inputs, None)?;
-        let unlabelled = Part::new(unlabelled.cloned(), inputs, None)?;
+        let test_part = Part::new(test.map(numbered), graph, None)?;
+        let unlabelled = Part::new(unlabelled.cloned(), graph, None)?;
         if let Some(bound) = &train_part.bound {
             notes.extend(bound.notes.iter().cloned());
         }

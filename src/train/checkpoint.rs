@@ -32,6 +32,9 @@ pub struct ArmState {
 pub struct RunState {
     /// Of the models, the data and the configuration: a checkpoint of another run is refused.
     pub fingerprint: String,
+    /// Steps an arm, where time is limited: as many as it had room for when the run began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steps: Option<usize>,
     pub arms: Vec<ArmState>,
 }
 

@@ -14,7 +14,7 @@ use crate::runtime::Value;
 use std::time::{Duration, Instant};
 
 /// Validations an arm gets over its whole training.
-const VALIDATIONS: usize = 12;
+pub(super) const VALIDATIONS: usize = 12;
 /// How often an arm in training is checkpointed, besides at the end of each round.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(30);
 
@@ -115,6 +115,8 @@ pub struct Contest<'a> {
     pub deadline: Option<Instant>,
     /// Whether the user or the clock ended training early.
     pub stopped: bool,
+    /// What the user was told of steps that time has no room for.
+    pub planned: Option<String>,
 }
 
 impl Contest<'_> {
@@ -129,11 +131,14 @@ impl Contest<'_> {
         steps: usize,
         observer: &mut dyn Observer,
     ) -> Result<Vec<Contender>> {
-        let plan = rounds(arms.len(), steps, self.tries(steps));
+        let (count, tried) = (arms.len(), self.tries(steps));
+        let mut steps = match arms.as_slice() {
+            [arm] => self.fit_one(arm, steps, observer)?,
+            _ => self.state.steps.unwrap_or(steps),
+        };
         let mut field = vec![];
         let (mut out, mut divergence) = (vec![], None);
-        let trainings = plan.first().map_or(0, |round| round.1);
-        let count = arms.len();
+        let trainings = rounds(count, steps, tried).first().map_or(0, |round| round.1);
         for (i, arm) in arms.into_iter().enumerate() {
             if self.stopped && !field.is_empty() {
                 break;
@@ -146,6 +151,12 @@ impl Contest<'_> {
         }
         // Resumed, some have come further than their trials: these are compared, as they were before.
         self.rank(&mut field, |c| c.trial.unwrap_or(c.metric()));
+        if count > 1 {
+            let staying = trainings.min(field.len());
+            steps = self.fit_several(&mut field[..staying], (count, tried), steps, observer)?;
+            field.iter_mut().for_each(|contender| contender.fit.steps = steps);
+        }
+        let plan = rounds(count, steps, tried);
         for (round, &(until, stay)) in plan.iter().enumerate() {
             out.splice(0..0, field.drain(stay.min(field.len())..));
             for i in 0..field.len() {

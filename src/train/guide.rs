@@ -7,7 +7,7 @@ use super::network::Network;
 use super::session::Split;
 use crate::data::{Bound, Dataset, Shift};
 use crate::error::{Error, Result};
-use crate::onnx::{Fact, Tensor, ValueId, ValueInfo};
+use crate::onnx::{Fact, Tensor, ValueId};
 use crate::runtime::{Compiled, Executor, Value, run_jobs};
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
@@ -42,12 +42,12 @@ impl Guide {
         if network.head.is_empty() {
             return Err(headless(network));
         }
-        let declared: Vec<ValueInfo> = network.file.model.graph.required_inputs().cloned().collect();
-        let bind = |d: Option<&Dataset>| d.map(|d| d.bind(&declared)).transpose();
+        let graph = &network.file.model.graph;
+        let bind = |d: Option<&Dataset>| d.map(|d| d.bind_to(graph)).transpose();
         let (model, facts, weights) = observed(network, views)?;
         let value = |id: &ValueId| network.model.graph.initializers.get(id).cloned().map(Value::host);
         Ok(Self {
-            train: data.train.bind(&declared)?,
+            train: data.train.bind_to(graph)?,
             val: bind(data.val)?,
             test: bind(data.test)?,
             unlabelled: bind(data.unlabelled)?,
@@ -58,6 +58,11 @@ impl Guide {
             own: weights.iter().filter_map(value).collect(),
             weights,
         })
+    }
+
+    /// What was done to the data to make them fit it, in sentences for the user.
+    pub fn notes(&self) -> &[String] {
+        &self.train.notes
     }
 
     /// Values for the program's weights, from tensors by name; those that aren't there are as they came.

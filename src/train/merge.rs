@@ -83,10 +83,10 @@ fn multiply(request: &mut MergeRequest) -> Result<Option<String>> {
     let asked = request.config.cutmix.is_some_and(|count| count > 0);
     let theirs = &request.source_data.as_ref().unwrap_or(&request.data).train;
     let reads = |source: &PathBuf| -> Result<bool> {
-        let declared: Vec<_> = onnx::read(source)?.model.graph.required_inputs().cloned().collect();
+        let graph = onnx::read(source)?.model.graph;
         // A model has nothing to tell itself about rows that nobody else has answers to.
         let other = asked || !onnx::surgery::same_file(source, &request.target);
-        Ok(other && theirs.bind(&declared).is_ok())
+        Ok(other && theirs.bind_to(&graph).is_ok())
     };
     if request.invented || !request.config.wants_unlabelled() {
         return Ok(None);
@@ -126,8 +126,7 @@ fn run(request: &mut MergeRequest, made: Option<&str>, observer: &mut dyn Observ
     let read = begun.elapsed();
 
     observer.event(&Event::Phase("planning"));
-    let declared: Vec<_> = target.file.model.graph.required_inputs().cloned().collect();
-    let examples = Examples::new(request.data.borrow(), &declared, config.seed)?;
+    let examples = Examples::new(request.data.borrow(), &target.file.model.graph, config.seed)?;
     if target.head.width == 1 && objective::task(&config, &examples, &target) == Task::Classify {
         std::iter::once(&mut target).chain(&mut sources).for_each(Network::tell_two_apart);
     }
@@ -166,14 +165,16 @@ fn run(request: &mut MergeRequest, made: Option<&str>, observer: &mut dyn Observ
     let checkpoint = Checkpoint::beside(&request.output, &request.ranks);
     let state = match request.resume && checkpoint.exists() {
         true => checkpoint.load(&fingerprint)?,
-        false => RunState { fingerprint, arms: vec![] },
+        false => RunState { fingerprint, ..RunState::default() },
     };
     if request.resume && state.arms.is_empty() {
         observer.event(&Event::Note("there is no checkpoint to go on from: starting anew"));
     }
     let deadline = config.time.map(|s| Instant::now() + Duration::from_secs_f64(s.max(0.0)));
-    let mut contest = Contest { session: &mut session, checkpoint, state, deadline, stopped: false };
+    let mut contest =
+        Contest { session: &mut session, checkpoint, state, deadline, stopped: false, planned: None };
     let results = run_arms(&mut contest, candidates, steps, observer)?;
+    notes.extend(contest.planned.take());
     let interrupted = contest.stopped && request.ranks.decide(observer.interrupted());
     let checkpoint = contest.checkpoint;
     let trained = begun.elapsed() - read - plan;
@@ -386,6 +387,7 @@ fn run_arms(
     let config = contest.session.config.clone();
     let mut results = Table::default();
     let field = contest.run(candidates, config.seed, steps, observer)?;
+    let steps = contest.state.steps.unwrap_or(steps);
     let chosen = field.first().map(|c| c.arm.clone()).unwrap_or_else(Arm::finetune);
     for contender in &field {
         results.add(contest, contender, contender.is_done(steps))?;

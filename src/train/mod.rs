@@ -8,6 +8,7 @@ mod align;
 mod arms;
 mod batch_norm;
 mod batches;
+mod budget;
 mod checkpoint;
 pub mod clip;
 mod config;

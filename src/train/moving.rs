@@ -74,8 +74,7 @@ impl Trainer {
         executor: Arc<dyn Executor>,
         ranks: &Ranks,
     ) -> Result<Self> {
-        let declared: Vec<_> = source.file.model.graph.required_inputs().cloned().collect();
-        let mut examples = Examples::new(data, &declared, config.seed)?;
+        let mut examples = Examples::new(data, &source.file.model.graph, config.seed)?;
         let width = source.head.width;
         if source.head.is_empty() {
             let what = "has no output with an answer for each row to train it on";

@@ -78,7 +78,12 @@ impl Source {
         };
         let mut teaches = can_teach(&network, target).map_err(&mut note).is_ok();
         let guide = match Guide::open(&network, data, &views, executor) {
-            Ok(guide) => Some(guide),
+            Ok(guide) => {
+                for note in guide.notes() {
+                    observer.event(&Event::Note(&format!("for the source, {note}")));
+                }
+                Some(guide)
+            }
             Err(why) => {
                 if teaches {
                     note(why);

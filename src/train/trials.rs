@@ -12,8 +12,8 @@ use crate::error::{Error, Result};
 use crate::report::Metric;
 
 /// A short training takes this part of an arm's steps, where that is enough to see anything.
-const PART: usize = 8;
-const SHORTEST: usize = 10;
+pub(super) const PART: usize = 8;
+pub(super) const SHORTEST: usize = 10;
 
 /// What was tried of an arm, with learning rates.
 #[derive(Default)]

@@ -1,7 +1,7 @@
 //! `onnx-merge grad` and `pack`: gradients and training steps as files, and weights put back.
 
 use crate::transcript::{Sandbox, python};
-use onnx_merge::onnx::{Attr, Builder, DType, Dim, Fact, Model, Tensor, read};
+use onnx_merge::onnx::{Attr, Builder, DType, Dim, Fact, Model, Tensor, WORKING_OPSET, read};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -83,18 +83,27 @@ fn what_makes_no_sense_is_refused_with_what_to_do() {
 /// The README's Python, beside a step graph of the fixtures' model.
 #[test]
 fn ten_lines_of_python_train_and_pack_puts_the_weights_back() {
+    // The second one fixes its batch to 1.
+    for (model, weights) in [("digits_mlp.onnx", 6), ("digits_small_cnn.onnx", 8)] {
+        readme_trains(model, weights);
+    }
+}
+
+/// Trains a model with the README's script as it stands.
+fn readme_trains(model: &str, weights: usize) {
     let Some(python) = python() else { return };
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let readme = std::fs::read_to_string(root.join("README.md")).unwrap();
     let script = readme.split("```python\n").nth(1).and_then(|rest| rest.split("```").next());
     let script = script.expect("the README shows how to train in Python");
     assert!(script.lines().filter(|line| !line.trim().is_empty()).count() <= 12, "{script}");
-    let sandbox = Sandbox::digits();
-    sandbox.transcript(
-        "$ onnx-merge grad digits_mlp.onnx -o step.onnx --executor tract
+    let sandbox = Sandbox::new().fixtures(&[model, "digits_train100.npz"]);
+    sandbox.transcript(&format!(
+        "$ onnx-merge grad {model} -o step.onnx --executor tract
+         step.onnx: a training step of {weights} weights, [..] nodes, open: batch
          ...
-         $ copy digits_train100.npz train.npz",
-    );
+         $ copy digits_train100.npz train.npz"
+    ));
     std::fs::write(sandbox.path("train.py"), script).unwrap();
     let output = Command::new(&python)
         .arg("train.py")
@@ -111,16 +120,34 @@ fn ten_lines_of_python_train_and_pack_puts_the_weights_back() {
     let (first, last) = (losses[0], losses[losses.len() - 1]);
     println!("loss {first} at first, {last} at last");
     assert!(last < 0.5 * first, "{losses:?}");
-    sandbox.transcript(
-        "$ onnx-merge pack digits_mlp.onnx trained.npz -o trained.onnx
-         trained.onnx: 6 weights written
-         $ onnx-merge diff digits_mlp.onnx trained.onnx
+    sandbox.transcript(&format!(
+        "$ onnx-merge pack {model} trained.npz -o trained.onnx
+         trained.onnx: {weights} weights written
+         $ onnx-merge diff {model} trained.onnx
          ...
-         6 of 6 tensors differ; everything else is the same, byte by byte
+         {weights} of {weights} tensors differ; everything else is the same, byte by byte
          $ onnx-merge eval trained.onnx --data train.npz --executor tract
-         trained.onnx: accuracy 100.00 %, [..]",
-    );
+         trained.onnx: accuracy 100.00 %, [..]"
+    ));
     onnx_values_match(&sandbox.path("trained.onnx"), &sandbox.path("trained.npz"));
+}
+
+#[test]
+fn rows_that_can_not_be_told_apart_keep_the_batch_that_the_file_fixes() {
+    let mut b = Builder::new("mixed");
+    let x = b.input("x", Fact::new(DType::F32, &[2, 3]));
+    let w = b.initializer("w", Tensor::f32(&[3, 3], &[0.1; 9]));
+    let y = b.matmul(&x, &w);
+    let mean = b.mean(&y, &[0], true);
+    let y = b.add(&y, &mean);
+    b.output_as("y", &y);
+    Sandbox::new().model("m.onnx", &Model::new(b.finish().0, WORKING_OPSET)).transcript(
+        "$ onnx-merge grad m.onnx -o step.onnx --executor tract
+         note: these sizes are fixed: batch = 2 (can't be run on 3 rows at once: [..])
+         hint: choose others with --batch N and --shape NAME=SIZES
+         step.onnx: a training step of 1 weight, [..] nodes, fixed shapes
+         step.npz: its first state, 4 arrays",
+    );
 }
 
 fn onnx_values_match(model: &PathBuf, archive: &Path) {

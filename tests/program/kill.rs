@@ -38,6 +38,49 @@ fn a_kill_leaves_the_old_or_the_new_file() {
     println!("{rounds} kills: {old} left the old file, {complete} the complete new one");
 }
 
+/// Where time is limited, how many steps that means is decided once: a resumed run keeps to it, and its learning rate ends with it.
+#[cfg(unix)]
+#[test]
+fn a_resumed_run_keeps_to_the_steps_that_its_time_had_room_for() {
+    let sandbox = Sandbox::digits();
+    let arguments = |more: &str| -> Vec<String> {
+        let all = format!(
+            "tune digits_mlp.onnx -o out.onnx --data digits_train100.npz --val digits_val.npz --steps 1000000 --lr 0.003 \
+             --time 4s --executor tract --threads 1 --log run.jsonl -q {more}"
+        );
+        all.split_whitespace().map(str::to_owned).collect()
+    };
+    let log = || -> Vec<serde_json::Value> {
+        let text = std::fs::read_to_string(sandbox.path("run.jsonl")).unwrap_or_default();
+        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    };
+    let of = |lines: &[serde_json::Value], event: &str, field: &str| -> Vec<f64> {
+        lines.iter().filter(|line| line["event"] == event).filter_map(|line| line[field].as_f64()).collect()
+    };
+    let mut child = sandbox.program(&arguments("")).stderr(std::process::Stdio::null()).spawn().unwrap();
+    while of(&log(), "step", "step").len() < 100 {
+        assert!(child.try_wait().unwrap().is_none(), "the run ended by itself");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let interrupted = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(interrupted.success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let run = std::fs::read(sandbox.path("out.onnx.checkpoint").join("run.json")).unwrap();
+    let state: serde_json::Value = serde_json::from_slice(&run).unwrap();
+    let planned = state["steps"].as_f64().unwrap();
+    assert!(planned < 1e6, "{planned} steps in 4 s");
+
+    let before = log().len();
+    sandbox.program(&arguments("--resume")).output().unwrap();
+    let resumed = &log()[before..];
+    assert_eq!(of(resumed, "arm", "steps"), [planned]);
+    let steps = of(resumed, "step", "step");
+    assert_eq!(steps[0], state["arms"][0]["step"].as_f64().unwrap() + 1.0);
+    let (last, rate) = (steps[steps.len() - 1], *of(resumed, "step", "learning_rate").last().unwrap());
+    // On a busy machine the clock may come first.
+    assert!(rate < 0.25 * 0.003, "at step {last} of {planned} the learning rate is {rate}");
+}
+
 /// Interrupted when the learning rate of the first of two arms is chosen, or when one is trained; then resumed: the same bytes as
 /// without an interruption.
 #[cfg(unix)]

@@ -1,7 +1,7 @@
 //! What labels mean, in the forms in which people have them.
 
 use crate::merge::{report, run};
-use crate::transcript::Sandbox;
+use crate::transcript::{Sandbox, npy, npy_of, npy_words};
 use onnx_merge::onnx::{Builder, DType, Fact, Model, Tensor, ValueId, WORKING_OPSET};
 
 const QUICK: &str = "-o out.onnx --executor tract --steps 200 --lr 0.05";
@@ -56,6 +56,38 @@ fn a_word_is_the_same_class_in_every_table() {
          note: there are no training rows of 1 of the 3 classes that the model tells apart: it may unlearn these
          ...
          [exit 4]",
+    );
+}
+
+#[test]
+fn a_word_is_the_same_class_in_every_array() {
+    let truth = linear(&[[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]], as_it_is);
+    let (words, points) = (["ant", "bee", "cat"], [3.0, 0.0, -3.0, 0.0, 0.0, 3.0]);
+    let arrays = |from: usize| {
+        let x = Tensor::f32(&[8 * (3 - from), 2], &points[2 * from..].repeat(8));
+        [("x", npy(&x)), ("y", npy_words(&words[from..].repeat(8)))]
+    };
+    let objects = [("x", npy(&Tensor::f32(&[1, 2], &[0.0; 2]))), ("y", npy_of("|O", &[1], &[0; 8]))];
+    let sandbox = Sandbox::new()
+        .model("m.onnx", &truth)
+        .archive("all.npz", arrays(0))
+        .archive("some.npz", arrays(1))
+        .archive("objects.npz", objects);
+    for (train, val) in [("all.npz", "some.npz"), ("some.npz", "all.npz")] {
+        let report = report(&sandbox, &format!("tune m.onnx {QUICK} --data {train} --val {val}"), 4);
+        assert_eq!(report.untouched.val, Some(1.0), "trained on {train}");
+    }
+    sandbox.transcript(
+        "$ onnx-merge eval m.onnx --data all.npz --executor tract
+         note: the classes are numbered in the order of their names: 0 'ant', 1 'bee', 2 'cat'
+         m.onnx: accuracy 100.00 %, [..]
+         $ onnx-merge eval m.onnx --data objects.npz --executor tract
+         error: objects.npz: array 'y': arrays of Python objects (pickled) are not read, because reading them runs code; \
+         array.astype(str) makes words of objects[..]
+         [exit 3]
+         $ onnx-merge eval m.onnx --data all.npz --label x --executor tract
+         error: all.npz: array 'y': it holds text: words can only be labels (--label names their array)
+         [exit 3]",
     );
 }
 

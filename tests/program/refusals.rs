@@ -268,6 +268,40 @@ fn data_that_does_not_fit_the_model() {
 }
 
 #[test]
+fn words_that_the_vocabulary_has_not_got() {
+    let mut b = Builder::new("words");
+    let words = b.input("words", Fact::new(DType::I64, &[1, 2]));
+    let table = b.initializer("embedding", Tensor::f32(&[5, 3], &[0.5; 15]));
+    let weights = b.initializer("head", Tensor::f32(&[3, 2], &[0.1; 6]));
+    let rows = b.op("Gather", &[&table, &words]);
+    let mean = b.mean(&rows, &[1], false);
+    let y = b.matmul(&mean, &weights);
+    b.output_as("y", &y);
+    let labels = Tensor::i64(&[2], &[0, 1]);
+    let data = |last: i64| Tensor::i64(&[2, 2], &[0, -5, 4, last]);
+    let sandbox = Sandbox::new()
+        .model("m.onnx", &Model::new(b.finish().0, WORKING_OPSET))
+        .npz("fine.npz", &[("x", &data(1)), ("y", &labels)])
+        .npz("high.npz", &[("x", &data(5)), ("y", &labels)])
+        .npz("low.npz", &[("x", &data(-6)), ("y", &labels)]);
+    for (file, word) in [("high.npz", 5), ("low.npz", -6)] {
+        let answer = format!(
+            "error: {file}: 'x' holds {word} in row 1, but the model's input 'words' counts the entries of 'embedding', \
+             which has 5 (0 to 4)
+             hint: words must be numbered as for the model[..]
+             [exit 3]"
+        );
+        let options = "--executor tract -q";
+        refused(
+            &sandbox,
+            &format!("onnx-merge tune m.onnx -o out.onnx --data fine.npz --val {file} {options}"),
+            &answer,
+        );
+        sandbox.transcript(&format!("$ onnx-merge eval m.onnx --data {file} --executor tract\n{answer}"));
+    }
+}
+
+#[test]
 fn labels_out_of_range() {
     for wrong in [10, -1, i64::MAX] {
         let y = Tensor::i64(&[8], &[0, 1, 2, wrong, 4, 5, 6, 7]);

@@ -58,13 +58,17 @@ impl Sandbox {
     }
     /// An uncompressed `.npz` of these arrays.
     pub fn npz(self, name: &str, arrays: &[(&str, &Tensor)]) -> Self {
+        self.archive(name, arrays.iter().map(|(array, tensor)| (*array, npy(tensor))))
+    }
+    /// The same of arrays as `.npy`.
+    pub fn archive<'a>(self, name: &str, arrays: impl IntoIterator<Item = (&'a str, Vec<u8>)>) -> Self {
         let file = std::fs::File::create(self.path(name)).expect("a file");
         let stored =
             zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
         let mut archive = zip::ZipWriter::new(file);
-        for (array, tensor) in arrays {
+        for (array, bytes) in arrays {
             archive.start_file(format!("{array}.npy"), stored).expect("an entry");
-            std::io::Write::write_all(&mut archive, &npy(tensor)).expect("an array");
+            std::io::Write::write_all(&mut archive, &bytes).expect("an array");
         }
         archive.finish().expect("an archive");
         self
@@ -197,12 +201,25 @@ pub fn npy(tensor: &Tensor) -> Vec<u8> {
         DType::U8 => "|u1",
         other => panic!("no {other} in tests"),
     };
-    let shape: String = tensor.shape().iter().map(|d| format!("{d}, ")).collect();
+    npy_of(descr, tensor.shape(), tensor.bytes())
+}
+
+/// Words as NumPy's `<U…`.
+pub fn npy_words(words: &[&str]) -> Vec<u8> {
+    let longest = words.iter().map(|word| word.chars().count()).max().unwrap_or(0);
+    let padded = |word: &&str| word.chars().chain(std::iter::repeat('\0')).take(longest).collect::<Vec<_>>();
+    let bytes: Vec<u8> = words.iter().flat_map(padded).flat_map(|c| (c as u32).to_le_bytes()).collect();
+    npy_of(&format!("<U{longest}"), &[words.len()], &bytes)
+}
+
+/// `.npy` of values of the type `descr`.
+pub fn npy_of(descr: &str, shape: &[usize], values: &[u8]) -> Vec<u8> {
+    let shape: String = shape.iter().map(|d| format!("{d}, ")).collect();
     let header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({shape}), }}\n");
     let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
     bytes.extend((header.len() as u16).to_le_bytes());
     bytes.extend(header.as_bytes());
-    bytes.extend(tensor.bytes());
+    bytes.extend(values);
     bytes
 }
 

@@ -124,8 +124,7 @@ fn regained(path: &Path, layers: usize) -> Result<(usize, usize)> {
     let all = Data { train: &train, val: None, test: None, unlabelled: None };
     let source = Network::open(path, 32, Some(&train), &executor)?;
     let target = Network::open(&blank, 32, Some(&train), &executor)?;
-    let declared: Vec<_> = target.file.model.graph.required_inputs().cloned().collect();
-    let examples = Examples::new(all, &declared, 0)?;
+    let examples = Examples::new(all, &target.file.model.graph, 0)?;
     let pairing = Pairing::automatic(&target.params, &source.params, &[])?;
     let mut learner = Learner::open(&target, Unit::all(&target), all, &executor)?;
     let names: Vec<&str> =

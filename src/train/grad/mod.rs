@@ -24,7 +24,7 @@ use emit::{Emitted, Moving, Plan, emit};
 use generalise::{Open, Sample, generalise};
 use names::Names;
 use optimizer::{Optimizer, Slot};
-use sizes::{Symbol, Working, feeds, sized, symbols};
+use sizes::{Symbol, Working, baked_batch, feeds, sized, symbols};
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
@@ -54,7 +54,7 @@ pub struct Request {
     pub wrt: Vec<String>,
     pub loss: LossKind,
     pub form: Form,
-    /// Rows; `None` for the batch that the file fixes, or an open one.
+    /// Rows; `None` for any number, or the batch that the file fixes where that can't be freed.
     pub batch: Option<usize>,
     /// Shapes of inputs, `None` where a dimension stays as the file has it.
     pub shapes: Vec<(String, Vec<Option<usize>>)>,
@@ -75,7 +75,7 @@ pub struct Built {
     pub idle: Vec<ValueId>,
     /// Names of dimensions that stayed open.
     pub open: Vec<String>,
-    /// Dimensions that the file leaves open and that got a size, and why.
+    /// Dimensions that were to be open and have a size, and why.
     pub fixed: Vec<(String, usize)>,
     pub why_fixed: Option<String>,
     pub names: Names,
@@ -94,8 +94,9 @@ pub fn build(file: &ModelFile, request: &Request, executor: &dyn Executor) -> Re
         let id = ValueId::new(name);
         renamed.get(&id).cloned().unwrap_or(id)
     });
+    let baked = baked_batch(&model.graph).filter(|(batch, _)| !is_asked_for(batch, &request.shapes));
     set_shapes(&mut model.graph, &request.shapes)?;
-    let mut job = Job { file, model, request, executor, names, output, why: None };
+    let mut job = Job { file, model, baked, request, executor, names, output, why: None, stuck: None };
     job.run().map_err(|e| match with_version(unrunnable(e), file) {
         named if names_file(&named) => named,
         other => other.context(file.path.display().to_string()),
@@ -115,12 +116,16 @@ struct Job<'a> {
     file: &'a ModelFile,
     /// Upgraded, in float32 or wider, with open dimensions.
     model: Model,
+    /// The batch that the file fixes, to be freed.
+    baked: Option<(Symbol, usize)>,
     request: &'a Request,
     executor: &'a dyn Executor,
     names: Names,
     output: Option<ValueId>,
     /// Why a dimension couldn't stay open.
     why: Option<String>,
+    /// The batch that the file fixes, and why it couldn't be freed.
+    stuck: Option<(usize, String)>,
 }
 
 /// The seed of the inputs that working graphs are probed with.
@@ -144,6 +149,11 @@ impl Job<'_> {
             for symbol in symbols(&self.model.graph, true).iter().filter(|s| s.batch) {
                 self.model = sized(&self.model, &[(symbol, batch)]);
             }
+        } else if let Some((batch, own)) = self.baked.take() {
+            match self.freed(batch) {
+                Ok(built) => return Ok(built),
+                Err(why) => self.stuck = Some((own, why)),
+            }
         }
         let all = symbols(&self.model.graph, false);
         if all.is_empty() {
@@ -156,6 +166,13 @@ impl Job<'_> {
             }
         }
         self.partly_open()
+    }
+
+    /// For any number of rows, though the file fixes one; or why that can't be had.
+    fn freed(&mut self, batch: Symbol) -> Result<Built, String> {
+        let open = [vec![batch], symbols(&self.model.graph, false)].concat();
+        let built = self.open(&open, &[]).map_err(|e| reason(&e))?;
+        built.ok_or_else(|| self.why.take().unwrap_or_default())
     }
 
     /// Only the batch stays open, or nothing does.
@@ -243,7 +260,7 @@ impl Job<'_> {
             let base = match self.working(open, &base_sizes) {
                 Ok(working) => working,
                 Err(e) => {
-                    self.why = self.why.take().or(Some(e.to_string()));
+                    self.why = self.why.take().or(Some(reason(&e)));
                     continue;
                 }
             };
@@ -254,7 +271,7 @@ impl Job<'_> {
                 let sizes = sizes_of(open, &family, |k| usize::from(k == i));
                 match self.working(open, &sizes) {
                     Ok(working) => others.push(Sample { sizes, graph: emit(&working, &plan)?.graph }),
-                    Err(e) => self.why = Some(e.to_string()),
+                    Err(e) => self.why = Some(reason(&e)),
                 }
             }
             if others.len() < open.len() {
@@ -293,7 +310,7 @@ impl Job<'_> {
 
     fn working(&self, open: &[Symbol], sizes: &[usize]) -> Result<Working> {
         let assigned: Vec<(&Symbol, usize)> = open.iter().zip(sizes.iter().copied()).collect();
-        Working::of(&sized(&self.model, &assigned), self.executor)
+        Working::with(&self.model, &assigned, self.executor, &self.file.path.display().to_string())
     }
 
     /// The graph for sizes that the open one isn't made from.
@@ -368,8 +385,12 @@ impl Job<'_> {
         state: Vec<Slot>,
         idle: Vec<ValueId>,
         open: Vec<String>,
-        fixed: Vec<(String, usize)>,
+        mut fixed: Vec<(String, usize)>,
     ) -> Built {
+        if let Some((rows, why)) = self.stuck.take() {
+            fixed.insert(0, ("batch".into(), rows));
+            self.why = self.why.take().or(Some(why));
+        }
         let still: HashSet<&ValueId> = idle.iter().collect();
         let moved = |w: &ValueId| !still.contains(w);
         let why_fixed = if fixed.is_empty() { None } else { self.why.take() };
@@ -404,6 +425,15 @@ fn sizes_of(open: &[Symbol], family: &[[usize; 3]; 6], which: impl Fn(usize) -> 
     sizes
 }
 
+/// What an error says of a model, without its name.
+fn reason(error: &Error) -> String {
+    match error {
+        Error::Hint { source, .. } => reason(source),
+        Error::Model { what, .. } => what.clone(),
+        other => other.to_string(),
+    }
+}
+
 /// The batch that the file fixes.
 fn fixed_rows(graph: &Graph) -> Option<usize> {
     let axes = prepare::batch_axes(graph);
@@ -411,6 +441,14 @@ fn fixed_rows(graph: &Graph) -> Option<usize> {
         Dim::Known(n) => Some(*n),
         _ => None,
     })
+}
+
+/// Whether `shapes` give a size to an axis of `symbol`.
+fn is_asked_for(symbol: &Symbol, shapes: &[(String, Vec<Option<usize>>)]) -> bool {
+    let given = |id: &ValueId, axis: usize| {
+        shapes.iter().any(|(name, sizes)| name == id.as_str() && sizes.get(axis).is_some_and(Option::is_some))
+    };
+    symbol.places.iter().any(|(id, axis)| given(id, *axis))
 }
 
 fn set_shapes(graph: &mut Graph, shapes: &[(String, Vec<Option<usize>>)]) -> Result<()> {

@@ -9,13 +9,15 @@ use crate::onnx::{Dim, Facts, Graph, Model, Tensor, ValueId};
 use crate::runtime::Executor;
 use std::collections::HashMap;
 
-/// Axes of inputs that are left open and are of one size.
+/// Axes of inputs that are left open, or are to be, and are of one size.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Symbol {
     pub name: String,
     pub places: Vec<(ValueId, usize)>,
     /// Whether it counts rows.
     pub batch: bool,
+    /// Whether the file fixes it: other sizes take a rewritten graph.
+    pub baked: bool,
 }
 
 /// The model for inputs of fixed shapes, with facts of all its values.
@@ -43,11 +45,24 @@ pub fn symbols(graph: &Graph, one_batch: bool) -> Vec<Symbol> {
                     symbol.places.push(place);
                     symbol.batch |= batch;
                 }
-                None => found.push(Symbol { name, places: vec![place], batch }),
+                None => found.push(Symbol { name, places: vec![place], batch, baked: false }),
             }
         }
     }
     found
+}
+
+/// The batch that the file fixes, and its size; `None` where some input leaves it open.
+pub fn baked_batch(graph: &Graph) -> Option<(Symbol, usize)> {
+    let axes = prepare::batch_axes(graph);
+    let inputs = graph.required_inputs().filter_map(|i| Some((i, *axes.get(&i.id)?)));
+    let dims = inputs.map(|(i, axis)| match i.shape.as_ref()?.get(axis)? {
+        Dim::Known(size) => Some(((i.id.clone(), axis), *size)),
+        _ => None,
+    });
+    let (places, sizes): (Vec<_>, Vec<usize>) = dims.collect::<Option<Vec<_>>>()?.into_iter().unzip();
+    let size = *sizes.first()?;
+    Some((Symbol { name: "batch".into(), places, batch: true, baked: true }, size))
 }
 
 /// The model with the given sizes of its open dimensions.
@@ -76,6 +91,24 @@ impl Working {
         let example = example_inputs(&model.graph, 1, super::PROBED)?;
         let (model, probed) = prepare::settle(&model, executor, &example)?;
         Ok(Self { model, facts: probed.facts })
+    }
+
+    /// The model with the given sizes of its dimensions, one of which the file may fix.
+    ///
+    /// # Errors
+    /// As [`Self::of`] and [`Self::lifted`] say.
+    pub fn with(
+        model: &Model,
+        sizes: &[(&Symbol, usize)],
+        executor: &dyn Executor,
+        name: &str,
+    ) -> Result<Self> {
+        let (baked, open): (Vec<_>, Vec<_>) = sizes.iter().partition(|(symbol, _)| symbol.baked);
+        let model = sized(model, &open);
+        match baked.first() {
+            Some((_, batch)) => Self::lifted(&model, *batch, executor, name),
+            None => Self::of(&model, executor),
+        }
     }
 
     /// A model whose batch the file fixes, for `batch` rows instead.

@@ -147,7 +147,8 @@ fn a_step_with_batch_statistics_moves_the_running_ones() {
     crate::onnx::save(&Model::new(b.finish().0, 18), &path).unwrap();
     let file = crate::onnx::read(&path).unwrap();
     let form = Form::Step(Optimizer { rule: Rule::Sgd, weight_decay: 0.0, clip: 0.0 });
-    let request = Request { loss: LossKind::MeanSquaredError, batch: None, train_bn: true, ..request(form) };
+    let request =
+        Request { loss: LossKind::MeanSquaredError, batch: Some(4), train_bn: true, ..request(form) };
     let built = build(&file, &request, &executor).unwrap();
     let names: Vec<&str> = built.state.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(names, ["scale", "shift", "mean", "var"]);
@@ -249,7 +250,7 @@ fn a_half_precision_model_with_gradients_below_what_half_precision_holds_is_trai
     let rule = Rule::Adamw { beta1: 0.9, beta2: 0.999, epsilon: 1e-12 };
     let forms = [Form::Gradients, Form::Step(Optimizer { rule, weight_decay: 0.0, clip: 0.0 })];
     for form in forms {
-        let request = Request { loss: LossKind::Sum, batch: None, wrt: vec!["w".into()], ..request(form) };
+        let request = Request { loss: LossKind::Sum, batch: Some(1), wrt: vec!["w".into()], ..request(form) };
         let built = build(&file, &request, &*executor).unwrap();
         let state: HashMap<&str, &Tensor> = built.state.iter().map(|(n, t)| (n.as_str(), t)).collect();
         let x = Tensor::from_f64(DType::F16, &[1, 2], &[1.0, -2.0]);
