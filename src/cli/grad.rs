@@ -47,6 +47,13 @@ pub struct Args {
     /// The output that labels are compared with [default: the first with real values]
     #[arg(long = "of", value_name = "OUTPUT")]
     of: Option<String>,
+    /// Axis of that output's classes, counted with the batch's (-1 for the last), where each position of a row has a label of its own
+    /// [default: the softmax's, else the last of three axes, or axis 1 of more]
+    #[arg(long, value_name = "AXIS", allow_hyphen_values = true)]
+    class_axis: Option<i64>,
+    /// The label of what doesn't count [default: -100]
+    #[arg(long, value_name = "LABEL", allow_hyphen_values = true)]
+    ignore_label: Option<i64>,
     /// Normalise batches by their own statistics, and let the running ones follow
     #[arg(long)]
     train_bn: bool,
@@ -149,6 +156,8 @@ pub fn run(args: Args) -> Result<u8> {
         batch: args.batch.map(|n| n as usize),
         shapes: args.shape.clone(),
         output: args.of.clone(),
+        class_axis: args.class_axis,
+        ignored: args.ignore_label.unwrap_or(crate::data::IGNORED),
         train_bn: args.train_bn,
     };
     let built = grad::build(&file, &request, &*executor)?;

@@ -1,7 +1,7 @@
 //! Fits a data set to a model's inputs, and makes batches of it.
 
 use super::augment::{Fill, Shift, shift_images};
-use super::{Column, Dataset, Labels};
+use super::{Column, Dataset, Labels, show};
 use crate::error::{Error, ONLY_NUMBERS, Result};
 use crate::onnx::{DType, Dim, Fact, Tensor, ValueId, ValueInfo};
 use half::f16;
@@ -480,13 +480,6 @@ fn reorder(stored: &[usize], wanted: &[usize]) -> Option<Reorder> {
         (&[c @ 1..=4, h, w], &[a, b, d]) if (a, b, d) == (h, w, c) => Some(Reorder::ChannelsLast([c, h, w])),
         (&[h, w, c @ 1..=4], &[a, b, d]) if (a, b, d) == (c, h, w) => Some(Reorder::ChannelsFirst([c, h, w])),
         _ => None,
-    }
-}
-
-fn show(shape: &[usize]) -> String {
-    match shape {
-        [] => "a single number".into(),
-        _ => shape.iter().map(usize::to_string).collect::<Vec<_>>().join("×"),
     }
 }
 

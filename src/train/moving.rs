@@ -76,17 +76,18 @@ impl Trainer {
     ) -> Result<Self> {
         let declared: Vec<_> = source.file.model.graph.required_inputs().cloned().collect();
         let mut examples = Examples::new(data, &declared, config.seed)?;
-        let width = source.head.width;
+        let width = source.head.width();
         if source.head.is_empty() {
             let what = "has no output with an answer for each row to train it on";
             return Err(Error::model(&source.file.path, what).hint("leave out --joint"));
         }
-        let objective = match (examples.has_classes(width), examples.has_labels()) {
-            (true, _) => {
-                examples.use_classes(width)?;
-                Objective::Classes
+        let objective = match (examples.fit(&source.head.known()), examples.has_labels()) {
+            (Some(fit), _) => {
+                let layout = fit.layout;
+                let ignores = examples.use_classes(layout)?;
+                Objective::Classes { layout, ignores }
             }
-            (false, true) => {
+            (None, true) => {
                 examples.use_vectors(width)?;
                 Objective::Vectors { width }
             }

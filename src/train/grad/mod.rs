@@ -31,7 +31,7 @@ use std::path::Path;
 /// What is differentiated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum LossKind {
-    /// Mean cross-entropy of int64 class labels, one a row.
+    /// Mean cross-entropy of int64 class labels, one a row or one for each of its positions.
     CrossEntropy,
     /// Mean squared error against values of the output's shape.
     MeanSquaredError,
@@ -60,6 +60,10 @@ pub struct Request {
     pub shapes: Vec<(String, Vec<Option<usize>>)>,
     /// The output that labels are compared with; `None` for the first of real values.
     pub output: Option<String>,
+    /// Axis of its classes for cross-entropy, counted with the batch's (from the end if negative); `None` for the usual one.
+    pub class_axis: Option<i64>,
+    /// The label of what cross-entropy leaves out.
+    pub ignored: i64,
     /// Batch normalisation by the statistics of the batch.
     pub train_bn: bool,
 }
@@ -351,6 +355,8 @@ impl Job<'_> {
             form: self.request.form,
             names: self.names.clone(),
             output: self.output.clone(),
+            class_axis: self.request.class_axis,
+            ignored: self.request.ignored,
             weights,
             train_bn: self.request.train_bn,
         })
