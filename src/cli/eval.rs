@@ -240,11 +240,14 @@ fn judge_classes(answers: &Answers, dataset: &Dataset, labels: &Labels, fit: Fit
     let layout = fit.layout;
     let told_apart = Layout { classes: layout.classes.max(2), ..layout };
     let classes = labels.classes(&dataset.path, told_apart, &dataset.options)?;
+    let rows = || answers.values.chunks_exact(layout.width());
+    let places = || rows().flat_map(|row| (0..layout.positions()).map(move |position| (row, position)));
+    let as_they_are = places().all(|(row, position)| are_chances(layout.scores(row, position)));
     let (mut right, mut loss, mut count) = (0.0, 0.0, 0);
-    for (row, answer) in answers.values.chunks_exact(layout.width()).enumerate() {
+    for (row, answer) in rows().enumerate() {
         let labels = classes.pick(&[row], 1);
         for (position, &class) in labels.iter().enumerate().filter(|(_, class)| **class != IGNORED) {
-            let chances = chances(layout.scores(answer, position));
+            let chances = chances(layout.scores(answer, position), as_they_are);
             let best = (0..chances.len()).reduce(|a, b| if chances[b] > chances[a] { b } else { a });
             right += f64::from(u8::from(best == Some(class as usize) && chances.iter().all(|c| !c.is_nan())));
             loss -= chances[class as usize].max(1e-30).ln();
@@ -255,16 +258,23 @@ fn judge_classes(answers: &Answers, dataset: &Dataset, labels: &Labels, fit: Fit
     Ok(Judgement { accuracy, r2: None, loss, labels: Some(count), fit: Some(fit) })
 }
 
-/// Probabilities from the scores of all classes: as they are where these are probabilities, else by softmax. A single number is
-/// the probability, or the logit, of the second of two classes.
-fn chances(scores: impl Iterator<Item = f32>) -> Vec<f64> {
+/// Whether the scores of all classes may be their probabilities; a single one that of the second of two classes.
+fn are_chances(scores: impl Iterator<Item = f32>) -> bool {
+    let scores: Vec<f64> = scores.map(f64::from).collect();
+    match scores[..] {
+        [one] => (0.0..=1.0).contains(&one),
+        _ => scores.iter().all(|&v| v >= 0.0) && (scores.iter().sum::<f64>() - 1.0).abs() < 1e-3,
+    }
+}
+
+/// Probabilities from the scores of all classes: `as_they_are`, else by softmax, or of a single one by sigmoid.
+fn chances(scores: impl Iterator<Item = f32>, as_they_are: bool) -> Vec<f64> {
     let row: Vec<f64> = scores.map(f64::from).collect();
     if let [one] = row[..] {
-        let second = if (0.0..=1.0).contains(&one) { one } else { 1.0 / (1.0 + (-one).exp()) };
+        let second = if as_they_are { one } else { 1.0 / (1.0 + (-one).exp()) };
         return vec![1.0 - second, second];
     }
-    let sum: f64 = row.iter().sum();
-    if row.iter().all(|&v| v >= 0.0) && (sum - 1.0).abs() < 1e-3 {
+    if as_they_are {
         return row;
     }
     let highest = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -295,6 +305,9 @@ mod tests {
         assert!((judged.loss - (-(0.75f64.ln()) - 0.1f64.ln()) / 2.0).abs() < 1e-6);
         let judged = judge(&answers(&[-3.0, 4.0], 1), &dataset(&[0, 1]), Task::Auto).unwrap();
         assert_eq!(judged.accuracy, Some(1.0));
+        // Logits that may be probabilities, beside one that can't be.
+        let judged = judge(&answers(&[0.25, 4.0], 1), &dataset(&[1, 1]), Task::Auto).unwrap();
+        assert_eq!(judged.accuracy, Some(1.0));
         let judged = judge(&answers(&[0.0, 3.0], 1), &dataset(&[0, 1]), Task::Regress).unwrap();
         assert_eq!((judged.accuracy, judged.r2, judged.loss), (None, Some(-7.0), 2.0));
         let same = judge(&answers(&[0.0, 3.0], 1), &dataset(&[1, 1]), Task::Regress).unwrap();
@@ -308,12 +321,12 @@ mod tests {
         let labels = Labels::from_tensor(&PathBuf::from("d"), "y", &values).unwrap();
         let dataset = Dataset::new(vec![column], Some(labels)).unwrap();
         // Rows × classes × positions.
-        let values = vec![0.0, 5.0, 5.0, 1.0, 0.0, 0.0, 0.0, 0.0, 2.0, 0.0, 0.0, 0.0];
+        let values = vec![0.0, 5.0, 5.0, 3.0, 0.0, 0.0, 0.0, 0.0, 2.0, 0.0, 0.0, 0.0];
         let answers = Answers { output: "o".into(), values, shape: vec![2, 3] };
         let judged = judge(&answers, &dataset, Task::Auto).unwrap();
         assert_eq!((judged.labels, judged.accuracy), (Some(3), Some(2.0 / 3.0)));
         let expected =
-            [(0.0f64, 1.0f64), (0.0, 5.0), (2.0, 0.0)].map(|(other, own)| (1.0 + (other - own).exp()).ln());
+            [(0.0f64, 3.0f64), (0.0, 5.0), (2.0, 0.0)].map(|(other, own)| (1.0 + (other - own).exp()).ln());
         assert!((judged.loss - expected.iter().sum::<f64>() / 3.0).abs() < 1e-9, "{}", judged.loss);
     }
 }

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::runtime;
 use crate::train::TrainConfig;
 use crate::train::grad::optimizer::{Optimizer, Rule};
-use crate::train::grad::{self, Built, Form, LossKind, Request};
+use crate::train::grad::{self, Built, ClassAxis, Form, LossKind, Request};
 use clap::ValueEnum;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -178,6 +178,11 @@ pub fn run(args: Args) -> Result<u8> {
 }
 
 fn notes(built: &Built) {
+    if let Some(ClassAxis { output, axis }) = &built.classes {
+        message(format!(
+            "note: the classes lie on axis {axis} of output '{output}', and each of its other places has a label (--class-axis chooses)"
+        ));
+    }
     if !built.fixed.is_empty() {
         let sizes: Vec<String> = built.fixed.iter().map(|(name, n)| format!("{name} = {n}")).collect();
         let why = built.why_fixed.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
@@ -230,6 +235,7 @@ fn described(built: &Built, output: &Path, state: Option<&Path>) -> serde_json::
         "outputs": graph.outputs.iter().map(|o| o.id.as_str()).collect::<Vec<_>>(),
         "weights": built.weights.iter().map(|w| w.as_str()).collect::<Vec<_>>(),
         "idle": built.idle.iter().map(|w| w.as_str()).collect::<Vec<_>>(),
+        "class_axis": built.classes.as_ref().map(|classes| classes.axis),
         "open": built.open,
         "fixed": built.fixed.iter().map(|(name, size)| json!({"name": name, "size": size})).collect::<Vec<_>>(),
         "why_fixed": built.why_fixed,

@@ -145,7 +145,8 @@ impl Labels {
             let what =
                 format!("its labels have {} numbers a row, but the model's output has {width}", self.width());
             return Err(Error::data(path, what).hint(
-                "labels are compared with the first output that has real values for each row: one number for each of its",
+                "labels are compared with the first output that has real values for each row, or the one that --of names: one \
+                 number for each of its, or a class for each of its positions",
             ));
         }
         Ok(match self {

@@ -148,8 +148,7 @@ fn run(request: &mut MergeRequest, made: Option<&str>, observer: &mut dyn Observ
         ranks: request.ranks.clone(),
     };
     let mut session = Session::open(parts, observer)?;
-    let mut notes = session.examples().notes();
-    notes.extend(settled);
+    let mut notes: Vec<String> = settled.into_iter().chain(session.examples().notes()).collect();
     notes.extend(other_outputs(&config, &session.target));
     notes.extend(shared_out(&request.ranks, &config));
     notes.iter().for_each(|note| observer.event(&Event::Note(note)));

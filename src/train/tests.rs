@@ -32,7 +32,7 @@ fn measured(
     let y = b.input("y", Fact::new(DType::I64, &layout.label_shape(rows)));
     let loss = emit(&mut b, &z, &y);
     let one = b.scalar_like(&loss, 1.0);
-    let gradient = autodiff::backward(&mut b, &[(loss.clone(), one)], &[z.clone()])?[&z].clone();
+    let gradient = autodiff::backward(&mut b, &[(loss.clone(), one)], std::slice::from_ref(&z))?[&z].clone();
     b.output_as("loss", &loss);
     b.output_as("gradient", &gradient);
     let (mut graph, facts) = b.finish();

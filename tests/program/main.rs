@@ -11,6 +11,7 @@ mod kill;
 mod labels;
 mod merge;
 mod mpi;
+mod positions;
 #[cfg(target_os = "linux")]
 mod private;
 mod python;

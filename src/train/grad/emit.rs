@@ -42,6 +42,14 @@ pub struct Emitted {
     pub moving: Moving,
     /// Weights that the loss doesn't depend on.
     pub idle: Vec<ValueId>,
+    /// Where the classes of cross-entropy lie, if not in whole rows.
+    pub classes: Option<ClassAxis>,
+}
+
+/// An axis of an output that its classes lie on.
+pub struct ClassAxis {
+    pub output: ValueId,
+    pub axis: usize,
 }
 
 /// What a step changes; the graph's last inputs.
@@ -94,7 +102,7 @@ pub fn emit(working: &Working, plan: &Plan) -> Result<Emitted> {
     batch_norm::facts(&mut b);
     b.reserve(freed.iter().cloned());
     b.set_scope("loss");
-    let loss = loss_of(&mut b, working, plan, &outputs)?;
+    let (loss, classes) = loss_of(&mut b, working, plan, &outputs)?;
     let one = b.scalar_like(&loss, 1.0);
     b.set_scope("");
     let gradients = autodiff::backward(&mut b, &[(loss.clone(), one)], &names)?;
@@ -130,7 +138,7 @@ pub fn emit(working: &Working, plan: &Plan) -> Result<Emitted> {
     }
     graph.prune();
     let (graph, facts) = autodiff::lower::lower(graph, facts)?;
-    Ok(Emitted { graph, facts, moving, idle })
+    Ok(Emitted { graph, facts, moving, idle, classes })
 }
 
 /// Declares what moves as inputs, and what [`finish`] needs for each as outputs.
@@ -171,11 +179,17 @@ fn nothing_real(outputs: &[ValueId]) -> Error {
         .hint(crate::train::head::REAL_ANSWER)
 }
 
-fn loss_of(b: &mut Builder, working: &Working, plan: &Plan, outputs: &[ValueId]) -> Result<ValueId> {
+/// The loss, and where its classes lie, if not in whole rows.
+fn loss_of(
+    b: &mut Builder,
+    working: &Working,
+    plan: &Plan,
+    outputs: &[ValueId],
+) -> Result<(ValueId, Option<ClassAxis>)> {
     let real = |id: &ValueId| working.facts.get(id).is_some_and(|f| f.dtype.is_float() && !f.is_empty());
     if plan.loss == LossKind::Sum {
         let real: Vec<ValueId> = outputs.iter().filter(|id| real(id)).cloned().collect();
-        return loss::sum_of(b, &real).ok_or_else(|| nothing_real(outputs));
+        return Ok((loss::sum_of(b, &real).ok_or_else(|| nothing_real(outputs))?, None));
     }
     let output = match &plan.output {
         Some(named) => Some(named).filter(|id| outputs.contains(id) && real(id)),
@@ -192,14 +206,19 @@ fn loss_of(b: &mut Builder, working: &Working, plan: &Plan, outputs: &[ValueId])
             let answer = wide(b, output);
             let fact = b.fact(&answer).clone();
             let label = b.input(&plan.names.label, fact);
-            Ok(loss::mean_squared_error(b, &answer, &label))
+            Ok((loss::mean_squared_error(b, &answer, &label), None))
         }
     }
 }
 
 /// From the logits where the output is their softmax, as training does. There is a label for each row, or each of its positions: for
 /// all that the output says apart from its classes.
-fn cross_entropy(b: &mut Builder, working: &Working, plan: &Plan, output: &ValueId) -> Result<ValueId> {
+fn cross_entropy(
+    b: &mut Builder,
+    working: &Working,
+    plan: &Plan,
+    output: &ValueId,
+) -> Result<(ValueId, Option<ClassAxis>)> {
     let whole = b.shape(output);
     let (rows, shape) = if whole.len() < 2 { (1, &whole[..]) } else { (whole[0], &whole[1..]) };
     let logits = logits_before(&working.model.graph, &working.facts, output, rows);
@@ -228,7 +247,8 @@ fn cross_entropy(b: &mut Builder, working: &Working, plan: &Plan, output: &Value
     let label = b.input(&plan.names.label, Fact::new(DType::I64, &shape));
     let label = b.reshape(&label, &layout.label_shape(rows));
     let counting = Counting::new(b, &answer, &label, plan.ignored, None);
-    Ok(loss::cross_entropy(b, &answer, &label, Some(&counting)))
+    let loss = loss::cross_entropy(b, &answer, &label, Some(&counting));
+    Ok((loss, fit.axis.map(|axis| ClassAxis { output: output.clone(), axis })))
 }
 
 /// In float32, or float64 where it is that.

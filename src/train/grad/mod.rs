@@ -20,6 +20,7 @@ use crate::autodiff::prepare::{self, OPEN_SIZES};
 use crate::error::{Error, Result};
 use crate::onnx::{Dim, Fact, Facts, Graph, Model, ModelFile, Tensor, ValueId};
 use crate::runtime::{Executor, Value};
+pub use emit::ClassAxis;
 use emit::{Emitted, Moving, Plan, emit};
 use generalise::{Open, Sample, generalise};
 use names::Names;
@@ -77,6 +78,8 @@ pub struct Built {
     pub weights: Vec<ValueId>,
     /// Of the weights asked for, those that the loss doesn't depend on.
     pub idle: Vec<ValueId>,
+    /// Where the classes of cross-entropy lie, if there is a label for each position of a row.
+    pub classes: Option<ClassAxis>,
     /// Names of dimensions that stayed open.
     pub open: Vec<String>,
     /// Dimensions that the file leaves open and that got a size, and why.
@@ -201,13 +204,13 @@ impl Job<'_> {
     /// One graph, for the sizes it was built with.
     fn fixed(&mut self, working: Working, fixed: Vec<(String, usize)>) -> Result<Built> {
         let plan = self.plan(&working)?;
-        let Emitted { graph, mut facts, moving, idle } = emit(&working, &plan)?;
+        let Emitted { graph, mut facts, moving, idle, classes } = emit(&working, &plan)?;
         let (graph, state) = emit::finish(graph, &mut facts, moving, &plan);
         let model = self.finished(graph, &working);
         if prepare::has_varying_shapes(&working.model.graph) {
             self.try_out(&model, &facts, &state)?;
         }
-        Ok(self.built(model, &plan, state, idle, vec![], fixed))
+        Ok(self.built(model, &plan, (state, idle, classes), vec![], fixed))
     }
 
     /// Refuses a graph that runs on the inputs that its shapes were seen with, and not on others: shapes inside it
@@ -252,7 +255,7 @@ impl Job<'_> {
                 }
             };
             let plan = self.plan(&base)?;
-            let Emitted { graph, mut facts, moving, idle } = emit(&base, &plan)?;
+            let Emitted { graph, mut facts, moving, idle, classes } = emit(&base, &plan)?;
             let mut others = vec![];
             for i in 0..open.len() {
                 let sizes = sizes_of(open, &family, |k| usize::from(k == i));
@@ -284,7 +287,7 @@ impl Job<'_> {
                     let model = self.finished(graph, &base);
                     let names = open.iter().map(|s| s.name.clone()).collect();
                     let fixed = fixed.iter().map(|(s, n)| (s.name.clone(), *n)).collect();
-                    return Ok(Some(self.built(model, &plan, state, idle, names, fixed)));
+                    return Ok(Some(self.built(model, &plan, (state, idle, classes), names, fixed)));
                 }
                 Err(why) => {
                     self.why = Some(why);
@@ -371,8 +374,7 @@ impl Job<'_> {
         &mut self,
         model: Model,
         plan: &Plan,
-        state: Vec<Slot>,
-        idle: Vec<ValueId>,
+        (state, idle, classes): (Vec<Slot>, Vec<ValueId>, Option<ClassAxis>),
         open: Vec<String>,
         fixed: Vec<(String, usize)>,
     ) -> Built {
@@ -384,6 +386,7 @@ impl Job<'_> {
             state: state.into_iter().map(|s| (s.name, s.initial)).collect(),
             weights: plan.weights.iter().map(|w| w.name.clone()).filter(moved).collect(),
             idle,
+            classes,
             open,
             fixed,
             why_fixed,
