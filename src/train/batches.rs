@@ -164,7 +164,7 @@ impl Examples {
         self.train.labels().is_some()
     }
 
-    /// Reads all labels as classes that lie so in answers; returns whether some don't count.
+    /// Reads all labels as classes that lie so in answers; returns whether some of the training data's don't count.
     ///
     /// # Errors
     /// Labels missing from a part, or out of range: the file and the row are named.
@@ -178,7 +178,7 @@ impl Examples {
         self.notes.extend(classes::doubt(&self.class_names, layout.classes));
         self.notes.extend(self.places_and_gaps());
         self.notes.extend(self.untaught());
-        Ok(self.parts().iter().any(|part| part.classes.as_ref().is_some_and(Classes::some_ignored)))
+        Ok(self.train.classes.as_ref().is_some_and(Classes::some_ignored))
     }
 
     /// How many labels there are, where it isn't one a row.
@@ -264,7 +264,11 @@ impl Examples {
     fn label_tensor(&self, objective: Objective, rows: &[usize], batch: usize) -> Option<Tensor> {
         match objective {
             Objective::Classes { layout, .. } | Objective::ClassesAndTeacher { layout, .. } => {
-                let labels = self.train.classes.as_ref()?.pick(rows, batch);
+                let mut labels = self.train.classes.as_ref()?.pick(rows, batch);
+                if objective.ignores() {
+                    // Rows that fill up a run.
+                    labels[rows.len() * layout.positions()..].fill(IGNORED);
+                }
                 Some(Tensor::i64(&layout.label_shape(batch), &labels))
             }
             Objective::Vectors { width } | Objective::VectorsAndTeacher { width, .. } => {
