@@ -2,7 +2,7 @@
 
 use super::args::{ExecutorArgs, OptionArgs, choice, required};
 use super::idle::unread;
-use crate::data::{Answer, Bound, Dataset, Fit, IGNORED, Labels, Layout, Uses, classes};
+use crate::data::{Answer, Bound, Dataset, IGNORED, Labels, Layout, Placement, Uses, classes};
 use crate::error::{Error, Result, ResultExt};
 use crate::onnx::{Fact, Facts, Model, Tensor, ValueId, ValueInfo};
 use crate::runtime::{Compiled, Executor, Value, pick, run_jobs};
@@ -86,12 +86,12 @@ pub fn run(args: Args) -> Result<u8> {
     let runner = Runner::new(model, &bound, &*executor, args.batch as usize, args.output.as_deref());
     let runner = runner.context(|| args.model.display().to_string())?;
     let answers = runner.answers(&bound).context(|| args.model.display().to_string())?;
-    let Judgement { accuracy, r2, loss, labels, fit } =
+    let Judgement { accuracy, r2, loss, labels, place } =
         judge(&answers, &dataset, args.task.unwrap_or_default())?;
-    if let Some(fit) = fit {
+    if let Some(place) = place {
         let names = &dataset.class_names;
-        classes::numbering(names).iter().chain(&classes::doubt(names, fit.layout.classes)).for_each(note);
-        fit.told(answers.output.as_str()).iter().for_each(note);
+        classes::numbering(names).iter().chain(&classes::doubt(names, place.layout.classes)).for_each(note);
+        place.told(answers.output.as_str()).iter().for_each(note);
     }
     let figures = Figures {
         model: args.model,
@@ -207,20 +207,24 @@ struct Judgement {
     accuracy: Option<f64>,
     r2: Option<f64>,
     loss: f64,
-    /// How many labels count, and how they fit the answers, where they are classes.
+    /// How many labels count, and how they place the answers, where they are classes.
     labels: Option<usize>,
-    fit: Option<Fit>,
+    place: Option<Placement>,
 }
 
 fn judge(answers: &Answers, dataset: &Dataset, task: Task) -> Result<Judgement> {
     let (labels, answer) = (dataset.expect_labels()?, Answer::of_shape(&answers.shape));
-    let fit = match task {
-        Task::Classify => Some(labels.fit_classes(&dataset.path, &answer, &dataset.options)?),
-        Task::Auto => labels.fit(&answer, &dataset.options),
+    let place = match task {
+        // Who says on which axis classes lie says that they are classes.
+        Task::Auto if dataset.options.class_axis.is_some() => {
+            Some(labels.class_placement(&dataset.path, &answer, &dataset.options)?)
+        }
+        Task::Classify => Some(labels.class_placement(&dataset.path, &answer, &dataset.options)?),
+        Task::Auto => labels.placement(&answer, &dataset.options),
         _ => None,
     };
-    match fit {
-        Some(fit) => judge_classes(answers, dataset, labels, fit),
+    match place {
+        Some(place) => judge_classes(answers, dataset, labels, place),
         None => judge_numbers(answers, dataset, labels),
     }
 }
@@ -232,12 +236,17 @@ fn judge_numbers(answers: &Answers, dataset: &Dataset, labels: &Labels) -> Resul
     let loss = total / wanted.len() as f64;
     let variance = spread(&wanted, width);
     let r2 = (variance > 0.0).then(|| 1.0 - loss / variance);
-    Ok(Judgement { accuracy: None, r2, loss, labels: None, fit: None })
+    Ok(Judgement { accuracy: None, r2, loss, labels: None, place: None })
 }
 
 /// Means over all labels that count.
-fn judge_classes(answers: &Answers, dataset: &Dataset, labels: &Labels, fit: Fit) -> Result<Judgement> {
-    let layout = fit.layout;
+fn judge_classes(
+    answers: &Answers,
+    dataset: &Dataset,
+    labels: &Labels,
+    place: Placement,
+) -> Result<Judgement> {
+    let layout = place.layout;
     let told_apart = Layout { classes: layout.classes.max(2), ..layout };
     let classes = labels.classes(&dataset.path, told_apart, &dataset.options)?;
     let rows = || answers.values.chunks_exact(layout.width());
@@ -255,7 +264,7 @@ fn judge_classes(answers: &Answers, dataset: &Dataset, labels: &Labels, fit: Fit
         }
     }
     let (accuracy, loss) = (Some(right / count as f64), loss / count as f64);
-    Ok(Judgement { accuracy, r2: None, loss, labels: Some(count), fit: Some(fit) })
+    Ok(Judgement { accuracy, r2: None, loss, labels: Some(count), place: Some(place) })
 }
 
 /// Whether the scores of all classes may be their probabilities; a single one that of the second of two classes.

@@ -1,6 +1,6 @@
 //! What rows are labelled with: a class, classes of positions, or vectors of numbers.
 
-use super::layout::{Answer, Fit, Layout};
+use super::layout::{Answer, Layout, Placement};
 use super::{Classes, DataOptions, show};
 use crate::error::{Error, Result};
 use crate::onnx::{DType, Tensor};
@@ -53,7 +53,7 @@ impl Labels {
     /// Where nobody says what these are: how they are classes of such an answer, by its shape; `None` where they are numbers
     /// to hit. Classes are indices (0 and 1 where there is one number for each label), one-hot vectors, or whole numbers of which
     /// such a model gives several.
-    pub fn fit(&self, answer: &Answer, options: &DataOptions) -> Option<Fit> {
+    pub fn placement(&self, answer: &Answer, options: &DataOptions) -> Option<Placement> {
         self.as_classes(answer, options, false)
     }
 
@@ -61,34 +61,34 @@ impl Labels {
     ///
     /// # Errors
     /// Shapes that don't correspond.
-    pub fn fit_classes(&self, path: &Path, answer: &Answer, options: &DataOptions) -> Result<Fit> {
+    pub fn class_placement(&self, path: &Path, answer: &Answer, options: &DataOptions) -> Result<Placement> {
         self.as_classes(answer, options, true).ok_or_else(|| self.misfit(path, answer, options))
     }
 
-    fn as_classes(&self, answer: &Answer, options: &DataOptions, asked: bool) -> Option<Fit> {
+    fn as_classes(&self, answer: &Answer, options: &DataOptions, asked: bool) -> Option<Placement> {
         let width = answer.width();
         let ignored = options.ignored();
         let two = |values: &Tensor| all_whole(values, |class| matches!(class, 0 | 1) || class == ignored);
-        let fit = |layout| Some(Fit { layout, axis: None, other: None });
+        let place = |layout| Some(Placement { layout, axis: None, other: None });
         let values = match self {
             Labels::Vectors(values) => values,
             // Chances of each position can't be compared with a label a row.
             Labels::Classes(_) if answer.softmax.is_some_and(|layout| layout.positions() > 1) => return None,
             Labels::Classes(classes) => {
                 let few = |class: &i64| matches!(class, 0 | 1) || *class == ignored;
-                return fit(Layout::rows(width)).filter(|_| asked || width != 1 || classes.iter().all(few));
+                return place(Layout::rows(width)).filter(|_| asked || width != 1 || classes.iter().all(few));
             }
         };
         if one_hot(values, width).is_some() || self.width() == 1 && (asked || width > 1) {
             let whole = self.width() > 1 || all_whole(values, |_| true);
-            return fit(Layout::rows(width)).filter(|_| whole);
+            return place(Layout::rows(width)).filter(|_| whole);
         }
         let found = answer.layout_for(&values.shape()[1..], options.class_axis);
         let indices = values.dtype().is_int() || values.dtype() == DType::Bool;
         match found {
-            Some(fit) => Some(fit).filter(|_| all_whole(values, |_| true)),
+            Some(place) => Some(place).filter(|_| all_whole(values, |_| true)),
             None if self.width() == width && width > 1 && answer.softmax.is_none() && (asked || indices) => {
-                fit(Layout { before: 1, classes: 1, after: width }).filter(|_| two(values))
+                place(Layout { before: 1, classes: 1, after: width }).filter(|_| two(values))
             }
             None => None,
         }
@@ -195,7 +195,7 @@ mod tests {
         assert_eq!(labels(Tensor::f32(&[2, 3], &[0.0; 6])).width(), 3);
         assert_eq!(labels(Tensor::bool(&[2], &[true, false])), Labels::Classes(vec![1, 0]));
         let are_classes = |labels: &Labels, answer: &[usize]| {
-            labels.fit(&Answer::of_shape(answer), &DataOptions::default()).is_some()
+            labels.placement(&Answer::of_shape(answer), &DataOptions::default()).is_some()
         };
         let scores = labels(Tensor::i64(&[2], &[0, 7]));
         assert!(are_classes(&scores, &[8]) && !are_classes(&scores, &[1]));
@@ -209,31 +209,32 @@ mod tests {
 
     #[test]
     fn positions_have_classes_where_shapes_say_so() {
-        let fit = |labels: &Labels, answer: &[usize]| {
-            labels.fit(&Answer::of_shape(answer), &DataOptions::default()).map(|fit| fit.layout)
+        let place = |labels: &Labels, answer: &[usize]| {
+            labels.placement(&Answer::of_shape(answer), &DataOptions::default()).map(|place| place.layout)
         };
         let tags = labels(Tensor::i64(&[2, 3], &[0, 4, -100, 1, 2, 3]));
-        assert_eq!(fit(&tags, &[3, 5]), Some(Layout { before: 3, classes: 5, after: 1 }));
-        assert_eq!(fit(&tags, &[5, 3]), Some(Layout { before: 1, classes: 5, after: 3 }));
-        assert_eq!(fit(&tags, &[3]), None);
+        assert_eq!(place(&tags, &[3, 5]), Some(Layout { before: 3, classes: 5, after: 1 }));
+        assert_eq!(place(&tags, &[5, 3]), Some(Layout { before: 1, classes: 5, after: 3 }));
+        assert_eq!(place(&tags, &[3]), None);
         let mask = labels(Tensor::i64(&[1, 2, 2], &[0, 1, -100, 1]));
-        assert_eq!(fit(&mask, &[1, 2, 2]), Some(Layout { before: 1, classes: 1, after: 4 }));
-        assert_eq!(fit(&labels(Tensor::f32(&[1, 2, 2], &[0.0, 1.0, 1.0, 1.0])), &[1, 2, 2]), None);
+        assert_eq!(place(&mask, &[1, 2, 2]), Some(Layout { before: 1, classes: 1, after: 4 }));
+        assert_eq!(place(&labels(Tensor::f32(&[1, 2, 2], &[0.0, 1.0, 1.0, 1.0])), &[1, 2, 2]), None);
         let softmax = Some(Layout { before: 3, classes: 5, after: 1 });
         let of_rows = labels(Tensor::i64(&[2], &[0, 4]));
         let answer = Answer { shape: vec![3, 5], softmax };
-        assert_eq!(of_rows.fit(&answer, &DataOptions::default()), None);
-        let why = of_rows.fit_classes(Path::new("d.npz"), &answer, &DataOptions::default()).unwrap_err();
+        assert_eq!(of_rows.placement(&answer, &DataOptions::default()), None);
+        let why = of_rows.class_placement(Path::new("d.npz"), &answer, &DataOptions::default()).unwrap_err();
         assert!(why.to_string().contains("one label a row"), "{why}");
-        let why = tags.fit_classes(Path::new("d.npz"), &Answer::of_shape(&[4, 5]), &DataOptions::default());
+        let why =
+            tags.class_placement(Path::new("d.npz"), &Answer::of_shape(&[4, 5]), &DataOptions::default());
         assert!(why.unwrap_err().to_string().contains("its labels are 3 a row"));
     }
 
     /// The labels as classes of whole rows.
     fn classes(labels: &Labels, count: usize) -> Result<Vec<i64>> {
         let path = Path::new("d.npz");
-        let fit = labels.fit_classes(path, &Answer::of_shape(&[count]), &DataOptions::default())?;
-        let classes = labels.classes(path, fit.layout, &DataOptions::default())?;
+        let place = labels.class_placement(path, &Answer::of_shape(&[count]), &DataOptions::default())?;
+        let classes = labels.classes(path, place.layout, &DataOptions::default())?;
         Ok(classes.pick(&(0..labels.rows()).collect::<Vec<_>>(), labels.rows()))
     }
 

@@ -65,9 +65,9 @@ pub struct Answer {
     pub softmax: Option<Layout>,
 }
 
-/// How labels fit an answer.
+/// How labels are classes of an answer.
 #[derive(Clone, Copy, PartialEq, Debug)]
-pub struct Fit {
+pub struct Placement {
     pub layout: Layout,
     /// Axis of the classes, counted with the batch's dimension, where positions have labels of their own.
     pub axis: Option<usize>,
@@ -75,7 +75,7 @@ pub struct Fit {
     pub other: Option<usize>,
 }
 
-impl Fit {
+impl Placement {
     /// Which axis of an output was taken for that of the classes, where positions have labels of their own.
     pub fn told(&self, output: &str) -> Option<String> {
         let (axis, count) = (self.axis?, self.layout.classes);
@@ -100,7 +100,7 @@ impl Answer {
     /// Where classes lie if each row has labels of shape `labels`: along the axis without which the answer's shape is theirs,
     /// dimensions of 1 aside. Of several it is `chosen` (counted with the batch's dimension, from the end if negative), the
     /// softmax's, the last of two, or the first of more, as PyTorch has it.
-    pub fn layout_for(&self, labels: &[usize], chosen: Option<i64>) -> Option<Fit> {
+    pub fn layout_for(&self, labels: &[usize], chosen: Option<i64>) -> Option<Placement> {
         let long = |dims: &[usize]| -> Vec<usize> { dims.iter().copied().filter(|&d| d != 1).collect() };
         let labels = long(labels);
         let fits = |&axis: &usize| {
@@ -117,12 +117,12 @@ impl Answer {
         let axis = *axis?;
         let sure = chosen.is_some() || axes.iter().any(|axis| softmax(&axis));
         let other = axes.iter().find(|&&other| other != axis).filter(|_| !sure).map(|other| other + 1);
-        Some(Fit { layout: Layout::along(&self.shape, axis), axis: Some(axis + 1), other })
+        Some(Placement { layout: Layout::along(&self.shape, axis), axis: Some(axis + 1), other })
     }
 
     /// Where classes lie by the answer alone: for a label a row where a single axis is longer than 1, else as
     /// [`Answer::layout_for`] chooses. `None` for an axis that there isn't.
-    pub fn usual_layout(&self, chosen: Option<i64>) -> Option<Fit> {
+    pub fn usual_layout(&self, chosen: Option<i64>) -> Option<Placement> {
         let several = self.shape.iter().filter(|&&d| d > 1).count() > 1;
         let softmax = |axis: &usize| self.softmax == Some(Layout::along(&self.shape, *axis));
         let axis = match chosen {
@@ -131,7 +131,7 @@ impl Answer {
             None => (0..self.shape.len()).find(softmax).or(Some(if self.shape.len() > 2 { 0 } else { 1 })),
         };
         let layout = axis.map_or(Layout::rows(self.width()), |axis| Layout::along(&self.shape, axis));
-        Some(Fit { layout, axis: axis.map(|axis| axis + 1), other: None })
+        Some(Placement { layout, axis: axis.map(|axis| axis + 1), other: None })
     }
 
     /// An axis of a row by its place in the whole answer.
@@ -147,8 +147,8 @@ mod tests {
     use super::*;
 
     fn axis(answer: &[usize], labels: &[usize], chosen: Option<i64>) -> Option<(usize, Option<usize>)> {
-        let fit = Answer::of_shape(answer).layout_for(labels, chosen)?;
-        Some((fit.axis?, fit.other))
+        let place = Answer::of_shape(answer).layout_for(labels, chosen)?;
+        Some((place.axis?, place.other))
     }
 
     #[test]
@@ -172,8 +172,8 @@ mod tests {
         assert_eq!(axis(&[6, 6], &[6], Some(3)), None);
         assert_eq!(axis(&[6, 6], &[6], Some(0)), None);
         let softmax = Some(Layout::along(&[6, 6], 0));
-        let fit = Answer { shape: vec![6, 6], softmax }.layout_for(&[6], None).unwrap();
-        assert_eq!((fit.axis, fit.other), (Some(1), None));
+        let place = Answer { shape: vec![6, 6], softmax }.layout_for(&[6], None).unwrap();
+        assert_eq!((place.axis, place.other), (Some(1), None));
     }
 
     #[test]

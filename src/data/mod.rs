@@ -22,7 +22,7 @@ pub use augment::{Fill, Shift, shift_images};
 pub use bind::{Bound, BoundInput};
 pub use class_labels::{Classes, IGNORED};
 pub use labels::Labels;
-pub use layout::{Answer, Fit, Layout};
+pub use layout::{Answer, Layout, Placement};
 pub use npy::{read_npz, write_npz};
 pub use options::{DataOptions, parse_number, parse_numbers, parse_size};
 pub use split::split;

@@ -10,7 +10,7 @@ use super::ranks::Ranks;
 use super::schedule::{Sampler, generator, stream};
 use super::session::Split;
 use crate::data::{
-    self, Answer, Bound, Classes, Dataset, Fill, IGNORED, Labels, Layout, Shift, classes, split,
+    Answer, Bound, Classes, Dataset, Fill, IGNORED, Labels, Layout, Placement, Shift, classes, split,
 };
 use crate::error::{Error, Result};
 use crate::onnx::{DType, Fact, Tensor, ValueId, ValueInfo};
@@ -138,19 +138,24 @@ impl Examples {
         self.notes.clone()
     }
     /// How the training labels are classes of such answers, where nobody says so; `None` where they aren't.
-    pub fn fit(&self, answer: &Answer) -> Option<data::Fit> {
+    pub fn placement(&self, answer: &Answer) -> Option<Placement> {
         let dataset = self.train.dataset.as_ref()?;
-        self.train.labels()?.fit(answer, &dataset.options)
+        self.train.labels()?.placement(answer, &dataset.options)
     }
     /// The same where they are said to be classes.
     ///
     /// # Errors
     /// No labels, or such as don't correspond to the answers.
-    pub fn fit_classes(&self, answer: &Answer) -> Result<data::Fit> {
+    pub fn class_placement(&self, answer: &Answer) -> Result<Placement> {
         let Some(dataset) = &self.train.dataset else {
             return Err(Error::usage("there are no training data"));
         };
-        dataset.expect_labels()?.fit_classes(&dataset.path, answer, &dataset.options)
+        dataset.expect_labels()?.class_placement(&dataset.path, answer, &dataset.options)
+    }
+    /// Whether the labels are classes of such answers. Who says on which axis these lie says that they are.
+    pub fn are_classes(&self, answer: &Answer) -> bool {
+        let said = self.train.dataset.as_ref().is_some_and(|dataset| dataset.options.class_axis.is_some());
+        said && self.has_labels() || self.placement(answer).is_some()
     }
     /// Whether a row has several labels, each at its place: then images can't be moved without them.
     pub fn labels_have_places(&self) -> bool {

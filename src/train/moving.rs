@@ -11,6 +11,7 @@ use super::ranks::Ranks;
 use super::session::Split;
 use super::source::Weights;
 use super::{Silent, TrainConfig};
+use crate::data::Placement;
 use crate::error::{Error, Result};
 use crate::lpka::{self, Side};
 use crate::onnx::{Tensor, ValueId};
@@ -81,9 +82,8 @@ impl Trainer {
             let what = "has no output with an answer for each row to train it on";
             return Err(Error::model(&source.file.path, what).hint("leave out --joint"));
         }
-        let objective = match (examples.fit(&source.head.known()), examples.has_labels()) {
-            (Some(fit), _) => {
-                let layout = fit.layout;
+        let objective = match (examples.placement(&source.head.known()), examples.has_labels()) {
+            (Some(Placement { layout, .. }), _) => {
                 let ignores = examples.use_classes(layout)?;
                 Objective::Classes { layout, ignores }
             }

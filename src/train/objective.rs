@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 /// What the target is to do: what was asked for, or what the labels look like.
 fn task(config: &TrainConfig, examples: &Examples, target: &Network) -> Task {
     match config.task {
-        Task::Auto if examples.fit(&target.head.known()).is_some() => Task::Classify,
+        Task::Auto if examples.are_classes(&target.head.known()) => Task::Classify,
         Task::Auto if examples.has_labels() => Task::Regress,
         Task::Auto => Task::MatchOutputs,
         task => task,
@@ -33,14 +33,14 @@ pub fn settle(
     let task = task(config, examples, target);
     let told = match task {
         Task::Classify => {
-            let fit = examples.fit_classes(&target.head.known())?;
-            target.lay_out(fit.layout);
+            let place = examples.class_placement(&target.head.known())?;
+            target.lay_out(place.layout);
             let fits = |source: &&mut Network| {
                 let own = &source.head;
-                alike(source) && (!own.softmax || own.layout == fit.layout)
+                alike(source) && (!own.softmax || own.layout == place.layout)
             };
-            sources.iter_mut().filter(fits).for_each(|source| source.lay_out(fit.layout));
-            fit.told(target.head.output.as_str())
+            sources.iter_mut().filter(fits).for_each(|source| source.lay_out(place.layout));
+            place.told(target.head.output.as_str())
         }
         Task::Regress => {
             std::iter::once(target).chain(sources).for_each(|network| network.head.take_as_it_is());

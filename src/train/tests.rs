@@ -195,7 +195,7 @@ fn step(path: &Path, data: &Dataset, rows: usize) -> Result<Vec<f64>> {
     let declared: Vec<_> = network.file.model.graph.required_inputs().cloned().collect();
     let data = Data { train: data, val: Some(data), test: None, unlabelled: None };
     let mut examples = Examples::new(data, &declared, 0)?;
-    let layout = examples.fit_classes(&network.head.known())?.layout;
+    let layout = examples.class_placement(&network.head.known())?.layout;
     network.lay_out(layout);
     let ignores = examples.use_classes(layout)?;
     assert!(ignores);

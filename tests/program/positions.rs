@@ -90,10 +90,10 @@ fn which_axis_has_the_classes_can_be_said_where_two_fit() {
          $ onnx-merge eval m.onnx --data d.npz --executor tract --class-axis 1
          note: the 4 classes lie on axis 1 of output 'tags'
          m.onnx: accuracy [..]
-         $ onnx-merge eval m.onnx --data d.npz --executor tract --class-axis -1 --task classify
+         $ onnx-merge eval m.onnx --data d.npz --executor tract --class-axis -1
          note: the 4 classes lie on axis 2 of output 'tags'
          m.onnx: accuracy [..]
-         $ onnx-merge tune m.onnx -o out.onnx --data d.npz --executor tract --class-axis 3 --task classify
+         $ onnx-merge tune m.onnx -o out.onnx --data d.npz --executor tract --class-axis 3
          ...
          error: d.npz: its labels are 4 a row, which are no classes along axis 3 of the model's 4×4 a row
          hint: labels of each position have the answer's shape without the axis of its classes: [..]

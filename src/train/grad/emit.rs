@@ -223,14 +223,14 @@ fn cross_entropy(
     let (rows, shape) = if whole.len() < 2 { (1, &whole[..]) } else { (whole[0], &whole[1..]) };
     let logits = logits_before(&working.model.graph, &working.facts, output, rows);
     let known = Answer { shape: shape.to_vec(), softmax: logits.as_ref().map(|(_, layout)| *layout) };
-    let fit = known.usual_layout(plan.class_axis).ok_or_else(|| {
+    let place = known.usual_layout(plan.class_axis).ok_or_else(|| {
         let axis = plan.class_axis.unwrap_or_default();
         let what = format!(
             "--class-axis {axis}: output '{output}' has shape {whole:?}, whose first axis counts rows"
         );
         Error::usage(what)
     })?;
-    let layout = fit.layout;
+    let layout = place.layout;
     if layout.classes < 2 {
         let what = format!("has shape {whole:?}: cross-entropy needs a row of two classes or more");
         return Err(Error::tensor(output.as_str(), what)
@@ -240,7 +240,7 @@ fn cross_entropy(
     let answer = b.reshape(&answer, &layout.shape(rows));
     let answer = wide(b, &answer);
     let mut shape = whole;
-    match fit.axis {
+    match place.axis {
         Some(axis) => drop(shape.remove(axis)),
         None => shape = vec![rows],
     }
@@ -248,7 +248,7 @@ fn cross_entropy(
     let label = b.reshape(&label, &layout.label_shape(rows));
     let counting = Counting::new(b, &answer, &label, plan.ignored, None);
     let loss = loss::cross_entropy(b, &answer, &label, Some(&counting));
-    Ok((loss, fit.axis.map(|axis| ClassAxis { output: output.clone(), axis })))
+    Ok((loss, place.axis.map(|axis| ClassAxis { output: output.clone(), axis })))
 }
 
 /// In float32, or float64 where it is that.
