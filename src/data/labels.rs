@@ -174,11 +174,13 @@ fn one_hot(values: &Tensor, count: usize) -> Option<Vec<i64>> {
     if width != count || width < 2 {
         return None;
     }
-    let class = |row: &[f64]| {
+    let class = |row: usize| {
+        // Row by row: most labels of this width are seen not to be one-hot in the first.
+        let row = values.rows(row..row + 1).to_f64();
         let at = row.iter().position(|&v| v == 1.0)?;
         row.iter().enumerate().all(|(i, &v)| i == at || v == 0.0).then_some(at as i64)
     };
-    values.to_f64().chunks(width).map(class).collect()
+    (0..values.shape()[0]).map(class).collect()
 }
 
 #[cfg(test)]
