@@ -17,7 +17,7 @@ use onnx_merge::params::Pairing;
 use onnx_merge::runtime::{self, Executor, ExecutorChoice, ExecutorOptions, Runner, Value};
 use onnx_merge::train::fit::{Done, LossProgram};
 use onnx_merge::train::model_step::Objective;
-use onnx_merge::train::network::Network;
+use onnx_merge::train::network::{Network, Purpose};
 use onnx_merge::train::{TrainConfig, runs};
 use onnx_merge::{Error, Result};
 use serde_json::{Value as Json, json};
@@ -241,15 +241,15 @@ fn path_of(network: &str) -> PathBuf {
 }
 
 fn open(executor: &Arc<dyn Executor>, network: &str, batch: usize) -> Result<Network> {
-    Network::open(&path_of(network), batch, None, &**executor)
+    Network::open(&path_of(network), batch, Purpose::default(), &**executor)
 }
 
 /// Forward, backward and AdamW on all weights, cut into runs as training does it.
 fn model_step(executor: &Arc<dyn Executor>, network: &str, batch: usize) -> Result<Step> {
-    let network = runs::open_target(&path_of(network), batch, None, &**executor)?;
+    let network = runs::open_target(&path_of(network), batch, Purpose::default(), &**executor)?;
     let weights = network.trainable(&[])?;
     let names: Vec<ValueId> = weights.iter().map(|(id, _)| id.clone()).collect();
-    let step = network.step(&names, Objective::Classes)?;
+    let step = network.step(&names, Objective::Classes { layout: network.head.layout, ignores: false })?;
     let mut program = LossProgram::new(&step, &step.weights, &**executor, network.batch < batch)?;
     let target = Side { graph: &network.params, weights: weights.into_iter().collect() };
     let config = TrainConfig::default();
@@ -290,7 +290,8 @@ fn kernels(executor: &Arc<dyn Executor>, kind: &str, network: &str, batch: usize
             let network = open(executor, network, batch)?;
             let weights = network.trainable(&[])?;
             let names: Vec<ValueId> = weights.iter().map(|(id, _)| id.clone()).collect();
-            let step = network.step(&names, Objective::Classes)?;
+            let step =
+                network.step(&names, Objective::Classes { layout: network.head.layout, ignores: false })?;
             (step.model, step.facts, weights)
         }
         _ => {

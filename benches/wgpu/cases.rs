@@ -307,7 +307,7 @@ impl Case {
                 let x = input(&mut b, "x", &[rows, cols]);
                 let labels: Vec<i64> = (0..rows).map(|i| (i * 7919 % cols) as i64).collect();
                 let labels = b.constant(Tensor::i64(&[rows], &labels));
-                let loss = cross_entropy(&mut b, &x, &labels);
+                let loss = cross_entropy(&mut b, &x, &labels, None);
                 through(&mut b, loss, &x, &x, Pass::Input)?
             }
             Case::AddGelu { rows, cols } => {

@@ -76,6 +76,13 @@ pub struct OptionArgs {
     /// Name of the label array or column [default: y, label or target; in tables else the last]
     #[arg(long, value_name = "NAME")]
     pub label: Option<String>,
+    /// Label of what doesn't count: padding, pieces of words, unmarked pixels [default: -100]
+    #[arg(long, value_name = "LABEL", allow_hyphen_values = true)]
+    pub ignore_label: Option<i64>,
+    /// Axis of the answer's classes, counted with the batch's (-1 for the last), where each position of a row has a label of its own
+    /// and more than one axis would fit [default: by the shapes]
+    #[arg(long, value_name = "AXIS", allow_hyphen_values = true)]
+    pub class_axis: Option<i64>,
 }
 
 /// Numbers in one argument.
@@ -92,6 +99,8 @@ impl OptionArgs {
         set_some(&mut options.scale, self.scale);
         set_some(&mut options.size, self.size.map(|s| s.0));
         set_some(&mut options.label, self.label.clone());
+        set_some(&mut options.ignore_label, self.ignore_label);
+        set_some(&mut options.class_axis, self.class_axis);
         set(&mut options.mean, self.mean.clone().map(|m| m.0));
         set(&mut options.std, self.std.clone().map(|s| s.0));
     }

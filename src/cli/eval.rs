@@ -2,7 +2,7 @@
 
 use super::args::{ExecutorArgs, OptionArgs, choice, required};
 use super::idle::unread;
-use crate::data::{Bound, Dataset, Uses, classes};
+use crate::data::{Answer, Bound, Dataset, IGNORED, Labels, Layout, Placement, Uses, classes};
 use crate::error::{Error, Result, ResultExt};
 use crate::onnx::{Fact, Facts, Model, Tensor, ValueId, ValueInfo};
 use crate::runtime::{Compiled, Executor, Value, pick, run_jobs};
@@ -30,7 +30,7 @@ pub struct Args {
     #[arg(long, value_name = "TASK", value_parser = choice::<Task>(&["auto", "classify", "regress"]))]
     task: Option<Task>,
     /// Which output to judge [default: the first with numbers]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", visible_alias = "of")]
     output: Option<String>,
     /// Rows at once, where the model doesn't fix it
     #[arg(long, value_name = "N", default_value = "64", value_parser = clap::value_parser!(u32).range(1..))]
@@ -46,6 +46,9 @@ pub struct Args {
 struct Figures {
     model: PathBuf,
     rows: usize,
+    /// How many labels count, where it isn't one a row.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    labels: Option<usize>,
     output: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     accuracy: Option<f64>,
@@ -82,14 +85,17 @@ pub fn run(args: Args) -> Result<u8> {
     let runner = Runner::new(model, &bound, &*executor, args.batch as usize, args.output.as_deref());
     let runner = runner.context(|| args.model.display().to_string())?;
     let answers = runner.answers(&bound).context(|| args.model.display().to_string())?;
-    let Judgement { accuracy, r2, loss } = judge(&answers, &dataset, args.task.unwrap_or_default())?;
-    if accuracy.is_some() {
+    let Judgement { accuracy, r2, loss, labels, place } =
+        judge(&answers, &dataset, args.task.unwrap_or_default())?;
+    if let Some(place) = place {
         let names = &dataset.class_names;
-        classes::numbering(names).iter().chain(&classes::doubt(names, answers.width)).for_each(note);
+        classes::numbering(names).iter().chain(&classes::doubt(names, place.layout.classes)).for_each(note);
+        place.told(answers.output.as_str()).iter().for_each(note);
     }
     let figures = Figures {
         model: args.model,
         rows: dataset.rows(),
+        labels: labels.filter(|&labels| labels != dataset.rows()),
         output: answers.output.to_string(),
         accuracy,
         r2,
@@ -117,9 +123,10 @@ fn describe(figures: &Figures) -> String {
         (_, Some(r2)) => format!("mean squared error {:.6}, R² {r2:.4}", figures.loss),
         _ => format!("mean squared error {:.6}", figures.loss),
     };
-    let Figures { model, rows, output, executor, device, seconds, .. } = figures;
+    let Figures { model, rows, labels, output, executor, device, seconds, .. } = figures;
+    let labels = labels.map(|labels| format!(", {labels} labels")).unwrap_or_default();
     format!(
-        "{}: {loss} ({rows} rows, output '{output}', {seconds:.1} s on {executor}: {device})\n",
+        "{}: {loss} ({rows} rows{labels}, output '{output}', {seconds:.1} s on {executor}: {device})\n",
         model.display()
     )
 }
@@ -137,7 +144,8 @@ struct Runner {
 struct Answers {
     output: ValueId,
     values: Vec<f32>,
-    width: usize,
+    /// Of a row.
+    shape: Vec<usize>,
 }
 
 impl Runner {
@@ -167,29 +175,27 @@ impl Runner {
 
     fn answers(mut self, bound: &Bound) -> Result<Answers> {
         let rows: Vec<usize> = (0..bound.rows()).collect();
-        let (mut values, mut width) = (vec![], 0);
+        let (mut values, mut shape) = (vec![], vec![]);
         let feeds =
             |chunk: &&[usize]| Ok(bound.batch(chunk, self.batch)?.into_iter().map(Value::host).collect());
         run_jobs(&mut *self.program, self.lanes, rows.chunks(self.batch), feeds, |chunk, outputs| {
             let answer = outputs.get(self.output).map(Value::to_host).transpose()?;
             let answer = answer.ok_or_else(|| Error::tensor(self.name.as_str(), "was not computed"))?;
-            width = per_row(&answer, self.batch, &self.name)?;
+            shape = row_shape(&answer, self.batch, &self.name)?;
+            let width: usize = shape.iter().product();
             values.extend_from_slice(&answer.to_f32()[..chunk.len() * width]);
             Ok(())
         })?;
-        Ok(Answers { output: self.name, values, width })
+        Ok(Answers { output: self.name, values, shape })
     }
 }
 
-fn per_row(answer: &Tensor, batch: usize, name: &ValueId) -> Result<usize> {
-    match !answer.is_empty()
-        && answer.len().is_multiple_of(batch)
-        && (batch == 1 || answer.shape()[0] == batch)
-    {
-        true => Ok(answer.len() / batch),
-        false => {
-            let what =
-                format!("has shape {:?} for {batch} rows, which is not one answer a row", answer.shape());
+fn row_shape(answer: &Tensor, batch: usize, name: &ValueId) -> Result<Vec<usize>> {
+    match answer.shape() {
+        [rows, shape @ ..] if *rows == batch && !answer.is_empty() => Ok(shape.to_vec()),
+        shape if batch == 1 && !answer.is_empty() => Ok(shape.to_vec()),
+        shape => {
+            let what = format!("has shape {shape:?} for {batch} rows, which is not one answer a row");
             Err(Error::tensor(name.as_str(), what))
         }
     }
@@ -200,41 +206,83 @@ struct Judgement {
     accuracy: Option<f64>,
     r2: Option<f64>,
     loss: f64,
+    /// How many labels count, and how they place the answers, where they are classes.
+    labels: Option<usize>,
+    place: Option<Placement>,
 }
 
 fn judge(answers: &Answers, dataset: &Dataset, task: Task) -> Result<Judgement> {
-    let labels = dataset.expect_labels()?;
-    let classes = task == Task::Classify || task == Task::Auto && labels.are_classes(answers.width);
-    if !classes {
-        let wanted = labels.vectors(&dataset.path, answers.width)?;
-        let total: f64 = answers.values.iter().zip(&wanted).map(|(a, w)| f64::from(a - w).powi(2)).sum();
-        let loss = total / wanted.len() as f64;
-        let variance = spread(&wanted, answers.width);
-        let r2 = (variance > 0.0).then(|| 1.0 - loss / variance);
-        return Ok(Judgement { accuracy: None, r2, loss });
+    let (labels, answer) = (dataset.expect_labels()?, Answer::of_shape(&answers.shape));
+    let place = match task {
+        // Who says on which axis classes lie says that they are classes.
+        Task::Auto if dataset.options.class_axis.is_some() => {
+            Some(labels.class_placement(&dataset.path, &answer, &dataset.options)?)
+        }
+        Task::Classify => Some(labels.class_placement(&dataset.path, &answer, &dataset.options)?),
+        Task::Auto => labels.placement(&answer, &dataset.options),
+        _ => None,
+    };
+    match place {
+        Some(place) => judge_classes(answers, dataset, labels, place),
+        None => judge_numbers(answers, dataset, labels),
     }
-    let classes = labels.classes(&dataset.path, answers.width.max(2))?;
-    let (mut right, mut loss) = (0.0, 0.0);
-    for (row, &class) in answers.values.chunks_exact(answers.width).zip(&classes) {
-        let chances = chances(row);
-        let best = (0..chances.len()).reduce(|a, b| if chances[b] > chances[a] { b } else { a });
-        right += f64::from(u8::from(best == Some(class as usize) && chances.iter().all(|c| !c.is_nan())));
-        loss -= chances[class as usize].max(1e-30).ln();
-    }
-    let rows = classes.len() as f64;
-    Ok(Judgement { accuracy: Some(right / rows), r2: None, loss: loss / rows })
 }
 
-/// Probabilities: as they are where a row holds probabilities, else by softmax. A single number is the
-/// probability, or the logit, of the second of two classes.
-fn chances(row: &[f32]) -> Vec<f64> {
-    let row: Vec<f64> = row.iter().map(|&v| v as f64).collect();
+fn judge_numbers(answers: &Answers, dataset: &Dataset, labels: &Labels) -> Result<Judgement> {
+    let width = answers.shape.iter().product();
+    let wanted = labels.vectors(&dataset.path, width)?;
+    let total: f64 = answers.values.iter().zip(&wanted).map(|(a, w)| f64::from(a - w).powi(2)).sum();
+    let loss = total / wanted.len() as f64;
+    let variance = spread(&wanted, width);
+    let r2 = (variance > 0.0).then(|| 1.0 - loss / variance);
+    Ok(Judgement { accuracy: None, r2, loss, labels: None, place: None })
+}
+
+/// Means over all labels that count.
+fn judge_classes(
+    answers: &Answers,
+    dataset: &Dataset,
+    labels: &Labels,
+    place: Placement,
+) -> Result<Judgement> {
+    let layout = place.layout;
+    let told_apart = Layout { classes: layout.classes.max(2), ..layout };
+    let classes = labels.classes(&dataset.path, told_apart, &dataset.options)?;
+    let rows = || answers.values.chunks_exact(layout.width());
+    let places = || rows().flat_map(|row| (0..layout.positions()).map(move |position| (row, position)));
+    let as_they_are = places().all(|(row, position)| are_chances(layout.scores(row, position)));
+    let (mut right, mut loss, mut count) = (0.0, 0.0, 0);
+    for (row, answer) in rows().enumerate() {
+        let labels = classes.pick(&[row], 1);
+        for (position, &class) in labels.iter().enumerate().filter(|(_, class)| **class != IGNORED) {
+            let chances = chances(layout.scores(answer, position), as_they_are);
+            let best = (0..chances.len()).reduce(|a, b| if chances[b] > chances[a] { b } else { a });
+            right += f64::from(u8::from(best == Some(class as usize) && chances.iter().all(|c| !c.is_nan())));
+            loss -= chances[class as usize].max(1e-30).ln();
+            count += 1;
+        }
+    }
+    let (accuracy, loss) = (Some(right / count as f64), loss / count as f64);
+    Ok(Judgement { accuracy, r2: None, loss, labels: Some(count), place: Some(place) })
+}
+
+/// Whether the scores of all classes may be their probabilities; a single one that of the second of two classes.
+fn are_chances(scores: impl Iterator<Item = f32>) -> bool {
+    let scores: Vec<f64> = scores.map(f64::from).collect();
+    match scores[..] {
+        [one] => (0.0..=1.0).contains(&one),
+        _ => scores.iter().all(|&v| v >= 0.0) && (scores.iter().sum::<f64>() - 1.0).abs() < 1e-3,
+    }
+}
+
+/// Probabilities from the scores of all classes: `as_they_are`, else by softmax, or of a single one by sigmoid.
+fn chances(scores: impl Iterator<Item = f32>, as_they_are: bool) -> Vec<f64> {
+    let row: Vec<f64> = scores.map(f64::from).collect();
     if let [one] = row[..] {
-        let second = if (0.0..=1.0).contains(&one) { one } else { 1.0 / (1.0 + (-one).exp()) };
+        let second = if as_they_are { one } else { 1.0 / (1.0 + (-one).exp()) };
         return vec![1.0 - second, second];
     }
-    let sum: f64 = row.iter().sum();
-    if row.iter().all(|&v| v >= 0.0) && (sum - 1.0).abs() < 1e-3 {
+    if as_they_are {
         return row;
     }
     let highest = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -246,7 +294,6 @@ fn chances(row: &[f32]) -> Vec<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::Labels;
 
     fn dataset(classes: &[i64]) -> Dataset {
         let values = Tensor::zeros(crate::onnx::DType::F32, &[classes.len(), 1]);
@@ -256,15 +303,38 @@ mod tests {
 
     #[test]
     fn logits_and_probabilities_are_judged_alike() {
-        let answers = |values: &[f32], width| Answers { output: "o".into(), values: values.to_vec(), width };
+        let answers = |values: &[f32], width| Answers {
+            output: "o".into(),
+            values: values.to_vec(),
+            shape: vec![width],
+        };
         let judged = judge(&answers(&[0.25, 0.75, 0.9, 0.1], 2), &dataset(&[1, 1]), Task::Auto).unwrap();
         assert_eq!((judged.accuracy, judged.r2), (Some(0.5), None));
         assert!((judged.loss - (-(0.75f64.ln()) - 0.1f64.ln()) / 2.0).abs() < 1e-6);
         let judged = judge(&answers(&[-3.0, 4.0], 1), &dataset(&[0, 1]), Task::Auto).unwrap();
         assert_eq!(judged.accuracy, Some(1.0));
+        // Logits that may be probabilities, beside one that can't be.
+        let judged = judge(&answers(&[0.25, 4.0], 1), &dataset(&[1, 1]), Task::Auto).unwrap();
+        assert_eq!(judged.accuracy, Some(1.0));
         let judged = judge(&answers(&[0.0, 3.0], 1), &dataset(&[0, 1]), Task::Regress).unwrap();
         assert_eq!((judged.accuracy, judged.r2, judged.loss), (None, Some(-7.0), 2.0));
         let same = judge(&answers(&[0.0, 3.0], 1), &dataset(&[1, 1]), Task::Regress).unwrap();
         assert_eq!((same.r2, same.loss), (None, 2.5));
+    }
+
+    #[test]
+    fn labels_of_positions_count_alike_but_those_that_are_left_out() {
+        let values = Tensor::i64(&[2, 3], &[1, 0, -100, -100, -100, 1]);
+        let column = crate::data::Column { name: "x".into(), values: Tensor::zeros(values.dtype(), &[2, 1]) };
+        let labels = Labels::from_tensor(&PathBuf::from("d"), "y", &values).unwrap();
+        let dataset = Dataset::new(vec![column], Some(labels)).unwrap();
+        // Rows × classes × positions.
+        let values = vec![0.0, 5.0, 5.0, 3.0, 0.0, 0.0, 0.0, 0.0, 2.0, 0.0, 0.0, 0.0];
+        let answers = Answers { output: "o".into(), values, shape: vec![2, 3] };
+        let judged = judge(&answers, &dataset, Task::Auto).unwrap();
+        assert_eq!((judged.labels, judged.accuracy), (Some(3), Some(2.0 / 3.0)));
+        let expected =
+            [(0.0f64, 3.0f64), (0.0, 5.0), (2.0, 0.0)].map(|(other, own)| (1.0 + (other - own).exp()).ln());
+        assert!((judged.loss - expected.iter().sum::<f64>() / 3.0).abs() < 1e-9, "{}", judged.loss);
     }
 }

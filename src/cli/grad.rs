@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::runtime;
 use crate::train::TrainConfig;
 use crate::train::grad::optimizer::{Optimizer, Rule};
-use crate::train::grad::{self, Built, Form, LossKind, Request};
+use crate::train::grad::{self, Built, ClassAxis, Form, LossKind, Request};
 use clap::ValueEnum;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -47,6 +47,13 @@ pub struct Args {
     /// The output that labels are compared with [default: the first with real values]
     #[arg(long = "of", value_name = "OUTPUT")]
     of: Option<String>,
+    /// Axis of that output's classes, counted with the batch's (-1 for the last), where each position of a row has a label of its own
+    /// [default: the softmax's, else the last of three axes, or axis 1 of more]
+    #[arg(long, value_name = "AXIS", allow_hyphen_values = true)]
+    class_axis: Option<i64>,
+    /// The label of what doesn't count [default: -100]
+    #[arg(long, value_name = "LABEL", allow_hyphen_values = true)]
+    ignore_label: Option<i64>,
     /// Normalise batches by their own statistics, and let the running ones follow
     #[arg(long)]
     train_bn: bool,
@@ -149,6 +156,8 @@ pub fn run(args: Args) -> Result<u8> {
         batch: args.batch.map(|n| n as usize),
         shapes: args.shape.clone(),
         output: args.of.clone(),
+        class_axis: args.class_axis,
+        ignored: args.ignore_label.unwrap_or(crate::data::IGNORED),
         train_bn: args.train_bn,
     };
     let built = grad::build(&file, &request, &*executor)?;
@@ -169,6 +178,11 @@ pub fn run(args: Args) -> Result<u8> {
 }
 
 fn notes(built: &Built) {
+    if let Some(ClassAxis { output, axis }) = &built.classes {
+        message(format!(
+            "note: the classes lie on axis {axis} of output '{output}', and each of its other places has a label (--class-axis chooses)"
+        ));
+    }
     if !built.fixed.is_empty() {
         let sizes: Vec<String> = built.fixed.iter().map(|(name, n)| format!("{name} = {n}")).collect();
         let why = built.why_fixed.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
@@ -221,6 +235,7 @@ fn described(built: &Built, output: &Path, state: Option<&Path>) -> serde_json::
         "outputs": graph.outputs.iter().map(|o| o.id.as_str()).collect::<Vec<_>>(),
         "weights": built.weights.iter().map(|w| w.as_str()).collect::<Vec<_>>(),
         "idle": built.idle.iter().map(|w| w.as_str()).collect::<Vec<_>>(),
+        "class_axis": built.classes.as_ref().map(|classes| classes.axis),
         "open": built.open,
         "fixed": built.fixed.iter().map(|(name, size)| json!({"name": name, "size": size})).collect::<Vec<_>>(),
         "why_fixed": built.why_fixed,

@@ -83,6 +83,12 @@ fn idle(config: &Config) -> Vec<Idle> {
             ("dropout", "/train/adapter/dropout"),
         ],
     );
+    add(
+        matches!(train.task, Task::Auto | Task::Classify) && data.train.is_some(),
+        "no labels are read as classes",
+        &[("class-axis", "/data/options/class-axis"), ("ignore-label", "/data/options/ignore-label")],
+    );
+    add(!tuning, "there is no source", &[("src-of", "/train/src-of")]);
     let gate = ("gate", "/train/adapter/gate");
     add(train.start != Start::Fitted, "what is fitted has its gate open", &[gate]);
     add(preset != Preset::Paper, "preset paper has no dropout", &[("dropout", "/train/adapter/dropout")]);
@@ -169,6 +175,8 @@ mod tests {
         (set.data.unlabelled, set.data.test) = (Some("a".into()), Some("a".into()));
         set.data.source_options = Some(Default::default());
         (set.data.options.size, set.data.options.label) = (Some([1, 1]), Some("a".into()));
+        (set.data.options.class_axis, set.data.options.ignore_label) = (Some(1), Some(1));
+        set.train.src_of = Some("a".into());
         let json = serde_json::to_value(&set).unwrap();
         for Idle { option, place, .. } in idle(&config) {
             // What can't be set together with the others.

@@ -70,6 +70,9 @@ struct Training {
     /// What the outputs mean
     #[arg(long, value_name = "TASK", value_parser = choice::<Task>(&["auto", "classify", "regress", "match-outputs"]))]
     task: Option<Task>,
+    /// The output of the target that the loss looks at [default: the first with real values for each row]
+    #[arg(long = "of", value_name = "OUTPUT")]
+    of: Option<String>,
     /// Steps an arm [default: enough for the data]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), conflicts_with = "epochs")]
     steps: Option<u32>,
@@ -166,6 +169,9 @@ struct Transfer {
     /// Earlier checkpoints of the source, in order of their names: the target sees the source's training go by
     #[arg(long, value_name = "GLOB", conflicts_with = "joint")]
     trajectory: Option<String>,
+    /// The source's output that answers for the target's [default: the one of the same name, else the first that can]
+    #[arg(long, value_name = "OUTPUT")]
+    src_of: Option<String>,
     /// Train the source too, beside the target
     #[arg(long)]
     joint: bool,
@@ -311,6 +317,7 @@ impl Training {
     fn apply(&self, train: &mut crate::train::TrainConfig) {
         let count = |v: Option<u32>| v.map(|v| v as usize);
         set(&mut train.task, self.task);
+        set_some(&mut train.of, self.of.clone());
         if self.steps.is_some() || self.epochs.is_some() {
             (train.steps, train.epochs) = (count(self.steps), self.epochs);
         }
@@ -372,6 +379,7 @@ impl Transfer {
         set_some(&mut train.adapter.cycle, count(self.cycle));
         train.joint |= self.joint;
         set(&mut train.align, self.align);
+        set_some(&mut train.src_of, self.src_of.clone());
         set(&mut train.alpha, self.alpha);
         set(&mut train.temperature, self.temperature);
         set_some(&mut train.adapter_executor, self.adapter_executor);
@@ -390,8 +398,7 @@ impl Transfer {
                 scale: self.src_scale.or(target.scale),
                 mean: self.src_mean.clone().map_or(target.mean, |m| m.0),
                 std: self.src_std.clone().map_or(target.std, |m| m.0),
-                size: target.size,
-                label: target.label,
+                ..target
             });
         }
         Ok(())

@@ -2,8 +2,8 @@
 
 use super::augment::{Fill, Shift, shift_images};
 use super::pictures::Recolour;
-use super::place::{Place, Reorder, place, show};
-use super::{Column, Dataset, Form, Labels};
+use super::place::{Place, Reorder, place};
+use super::{Column, Dataset, Form, Labels, show};
 use crate::error::{Error, ONLY_NUMBERS, Result};
 use crate::onnx::{self, DType, Dim, Fact, Graph, Lookup, Tensor, ValueId, ValueInfo};
 use half::f16;

@@ -1,17 +1,20 @@
-//! What rows are labelled with: classes, or vectors of numbers.
+//! What rows are labelled with: a class, classes of positions, or vectors of numbers.
 
 use super::classes::in_order;
+use super::layout::{Answer, Layout, Placement};
+use super::{Classes, DataOptions, show};
 use crate::error::{Error, Result};
 use crate::onnx::{DType, Tensor};
 use std::collections::HashMap;
 use std::path::Path;
 
-/// A label a row.
+/// A label a row, or several.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Labels {
-    /// Class indices.
+    /// Class indices, one a row.
     Classes(Vec<i64>),
-    /// Vectors (or higher tensors) of numbers: a tensor whose first dimension counts rows.
+    /// Vectors (or higher tensors) of numbers, class indices of positions among them: a tensor whose first dimension counts
+    /// rows.
     Vectors(Tensor),
 }
 
@@ -68,56 +71,93 @@ impl Labels {
         }
     }
 
-    /// One more than the highest class; 0 for vectors.
-    pub fn class_count(&self) -> usize {
-        match self {
-            Labels::Classes(classes) => classes.iter().max().map_or(0, |&m| (m + 1).max(0) as usize),
-            Labels::Vectors(_) => 0,
-        }
+    /// Where nobody says what these are: how they are classes of such an answer, by its shape; `None` where they are numbers
+    /// to hit. Classes are indices (0 and 1 where there is one number for each label), one-hot vectors, or whole numbers of which
+    /// such a model gives several.
+    pub fn placement(&self, answer: &Answer, options: &DataOptions) -> Option<Placement> {
+        self.as_classes(answer, options, false)
     }
 
-    /// Whether these are classes where nobody says so, of a model that answers with `width` numbers: their indices (0 and 1 for a
-    /// single number), one-hot vectors, or whole numbers of which such a model gives several.
-    pub fn are_classes(&self, width: usize) -> bool {
-        match self {
-            Labels::Classes(classes) => width != 1 || classes.iter().all(|class| matches!(class, 0 | 1)),
-            Labels::Vectors(values) => {
-                one_hot(values, width).is_some() || width > 1 && whole_numbers(values).is_some()
-            }
-        }
+    /// The same where they are said to be classes.
+    ///
+    /// # Errors
+    /// Shapes that don't correspond.
+    pub fn class_placement(&self, path: &Path, answer: &Answer, options: &DataOptions) -> Result<Placement> {
+        self.as_classes(answer, options, true).ok_or_else(|| self.misfit(path, answer, options))
     }
 
-    /// The labels as classes, each below `count`. Vectors of one whole number a row are taken for classes,
-    /// one-hot vectors of `count` numbers a row as well.
-    pub fn classes(&self, path: &Path, count: usize) -> Result<Vec<i64>> {
-        let classes = match self {
-            Labels::Classes(classes) => classes.clone(),
-            Labels::Vectors(values) => {
-                whole_numbers(values).or_else(|| one_hot(values, count)).ok_or_else(|| {
-                    let width = self.width();
-                    Error::data(path, format!("its labels are vectors of {width} numbers, not classes"))
-                        .hint("for regression, say --task regress")
-                })?
+    fn as_classes(&self, answer: &Answer, options: &DataOptions, asked: bool) -> Option<Placement> {
+        let width = answer.width();
+        let ignored = options.ignored();
+        let two = |values: &Tensor| all_whole(values, |class| matches!(class, 0 | 1) || class == ignored);
+        let place = |layout| Some(Placement { layout, axis: None, other: None });
+        let values = match self {
+            Labels::Vectors(values) => values,
+            // Chances of each position can't be compared with a label a row.
+            Labels::Classes(_) if answer.softmax.is_some_and(|layout| layout.positions() > 1) => return None,
+            Labels::Classes(classes) => {
+                let few = |class: &i64| matches!(class, 0 | 1) || *class == ignored;
+                return place(Layout::rows(width)).filter(|_| asked || width != 1 || classes.iter().all(few));
             }
         };
-        match classes.iter().position(|&c| c < 0 || c as u64 >= count as u64) {
-            None => Ok(classes),
-            Some(row) => {
-                let last = count.saturating_sub(1);
-                let label = classes[row];
-                let what = format!(
-                    "the label of row {row} is {label}, but the model tells {count} classes apart (0 to {last})"
-                );
-                let error = Error::data(path, what);
-                let from_one = classes.iter().all(|&c| c >= 1 && c as u64 <= count as u64);
-                Err(match from_one {
-                    true => error.hint("classes count from 0 on: take 1 from each label"),
-                    false => error.hint(
-                        "classes are numbered like the outputs that tell them apart, from 0 on; values to hit are given with --task regress",
-                    ),
-                })
-            }
+        if one_hot(values, width).is_some() || self.width() == 1 && (asked || width > 1) {
+            let whole = self.width() > 1 || all_whole(values, |_| true);
+            return place(Layout::rows(width)).filter(|_| whole);
         }
+        let found = answer.layout_for(&values.shape()[1..], options.class_axis);
+        let indices = values.dtype().is_int() || values.dtype() == DType::Bool;
+        match found {
+            Some(place) => Some(place).filter(|_| all_whole(values, |_| true)),
+            None if self.width() == width && width > 1 && answer.softmax.is_none() && (asked || indices) => {
+                place(Layout { before: 1, classes: 1, after: width }).filter(|_| two(values))
+            }
+            None => None,
+        }
+    }
+
+    fn misfit(&self, path: &Path, answer: &Answer, options: &DataOptions) -> Error {
+        let (answers, ours) = (show(&answer.shape), self.width());
+        let shape = match self {
+            Labels::Vectors(values) if ours > 1 => show(&values.shape()[1..]),
+            Labels::Vectors(_) => {
+                let what = "its labels are numbers, not all of them whole, and no classes";
+                return Error::data(path, what).hint("for regression, say --task regress");
+            }
+            Labels::Classes(_) => {
+                let what = format!(
+                    "it has one label a row, but the model tells classes apart at each position of its {answers}"
+                );
+                return Error::data(path, what).hint("--of chooses another output of the model");
+            }
+        };
+        let along = options.class_axis.map(|axis| format!(" along axis {axis}")).unwrap_or_default();
+        let what = format!(
+            "its labels are {shape} a row, which are no classes{along} of the model's {answers} a row"
+        );
+        Error::data(path, what).hint(
+            "labels of each position have the answer's shape without the axis of its classes: N×T for N×T×C, N×H×W for \
+             N×C×H×W; for regression, say --task regress",
+        )
+    }
+
+    /// The labels as classes of answers of this layout.
+    ///
+    /// # Errors
+    /// A label that is none of them nor [left out](DataOptions::ignored), with its place; nothing but labels that are left out.
+    pub fn classes(&self, path: &Path, layout: Layout, options: &DataOptions) -> Result<Classes> {
+        let values = match self {
+            Labels::Classes(classes) => Tensor::i64(&[classes.len()], classes),
+            Labels::Vectors(values) => match one_hot(values, layout.classes) {
+                Some(classes) if layout.positions() == 1 => Tensor::i64(&[classes.len()], &classes),
+                _ => values.clone(),
+            },
+        };
+        let rows = self.rows();
+        let values = match values.len() == rows * layout.positions() {
+            true => values.reshaped(&[rows, layout.positions()]),
+            false => return Err(self.misfit(path, &Answer::of_shape(&[layout.width()]), options)),
+        };
+        Classes::checked(path, values, layout, options.ignored())
     }
 
     /// The labels as vectors of `width` numbers, row after row.
@@ -126,7 +166,8 @@ impl Labels {
             let what =
                 format!("its labels have {} numbers a row, but the model's output has {width}", self.width());
             return Err(Error::data(path, what).hint(
-                "labels are compared with the first output that has real values for each row: one number for each of its",
+                "labels are compared with the first output that has real values for each row, or the one that --of names: one \
+                 number for each of its, or a class for each of its positions",
             ));
         }
         Ok(match self {
@@ -136,10 +177,17 @@ impl Labels {
     }
 }
 
-fn whole_numbers(values: &Tensor) -> Option<Vec<i64>> {
-    let single = values.shape()[1..].iter().all(|&d| d == 1);
-    let numbers = if single { values.to_f64() } else { return None };
-    numbers.iter().map(|v| (v.fract() == 0.0 && v.abs() < 1e15).then_some(*v as i64)).collect()
+/// Whether all elements are whole numbers that pass.
+fn all_whole(values: &Tensor, passes: impl Fn(i64) -> bool) -> bool {
+    let whole = |v: &f64| v.fract() == 0.0 && v.abs() < 1e15 && passes(*v as i64);
+    chunks(values).all(|chunk| chunk.to_f64().iter().all(whole))
+}
+
+/// All elements, some at a time: labels of positions may be many, and are often stored in single bytes.
+pub(super) fn chunks(values: &Tensor) -> impl Iterator<Item = Tensor> + '_ {
+    const ELEMENTS: usize = 1 << 16;
+    let flat = values.reshaped(&[values.len()]);
+    (0..flat.len()).step_by(ELEMENTS).map(move |at| flat.rows(at..flat.len().min(at + ELEMENTS)))
 }
 
 fn one_hot(values: &Tensor, count: usize) -> Option<Vec<i64>> {
@@ -147,11 +195,13 @@ fn one_hot(values: &Tensor, count: usize) -> Option<Vec<i64>> {
     if width != count || width < 2 {
         return None;
     }
-    let class = |row: &[f64]| {
+    let class = |row: usize| {
+        // Row by row: most labels of this width are seen not to be one-hot in the first.
+        let row = values.rows(row..row + 1).to_f64();
         let at = row.iter().position(|&v| v == 1.0)?;
         row.iter().enumerate().all(|(i, &v)| i == at || v == 0.0).then_some(at as i64)
     };
-    values.to_f64().chunks(width).map(class).collect()
+    (0..values.shape()[0]).map(class).collect()
 }
 
 #[cfg(test)]
@@ -166,31 +216,63 @@ mod tests {
     fn integers_are_classes_and_reals_are_vectors() {
         assert_eq!(labels(Tensor::i64(&[3, 1], &[0, 2, 1])), Labels::Classes(vec![0, 2, 1]));
         assert_eq!(labels(Tensor::f32(&[2, 3], &[0.0; 6])).width(), 3);
-        assert_eq!(labels(Tensor::bool(&[2], &[true, false])).class_count(), 2);
+        assert_eq!(labels(Tensor::bool(&[2], &[true, false])), Labels::Classes(vec![1, 0]));
+        let are_classes = |labels: &Labels, answer: &[usize]| {
+            labels.placement(&Answer::of_shape(answer), &DataOptions::default()).is_some()
+        };
         let scores = labels(Tensor::i64(&[2], &[0, 7]));
-        assert!(scores.are_classes(8) && !scores.are_classes(1));
-        assert!(labels(Tensor::i64(&[2], &[0, 1])).are_classes(1));
+        assert!(are_classes(&scores, &[8]) && !are_classes(&scores, &[1]));
+        assert!(are_classes(&labels(Tensor::i64(&[2], &[0, 1])), &[1]));
         let written_as_reals = labels(Tensor::f32(&[2], &[0.0, 1.0]));
-        assert!(written_as_reals.are_classes(2) && !written_as_reals.are_classes(1));
+        assert!(are_classes(&written_as_reals, &[2]) && !are_classes(&written_as_reals, &[1]));
         let one_hot = labels(Tensor::f32(&[2, 3], &[0.0, 1.0, 0.0, 1.0, 0.0, 0.0]));
-        assert!(one_hot.are_classes(3) && !one_hot.are_classes(1));
-        assert!(!labels(Tensor::f32(&[1, 3], &[0.5, 0.5, 0.0])).are_classes(3));
+        assert!(are_classes(&one_hot, &[3]) && !are_classes(&one_hot, &[1]));
+        assert!(!are_classes(&labels(Tensor::f32(&[1, 3], &[0.5, 0.5, 0.0])), &[3]));
+    }
+
+    #[test]
+    fn positions_have_classes_where_shapes_say_so() {
+        let place = |labels: &Labels, answer: &[usize]| {
+            labels.placement(&Answer::of_shape(answer), &DataOptions::default()).map(|place| place.layout)
+        };
+        let tags = labels(Tensor::i64(&[2, 3], &[0, 4, -100, 1, 2, 3]));
+        assert_eq!(place(&tags, &[3, 5]), Some(Layout { before: 3, classes: 5, after: 1 }));
+        assert_eq!(place(&tags, &[5, 3]), Some(Layout { before: 1, classes: 5, after: 3 }));
+        assert_eq!(place(&tags, &[3]), None);
+        let mask = labels(Tensor::i64(&[1, 2, 2], &[0, 1, -100, 1]));
+        assert_eq!(place(&mask, &[1, 2, 2]), Some(Layout { before: 1, classes: 1, after: 4 }));
+        assert_eq!(place(&labels(Tensor::f32(&[1, 2, 2], &[0.0, 1.0, 1.0, 1.0])), &[1, 2, 2]), None);
+        let softmax = Some(Layout { before: 3, classes: 5, after: 1 });
+        let of_rows = labels(Tensor::i64(&[2], &[0, 4]));
+        let answer = Answer { shape: vec![3, 5], softmax };
+        assert_eq!(of_rows.placement(&answer, &DataOptions::default()), None);
+        let why = of_rows.class_placement(Path::new("d.npz"), &answer, &DataOptions::default()).unwrap_err();
+        assert!(why.to_string().contains("one label a row"), "{why}");
+        let why =
+            tags.class_placement(Path::new("d.npz"), &Answer::of_shape(&[4, 5]), &DataOptions::default());
+        assert!(why.unwrap_err().to_string().contains("its labels are 3 a row"));
+    }
+
+    /// The labels as classes of whole rows.
+    fn classes(labels: &Labels, count: usize) -> Result<Vec<i64>> {
+        let path = Path::new("d.npz");
+        let place = labels.class_placement(path, &Answer::of_shape(&[count]), &DataOptions::default())?;
+        let classes = labels.classes(path, place.layout, &DataOptions::default())?;
+        Ok(classes.pick(&(0..labels.rows()).collect::<Vec<_>>(), labels.rows()))
     }
 
     #[test]
     fn classes_out_of_range_are_refused_with_their_row() {
-        let message =
-            |v: &[i64]| labels(Tensor::i64(&[v.len()], v)).classes(Path::new("d.npz"), 3).unwrap_err();
-        assert!(message(&[0, 3]).to_string().contains("the label of row 1 is 3"));
-        assert!(message(&[-1]).to_string().contains("row 0 is -1"));
+        let message = |v: &[i64]| classes(&labels(Tensor::i64(&[v.len()], v)), 3).unwrap_err().to_string();
+        assert!(message(&[0, 3]).contains("the label of row 1 is 3"));
+        assert!(message(&[-1]).contains("row 0 is -1"));
     }
 
     #[test]
     fn reals_that_mean_classes_are_read_as_such() {
-        let path = Path::new("d.npz");
-        assert_eq!(labels(Tensor::f32(&[2], &[1.0, 0.0])).classes(path, 2).unwrap(), [1, 0]);
-        assert_eq!(labels(Tensor::f32(&[2, 2], &[0.0, 1.0, 1.0, 0.0])).classes(path, 2).unwrap(), [1, 0]);
-        assert!(labels(Tensor::f32(&[1], &[0.5])).classes(path, 2).is_err());
+        assert_eq!(classes(&labels(Tensor::f32(&[2], &[1.0, 0.0])), 2).unwrap(), [1, 0]);
+        assert_eq!(classes(&labels(Tensor::f32(&[2, 2], &[0.0, 1.0, 1.0, 0.0])), 2).unwrap(), [1, 0]);
+        assert!(classes(&labels(Tensor::f32(&[1], &[0.5])), 2).is_err());
     }
 
     #[test]

@@ -6,11 +6,13 @@
 
 mod augment;
 mod bind;
+mod class_labels;
 pub mod classes;
 mod csv;
 mod cutmix;
 mod images;
 mod labels;
+mod layout;
 mod npy;
 mod options;
 mod pictures;
@@ -21,7 +23,9 @@ mod words;
 
 pub use augment::{Fill, Shift, shift_images};
 pub use bind::{Bound, BoundInput};
+pub use class_labels::{Classes, IGNORED};
 pub use labels::Labels;
+pub use layout::{Answer, Layout, Placement};
 pub use npy::{read_npz, write_npz};
 pub use options::{DataOptions, parse_number, parse_numbers, parse_size};
 pub use split::split;
@@ -192,6 +196,14 @@ fn subfolders(path: &Path) -> Result<Vec<PathBuf>> {
 /// The last part of a path, as text.
 pub fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// A row's shape, for messages.
+pub fn show(shape: &[usize]) -> String {
+    match shape {
+        [] => "a single number".into(),
+        _ => shape.iter().map(usize::to_string).collect::<Vec<_>>().join("×"),
+    }
 }
 
 /// A key that sorts `set_10` after `set_9`.

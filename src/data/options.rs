@@ -1,5 +1,6 @@
 //! How raw numbers become what a model expects: scale, mean, standard deviation, image size.
 
+use super::IGNORED;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -17,12 +18,23 @@ pub struct DataOptions {
     pub size: Option<[usize; 2]>,
     /// Name of the label array or column.
     pub label: Option<String>,
+    /// The label of what is left out of losses and metrics, where it isn't [`IGNORED`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ignore_label: Option<i64>,
+    /// Axis of the answers that the classes lie on, counted with the batch's (from the end if negative), where positions of a row
+    /// have labels of their own and shapes don't tell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub class_axis: Option<i64>,
 }
 
 impl DataOptions {
     /// Whether values are to be changed at all.
     pub fn transforms(&self) -> bool {
         self.scale.is_some() || !self.mean.is_empty() || !self.std.is_empty()
+    }
+    /// The label of what is left out.
+    pub fn ignored(&self) -> i64 {
+        self.ignore_label.unwrap_or(IGNORED)
     }
 }
 

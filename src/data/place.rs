@@ -112,11 +112,3 @@ fn reorder(stored: &[usize], wanted: &[usize]) -> Option<Reorder> {
         _ => None,
     }
 }
-
-/// A shape for people.
-pub fn show(shape: &[usize]) -> String {
-    match shape {
-        [] => "a single number".into(),
-        _ => shape.iter().map(usize::to_string).collect::<Vec<_>>().join("×"),
-    }
-}

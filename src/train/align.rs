@@ -193,13 +193,14 @@ mod tests {
     use super::*;
     use crate::runtime::{Executor, TractExecutor, Value};
     use crate::train::model_step::Objective;
+    use crate::train::network::Purpose;
     use std::path::Path;
 
     const ROWS: usize = 4;
 
     fn open(name: &str, executor: &dyn Executor) -> Network {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name);
-        Network::open(&path, ROWS, None, executor).expect("a fixture")
+        Network::open(&path, ROWS, Purpose::default(), executor).expect("a fixture")
     }
 
     fn noise(shape: &[usize], seed: usize) -> Tensor {

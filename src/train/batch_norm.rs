@@ -130,7 +130,7 @@ mod tests {
     use crate::runtime::TractExecutor;
     use crate::train::fit::LossProgram;
     use crate::train::model_step::Objective;
-    use crate::train::network::Network;
+    use crate::train::network::{Network, Purpose};
 
     /// `BatchNormalization(x · w)` of two columns, with a momentum of 0.75.
     fn model(path: &Path) {
@@ -157,7 +157,7 @@ mod tests {
         let path = folder.path().join("norm.onnx");
         model(&path);
         let executor = TractExecutor::new(1)?;
-        let mut network = Network::open(&path, 4, None, &executor)?;
+        let mut network = Network::open(&path, 4, Purpose::default(), &executor)?;
         network.train_norms(&[])?;
         let weights = network.trainable(&[])?;
         let names: Vec<ValueId> = weights.iter().map(|(id, _)| id.clone()).collect();
@@ -193,9 +193,9 @@ mod tests {
         let path = folder.path().join("norm.onnx");
         model(&path);
         let executor = TractExecutor::new(1)?;
-        let mut network = Network::open(&path, 4, None, &executor)?;
+        let mut network = Network::open(&path, 4, Purpose::default(), &executor)?;
         assert!(network.train_norms(&["var".into()]).is_err(), "nothing is left to follow");
-        let mut single = Network::open(&path, 1, None, &executor)?;
+        let mut single = Network::open(&path, 1, Purpose::default(), &executor)?;
         assert!(single.train_norms(&[]).is_err(), "a row has no variance");
         Ok(())
     }

@@ -9,12 +9,13 @@ use super::network::Network;
 use super::ranks::Ranks;
 use super::schedule::{Sampler, generator, stream};
 use super::session::Split;
-use crate::data::{Bound, Dataset, Fill, Labels, Shift, classes, split};
+use crate::data::{
+    Answer, Bound, Classes, Dataset, Fill, IGNORED, Labels, Layout, Placement, Shift, classes, split,
+};
 use crate::error::{Error, Result};
-use crate::onnx::{Fact, Graph, Tensor, ValueId};
+use crate::onnx::{DType, Fact, Graph, Tensor, ValueId};
 use crate::report::Rows;
 use crate::runtime::Value;
-use std::collections::BTreeSet;
 
 /// All data of a run, bound to the target's inputs.
 pub struct Examples {
@@ -24,6 +25,8 @@ pub struct Examples {
     unlabelled: Part,
     /// Of all parts.
     class_names: Vec<String>,
+    /// Where classes lie in answers, once labels are read as such.
+    layout: Layout,
     notes: Vec<String>,
 }
 
@@ -33,7 +36,7 @@ struct Part {
     dataset: Option<Dataset>,
     /// Which rows of the data set these are.
     rows: Vec<usize>,
-    classes: Vec<i64>,
+    classes: Option<Classes>,
     vectors: Vec<f32>,
 }
 
@@ -42,7 +45,7 @@ impl Part {
         let bound = dataset.as_ref().map(|d| d.bind_to(graph)).transpose()?;
         let all = dataset.as_ref().map_or(0, Dataset::rows);
         let rows = rows.unwrap_or_else(|| (0..all).collect());
-        Ok(Part { bound, dataset, rows, classes: vec![], vectors: vec![] })
+        Ok(Part { bound, dataset, rows, classes: None, vectors: vec![] })
     }
     fn labels(&self) -> Option<&Labels> {
         self.dataset.as_ref()?.labels.as_ref()
@@ -98,7 +101,15 @@ impl Examples {
         if let Some(bound) = &train_part.bound {
             notes.extend(bound.notes.iter().cloned());
         }
-        Ok(Self { train: train_part, val: val_part, test: test_part, unlabelled, class_names, notes })
+        Ok(Self {
+            train: train_part,
+            val: val_part,
+            test: test_part,
+            unlabelled,
+            class_names,
+            layout: Layout::default(),
+            notes,
+        })
     }
 
     fn part(&self, split: Split) -> &Part {
@@ -126,9 +137,29 @@ impl Examples {
     pub fn notes(&self) -> Vec<String> {
         self.notes.clone()
     }
-    /// Whether the labels are classes of a model that answers with `width` numbers, where nobody says so.
-    pub fn has_classes(&self, width: usize) -> bool {
-        self.train.labels().is_some_and(|labels| labels.are_classes(width))
+    /// How the training labels are classes of such answers, where nobody says so; `None` where they aren't.
+    pub fn placement(&self, answer: &Answer) -> Option<Placement> {
+        let dataset = self.train.dataset.as_ref()?;
+        self.train.labels()?.placement(answer, &dataset.options)
+    }
+    /// The same where they are said to be classes.
+    ///
+    /// # Errors
+    /// No labels, or such as don't correspond to the answers.
+    pub fn class_placement(&self, answer: &Answer) -> Result<Placement> {
+        let Some(dataset) = &self.train.dataset else {
+            return Err(Error::usage("there are no training data"));
+        };
+        dataset.expect_labels()?.class_placement(&dataset.path, answer, &dataset.options)
+    }
+    /// Whether the labels are classes of such answers. Who says on which axis these lie says that they are.
+    pub fn are_classes(&self, answer: &Answer) -> bool {
+        let said = self.train.dataset.as_ref().is_some_and(|dataset| dataset.options.class_axis.is_some());
+        said && self.has_labels() || self.placement(answer).is_some()
+    }
+    /// Whether a row has several labels, each at its place: then images can't be moved without them.
+    pub fn labels_have_places(&self) -> bool {
+        self.layout.positions() > 1
     }
     /// Whether some input of the target is an image.
     pub fn has_images(&self) -> bool {
@@ -138,33 +169,57 @@ impl Examples {
         self.train.labels().is_some()
     }
 
-    /// Reads all labels as classes below `count`.
+    /// Reads all labels as classes that lie so in answers; returns whether some of the training data's don't count.
     ///
     /// # Errors
     /// Labels missing from a part, or out of range: the file and the row are named.
-    pub fn use_classes(&mut self, count: usize) -> Result<()> {
+    pub fn use_classes(&mut self, layout: Layout) -> Result<bool> {
+        self.layout = layout;
         for part in self.parts() {
             let Some(dataset) = &part.dataset else { continue };
-            part.classes = dataset.expect_labels()?.classes(&dataset.path, count)?;
+            part.classes = Some(dataset.expect_labels()?.classes(&dataset.path, layout, &dataset.options)?);
         }
         self.notes.extend(classes::numbering(&self.class_names));
-        self.notes.extend(classes::doubt(&self.class_names, count));
-        self.notes.extend(self.untaught(count));
-        Ok(())
+        self.notes.extend(classes::doubt(&self.class_names, layout.classes));
+        self.notes.extend(self.places_and_gaps());
+        self.notes.extend(self.untaught());
+        Ok(self.train.classes.as_ref().is_some_and(Classes::some_ignored))
+    }
+
+    /// How many labels there are, where it isn't one a row.
+    fn places_and_gaps(&self) -> Option<String> {
+        let (classes, positions) = (self.train.classes.as_ref()?, self.layout.positions());
+        let counted = classes.counted(&self.train.rows);
+        let all = self.train.rows.len() * positions;
+        let ignored = self.train.dataset.as_ref().map_or(IGNORED, |dataset| dataset.options.ignored());
+        let gaps = (counted < all).then(|| {
+            format!("{} of the {all} training labels are {ignored}, which leaves them out", all - counted)
+        });
+        match (positions, gaps) {
+            (1, gaps) => gaps,
+            (_, gaps) => {
+                let gaps = gaps.map(|gaps| format!("; {gaps}")).unwrap_or_default();
+                Some(format!(
+                    "each row has {positions} labels: loss and accuracy are means over all of them{gaps}"
+                ))
+            }
+        }
     }
 
     /// What training does to classes of which it sees no row.
-    fn untaught(&self, count: usize) -> Option<String> {
-        let taught: BTreeSet<i64> = self.train.rows.iter().map(|&row| self.train.classes[row]).collect();
+    fn untaught(&self) -> Option<String> {
+        let count = self.layout.classes;
+        let what = if self.labels_have_places() { "labels" } else { "rows" };
+        let taught = self.train.classes.as_ref()?.of(&self.train.rows);
         let missing = count.saturating_sub(taught.len());
         let (all, one) = (taught.len() > 1, taught.first());
         match (missing, all, one) {
             (0, ..) | (_, _, None) => None,
             (_, false, Some(one)) => Some(format!(
-                "all training rows are of class {one}: the target learns to answer nothing else"
+                "all training {what} are of class {one}: the target learns to answer nothing else"
             )),
             _ => Some(format!(
-                "there are no training rows of {missing} of the {count} classes that the model tells apart: it may unlearn these"
+                "there are no training {what} of {missing} of the {count} classes that the model tells apart: it may unlearn these"
             )),
         }
     }
@@ -198,20 +253,28 @@ impl Examples {
     pub fn tally(&self, split: Split, picked: &[usize], answer: &Tensor, tally: &mut Tally) {
         let part = self.part(split);
         let rows: Vec<usize> = picked.iter().map(|&i| part.rows[i]).collect();
-        if part.classes.is_empty() {
-            let wanted = Labels::pick(&part.vectors, part.width(), &rows, rows.len());
-            tally.add(answer, &Truth::Vectors(&wanted), rows.len());
-        } else {
-            let labels = Labels::pick(&part.classes, 1, &rows, rows.len());
-            tally.add(answer, &Truth::Classes(&labels), rows.len());
+        match &part.classes {
+            None => {
+                let wanted = Labels::pick(&part.vectors, part.width(), &rows, rows.len());
+                tally.add(answer, &Truth::Vectors(&wanted), rows.len());
+            }
+            Some(classes) => {
+                let labels = classes.pick(&rows, rows.len());
+                tally.add(answer, &Truth::Classes(&labels, self.layout), rows.len());
+            }
         }
     }
 
     /// The labels of some rows of the training part, as the objective's program takes them.
     fn label_tensor(&self, objective: Objective, rows: &[usize], batch: usize) -> Option<Tensor> {
         match objective {
-            Objective::Classes | Objective::ClassesAndTeacher { .. } => {
-                Some(Tensor::i64(&[batch], &Labels::pick(&self.train.classes, 1, rows, batch)))
+            Objective::Classes { layout, .. } | Objective::ClassesAndTeacher { layout, .. } => {
+                let mut labels = self.train.classes.as_ref()?.pick(rows, batch);
+                if objective.ignores() {
+                    // Rows that fill up a run.
+                    labels[rows.len() * layout.positions()..].fill(IGNORED);
+                }
+                Some(Tensor::i64(&layout.label_shape(batch), &labels))
             }
             Objective::Vectors { width } | Objective::VectorsAndTeacher { width, .. } => {
                 let values = Labels::pick(&self.train.vectors, width, rows, batch);
@@ -219,6 +282,13 @@ impl Examples {
             }
             Objective::Teacher { .. } | Objective::AlignmentAlone => None,
         }
+    }
+
+    /// What each of the `runs` of a rank divides its sum over labels by, so that the mean of its runs and the weighted mean of the ranks
+    /// is the mean over all labels of the step's `rows` that count, however they are shared out.
+    fn divisor(&self, rows: &[usize], runs: usize, weight: f64) -> Tensor {
+        let counted = self.train.classes.as_ref().map_or(rows.len(), |classes| classes.counted(rows));
+        Tensor::scalar(DType::F32, counted.max(1) as f64 * weight / runs.max(1) as f64)
     }
 }
 
@@ -281,7 +351,7 @@ impl<'a> Batches<'a> {
             objective,
             helpers,
             batch,
-            shift: if images { shift } else { 0 },
+            shift: if images && !examples.labels_have_places() { shift } else { 0 },
             seed,
         }
     }
@@ -315,7 +385,8 @@ impl<'a> Batches<'a> {
         step: usize,
     ) -> Result<Vec<Vec<Value>>> {
         let part = self.examples.part(split);
-        let rows: Vec<usize> = picked[self.ranks.share(picked.len())].iter().map(|&i| part.rows[i]).collect();
+        let all: Vec<usize> = picked.iter().map(|&i| part.rows[i]).collect();
+        let rows = all[self.ranks.share(all.len())].to_vec();
         let Some(bound) = part.bound.as_ref().filter(|_| !rows.is_empty()) else { return Ok(vec![]) };
         let shift = (self.shift > 0).then(|| {
             let mut random = generator(self.seed, stream::AUGMENT, step as u64);
@@ -327,11 +398,14 @@ impl<'a> Batches<'a> {
         let (answers, activations) =
             helped(&mut self.helpers, split, &padded, shift, objective.wants_teacher())?;
         let help: Vec<Tensor> = mean_of(&answers).into_iter().chain(activations).collect();
+        let divisor = objective
+            .ignores()
+            .then(|| self.examples.divisor(&all, rows.len().div_ceil(size), self.weight()));
         let mut runs = vec![];
         for (i, chunk) in rows.chunks(size).enumerate() {
             let mut feeds = shown(bound, chunk, size, &self.target.inputs, shift)?;
             let labels = self.examples.label_tensor(objective, chunk, size);
-            feeds.extend(labels.map(Value::host));
+            feeds.extend(labels.into_iter().chain(divisor.clone()).map(Value::host));
             feeds.extend(help.iter().map(|tensor| Value::host(tensor.rows(i * size..(i + 1) * size))));
             runs.push(feeds);
         }

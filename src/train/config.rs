@@ -141,6 +141,12 @@ impl Default for AdapterConfig {
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct TrainConfig {
     pub task: Task,
+    /// The target's output that labels and the source's answers are compared with; `None` for the first that can be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub of: Option<String>,
+    /// The source's output that the target is compared with, where it isn't the one of the same name, or the first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub src_of: Option<String>,
     pub method: Method,
     pub adapter: AdapterConfig,
     pub start: Start,
@@ -208,6 +214,8 @@ impl Default for TrainConfig {
     fn default() -> Self {
         Self {
             task: Task::Auto,
+            of: None,
+            src_of: None,
             method: Method::Auto,
             adapter: AdapterConfig::default(),
             start: Start::Auto,

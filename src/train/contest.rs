@@ -307,7 +307,7 @@ impl Contest<'_> {
         let value = self.session.evaluate(&weights, Split::Val)?;
         let step = contender.fit.step;
         contender.validations.push((step, value));
-        let (metric, rows) = (&self.session.metric, self.session.examples().rows(Split::Val));
+        let (metric, rows) = (&self.session.metric, self.session.val_answers());
         let kept = contender.best.as_ref().map(|best| best.metric);
         let seen = contender.validations.iter().map(|v| v.1);
         if kept.is_none_or(|kept| is_as_good(metric, value, seen, kept, rows)) {

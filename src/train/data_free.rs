@@ -5,12 +5,12 @@
 
 use super::datasets::DataSets;
 use super::loss;
-use super::network::Network;
+use super::network::{Network, Purpose};
 use super::ranks::Ranks;
 use super::schedule::generator;
 use super::{Event, Observer, TrainConfig};
 use crate::autodiff;
-use crate::data::{Column, DataOptions, Dataset};
+use crate::data::{Column, DataOptions, Dataset, Layout};
 use crate::error::{Error, Result};
 use crate::lpka::resample::resampling;
 use crate::onnx::{Builder, DType, Fact, Tensor, ValueId};
@@ -45,7 +45,10 @@ pub fn invent(
     observer: &mut dyn Observer,
 ) -> Result<DataSets> {
     observer.event(&Event::Phase("inventing"));
-    let network = Network::open(source, config.batch.max(1), None, executor)?;
+    let network = {
+        let of = config.src_of.as_deref();
+        Network::open(source, config.batch.max(1), Purpose { data: None, of }, executor)?
+    };
     if let Some((id, fact)) = network.inputs.iter().find(|(_, fact)| !fact.dtype.is_float()) {
         let what = format!("takes {} at its input '{id}', which can't be made up", fact.dtype);
         return Err(Error::model(source, what).hint("give data, with or without labels: --data FILE"));
@@ -125,23 +128,24 @@ fn noise(shape: &[usize], rows: usize, random: &mut ChaCha8Rng) -> Vec<f32> {
 /// The gradient, with respect to its inputs, of how unsure the source is of given classes.
 struct Certainty {
     program: Box<dyn Compiled>,
-    classes: usize,
+    layout: Layout,
 }
 
 impl Certainty {
     fn of(network: &Network, executor: &dyn Executor) -> Result<Self> {
-        let classes = network.head.width;
-        if classes < 2 {
+        let layout = network.head.layout;
+        if layout.classes < 2 {
             return Err(Error::model(&network.file.path, "answers with a single number, not with classes"));
         }
         let mut b = Builder::on(network.model.graph.clone(), network.facts.clone());
         let inputs: Vec<ValueId> = network.inputs.iter().map(|(id, _)| id.clone()).collect();
         b.graph_mut().outputs.clear();
         b.set_scope("certainty");
-        let labels = b.input("certainty.labels", Fact::new(DType::I64, &[network.batch]));
-        let answer = b.reshape(&network.head.answer, &[network.batch, classes]);
+        let labels = layout.label_shape(network.batch);
+        let labels = b.input("certainty.labels", Fact::new(DType::I64, &labels));
+        let answer = b.reshape(&network.head.answer, &layout.shape(network.batch));
         let answer = b.cast(&answer, DType::F32);
-        let mut total = loss::cross_entropy(&mut b, &answer, &labels);
+        let mut total = loss::cross_entropy(&mut b, &answer, &labels, None);
         for input in &inputs {
             if let Some(rough) = roughness(&mut b, input) {
                 let rough = b.mul_scalar(&rough, SMOOTHNESS);
@@ -162,10 +166,10 @@ impl Certainty {
         let (graph, facts) = autodiff::lower::lower(graph, facts)?;
         let mut model = network.model.clone();
         model.graph = graph;
-        Ok(Self { program: executor.compile(&model, &facts)?, classes })
+        Ok(Self { program: executor.compile(&model, &facts)?, layout })
     }
 
-    /// Moves a batch of rows to where the source is surer, each to a class of its own, by the direction of Adam.
+    /// Moves a batch of rows to where the source is surer, each to a class of its own (or classes from there on), by the direction of Adam.
     fn seek(
         &mut self,
         network: &Network,
@@ -176,14 +180,17 @@ impl Certainty {
     ) -> Result<()> {
         let declared: Vec<_> = network.file.model.graph.required_inputs().cloned().collect();
         let picked: Vec<usize> = (0..network.batch).collect();
-        let labels: Vec<i64> =
-            picked.iter().map(|i| ((batch * network.batch + i) % self.classes) as i64).collect();
+        let positions = self.layout.positions();
+        let class =
+            |i: usize| ((batch * network.batch + i / positions + i % positions) % self.layout.classes) as i64;
+        let labels: Vec<i64> = (0..network.batch * positions).map(class).collect();
+        let labels = Tensor::i64(&self.layout.label_shape(network.batch), &labels);
         let mut moments: Vec<Vec<(f32, f32)>> = rows.iter().map(|r| vec![(0.0, 0.0); r.len()]).collect();
         for step in 1..=steps {
             let bound = dataset(network, rows, 0, network.batch, options)?.bind(&declared)?;
             let inputs = bound.batch_as(&picked, network.batch, &network.inputs)?;
             let mut feeds: Vec<Value> = inputs.into_iter().map(Value::host).collect();
-            feeds.push(Value::host(Tensor::i64(&[network.batch], &labels)));
+            feeds.push(Value::host(labels.clone()));
             let gradients = self.program.run(&feeds)?;
             let unbiased = |beta: f32| 1.0 / (1.0 - beta.powi(step as i32));
             for ((row, moments), gradient) in rows.iter_mut().zip(&mut moments).zip(&gradients) {

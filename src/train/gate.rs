@@ -47,11 +47,11 @@ pub fn pass(session: &mut Session, best: Option<Vec<Value>>, before: &Measured) 
     let Some(weights) = best else { return Ok(kept(None)) };
     let val = session.tally(&weights, Split::Val)?;
     let (metric, config) = (session.metric.clone(), &session.config);
-    let Some(gain) = over(before.val.rows(), val.rows(), &metric) else { return Ok(kept(None)) };
+    let Some(gain) = over(&before.val.rows(), &val.rows(), &metric) else { return Ok(kept(None)) };
     if !(gain.mean > 0.0 && gain.mean >= config.min_gain) {
         return Ok(kept(None));
     }
-    let luck = chance(before.val.rows(), val.rows(), &metric);
+    let luck = chance(&before.val, &val, &metric);
     if luck > config.significance {
         return Ok(kept(Some(format!(
             "the best of what was tried gains {}, which luck alone does with a chance of {luck:.2}: too \
@@ -60,7 +60,7 @@ pub fn pass(session: &mut Session, best: Option<Vec<Value>>, before: &Measured) 
         ))));
     }
     let after = measure_rest(session, &weights, val)?;
-    let gains = Gains { val: Some(gain), test: over(before.test.rows(), after.test.rows(), &metric) };
+    let gains = Gains { val: Some(gain), test: over(&before.test.rows(), &after.test.rows(), &metric) };
     Ok(Passed { weights: Some(weights), scores: after.scores, gains, note: None })
 }
 
@@ -77,15 +77,16 @@ fn over(before: &[f64], after: &[f64], metric: &Metric) -> Option<Worth> {
     Worth::of(&differences(before, after, metric).collect::<Vec<_>>())
 }
 
-/// The chance that a model which is no better looks as good as `after` does: of accuracies by the sign test (among the rows
-/// that one gets right and the other doesn't, each way is as likely), of errors by the normal distribution of
-/// their mean difference. One-sided.
-fn chance(before: &[f64], after: &[f64], metric: &Metric) -> f64 {
-    if metric.name == "accuracy" {
-        let count = |sign: f64| differences(before, after, metric).filter(|d| d * sign > 0.0).count();
+/// The chance that a model which is no better looks as good as `after` does: of accuracies of rows by the sign test (among the rows
+/// that one gets right and the other doesn't, each way is as likely), of errors, and of rows with several labels, by the
+/// normal distribution of their mean difference. One-sided.
+fn chance(before: &Tally, after: &Tally, metric: &Metric) -> f64 {
+    let (rows, then) = (before.rows(), after.rows());
+    if metric.name == "accuracy" && before.is_of_rows() {
+        let count = |sign: f64| differences(&rows, &then, metric).filter(|d| d * sign > 0.0).count();
         return sign_test(count(1.0), count(-1.0));
     }
-    match over(before, after, metric) {
+    match over(&rows, &then, metric) {
         Some(Worth { mean, stderr: Some(stderr), .. }) if stderr > 0.0 => {
             0.5 * libm::erfc(mean / stderr / std::f64::consts::SQRT_2)
         }
@@ -107,6 +108,7 @@ fn sign_test(wins: usize, losses: usize) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::train::metric::Row;
 
     #[test]
     fn gains_are_paired_row_by_row() {
@@ -134,13 +136,28 @@ mod tests {
         assert!((many - 0.0233).abs() < 1e-3, "{many}");
     }
 
+    /// The chance of what is between rows of one label each, or of several.
+    fn luck(before: &[f64], after: &[f64], count: f64, metric: &Metric) -> f64 {
+        let tally = |sums: &[f64]| Tally::from(sums.iter().map(|&sum| Row { sum, count }).collect());
+        chance(&tally(before), &tally(after), metric)
+    }
+
     #[test]
     fn luck_of_errors_follows_their_spread() {
         let mse = Metric::mse();
         // Half of the time any gain is luck where it is nothing beside its spread.
-        assert!((chance(&[1.0, 1.0, 2.0, 2.0], &[0.0, 2.0, 1.0, 3.0], &mse) - 0.5).abs() < 1e-9);
-        let sure = chance(&[1.0, 1.1, 0.9, 1.2], &[0.1, 0.3, 0.2, 0.2], &mse);
+        assert!((luck(&[1.0, 1.0, 2.0, 2.0], &[0.0, 2.0, 1.0, 3.0], 1.0, &mse) - 0.5).abs() < 1e-9);
+        let sure = luck(&[1.0, 1.1, 0.9, 1.2], &[0.1, 0.3, 0.2, 0.2], 1.0, &mse);
         assert!(sure < 1e-6, "{sure}");
-        assert_eq!(chance(&[1.0], &[0.5], &mse), 1.0);
+        assert_eq!(luck(&[1.0], &[0.5], 1.0, &mse), 1.0);
+    }
+
+    #[test]
+    fn rows_of_several_labels_differ_by_how_many_are_right() {
+        let accuracy = Metric::accuracy();
+        // One row lost much more than the others won: nothing that a count of rows would tell.
+        let found = luck(&[10.0, 5.0, 5.0, 5.0], &[1.0, 6.0, 6.0, 6.0], 10.0, &accuracy);
+        assert!(found > 0.5, "{found}");
+        assert!(luck(&[1.0, 2.0, 3.0, 4.0], &[6.0, 8.0, 8.0, 9.0], 10.0, &accuracy) < 1e-6);
     }
 }

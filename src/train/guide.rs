@@ -5,7 +5,7 @@ use super::align::{Show, deviation, observed};
 use super::batches::{Data, shown};
 use super::network::Network;
 use super::session::Split;
-use crate::data::{Bound, Dataset, Shift};
+use crate::data::{Bound, Dataset, Shift, show};
 use crate::error::{Error, Result};
 use crate::onnx::{Fact, Tensor, ValueId};
 use crate::runtime::{Compiled, Executor, Value, run_jobs};
@@ -140,12 +140,22 @@ fn headless(network: &Network) -> Error {
 
 /// Whether `source`'s answers are the target's kind.
 pub fn can_teach(source: &Network, target: &Network) -> Result<()> {
-    match (source.head.width, target.head.width) {
-        _ if source.head.is_empty() => Err(headless(source)),
-        (s, t) if s == t => Ok(()),
-        (s, t) => Err(Error::model(
-            &source.file.path,
-            format!("answers with {s} numbers a row, the target with {t}"),
-        )),
+    let (theirs, ours) = (&source.head, &target.head);
+    if theirs.is_empty() {
+        return Err(headless(source));
     }
+    if theirs.corresponds_to(ours) {
+        return Ok(());
+    }
+    let what = match theirs.width() == ours.width() {
+        true => format!(
+            "answers with {} a row, whose classes don't lie where the target's {} has them",
+            show(&theirs.shape),
+            show(&ours.shape)
+        ),
+        false => {
+            format!("answers with {} numbers a row, the target with {}", theirs.width(), ours.width())
+        }
+    };
+    Err(Error::model(&source.file.path, what))
 }

@@ -2,6 +2,7 @@
 //!
 //! Training looks at logits, as cross-entropy from them is exact where probabilities saturate. Look at [`find_head`].
 
+use crate::data::{Answer, Layout};
 use crate::error::Error;
 use crate::onnx::{Builder, Fact, Facts, Graph, Node, Tensor, ValueId, infer::normalise_axis};
 use std::collections::HashSet;
@@ -13,35 +14,69 @@ pub struct Head {
     pub output: ValueId,
     /// The value the loss looks at: the output, or for a model that ends in a softmax the logits before it.
     pub answer: ValueId,
-    /// Numbers a row.
-    pub width: usize,
+    /// Of a row's answer.
+    pub shape: Vec<usize>,
+    /// Where classes lie in it: on the softmax's axis, or as labels say. All are of one label a row until then.
+    pub layout: Layout,
     /// Whether `answer` is logits as far as the graph shows (it ended in a softmax).
     pub softmax: bool,
+    /// Outputs that might be meant as well.
+    pub others: Vec<ValueId>,
 }
 
 impl Head {
     /// Whether nothing of the model's outputs is an answer for each row.
     pub fn is_empty(&self) -> bool {
-        self.width == 0
+        self.width() == 0
     }
 
-    /// Of one number z a row, the logit of the second of two classes or the sigmoid of that, makes the logits 0 and z.
-    pub fn tell_two_apart(&mut self, graph: &mut Graph, facts: &mut Facts, rows: usize) {
-        if self.width != 1 {
-            return;
-        }
+    /// Numbers a row.
+    pub fn width(&self) -> usize {
+        self.layout.width()
+    }
+
+    /// What labels are compared with.
+    pub fn known(&self) -> Answer {
+        Answer { shape: self.shape.clone(), softmax: self.softmax.then_some(self.layout) }
+    }
+
+    /// Whether another's answer says the same things in the same places.
+    pub fn corresponds_to(&self, other: &Head) -> bool {
+        self.width() == other.width() && (other.layout.positions() == 1 || self.layout == other.layout)
+    }
+
+    /// Of one number for each label, the logit of the second of two classes or the sigmoid of that, makes the logits 0 and z.
+    fn tell_two_apart(&mut self, graph: &mut Graph, facts: &mut Facts, rows: usize) {
         let sigmoid = maker(graph, facts, &self.answer).filter(|node| node.is("Sigmoid"));
         let logit = sigmoid.and_then(|node| node.input(0)).unwrap_or(&self.answer).clone();
+        let layout = Layout { before: 1, classes: 1, after: self.width() };
         let mut b = Builder::on(std::mem::take(graph), std::mem::take(facts));
-        let logit = b.reshape(&logit, &[rows, 1]);
-        let zero = b.constant(Tensor::zeros(b.dtype(&logit), &[rows, 1]));
+        let logit = b.reshape(&logit, &layout.shape(rows));
+        let zero = b.constant(Tensor::zeros(b.dtype(&logit), &layout.shape(rows)));
         self.answer = b.concat(&[&zero, &logit], 1);
         (*graph, *facts) = b.finish();
-        (self.width, self.softmax) = (2, true);
+        (self.layout, self.softmax) = (Layout { classes: 2, ..layout }, true);
+        self.shape.insert(0, 2);
+    }
+
+    /// Classes lie as labels say. A single one is told from its absence.
+    pub fn lay_out(&mut self, layout: Layout, graph: &mut Graph, facts: &mut Facts, rows: usize) {
+        match layout.classes {
+            1 => self.tell_two_apart(graph, facts, rows),
+            _ => self.layout = layout,
+        }
+    }
+
+    /// What the model gives is compared with numbers as it is, chances too.
+    pub fn take_as_it_is(&mut self) {
+        if self.softmax {
+            (self.answer, self.softmax) = (self.output.clone(), false);
+        }
+        self.layout = Layout::rows(self.width());
     }
 }
 
-/// The first float output with a row for each of the batch's; behind a final softmax, what went into it.
+/// The first float output with a row for each of the batch's, or the one that is `named`; behind a final softmax, what went into it.
 ///
 /// Where there is none, the first whose rows lie side by side, several lines each: boxes of all images in one list. Those
 /// that `by_rows` names have been seen to be such; of a single row it is any output. The answer is then a reshaped copy that
@@ -51,27 +86,42 @@ pub fn find_head(
     facts: &mut Facts,
     batch: usize,
     by_rows: &HashSet<ValueId>,
+    named: Option<&str>,
 ) -> Option<Head> {
     let real = |id: &ValueId| facts.get(id).filter(|f| f.dtype.is_float() && !f.is_empty());
     let fits = |id: &ValueId| real(id).is_some_and(|f| f.shape.first() == Some(&batch));
     let divides = |id: &ValueId| real(id).is_some_and(|f| f.len().is_multiple_of(batch));
-    let find = |wanted: &dyn Fn(&ValueId) -> bool| graph.outputs.iter().map(|o| o.id.clone()).find(wanted);
-    if let Some(output) = find(&fits) {
-        let logits = logits_before(graph, facts, &output).filter(fits);
-        let softmax = logits.is_some();
-        let answer = logits.unwrap_or_else(|| output.clone());
-        let width = facts.get(&answer)?.shape[1..].iter().product();
-        return Some(Head { output, answer, width, softmax });
+    let side_by_side = |id: &ValueId| (batch == 1 || by_rows.contains(id)) && divides(id);
+    let find = |wanted: &dyn Fn(&ValueId) -> bool| -> Vec<ValueId> {
+        let outputs = graph.outputs.iter().map(|o| o.id.clone());
+        outputs.filter(|id| named.is_none_or(|name| id.as_str() == name) && wanted(id)).collect()
+    };
+    let mut others = find(&fits);
+    if others.is_empty() {
+        others = find(&side_by_side);
     }
-    let output = find(&|id| (batch == 1 || by_rows.contains(id)) && divides(id))?;
+    let output = if others.is_empty() { return None } else { others.remove(0) };
     let fact = facts.get(&output)?.clone();
-    let mut shape = vec![batch];
-    match batch {
-        1 => shape.extend(&fact.shape),
-        _ => shape.extend([fact.shape[0] / batch].iter().chain(&fact.shape[1..])),
+    if !fits(&output) {
+        let mut shape = vec![batch];
+        match batch {
+            1 => shape.extend(&fact.shape),
+            _ => shape.extend([fact.shape[0] / batch].iter().chain(&fact.shape[1..])),
+        }
+        let answer = reshaped(graph, facts, &output, &Fact::new(fact.dtype, &shape));
+        let layout = Layout::rows(fact.len() / batch);
+        return Some(Head { output, answer, shape: shape[1..].to_vec(), layout, softmax: false, others });
     }
-    let answer = reshaped(graph, facts, &output, &Fact::new(fact.dtype, &shape));
-    Some(Head { output, answer, width: fact.len() / batch, softmax: false })
+    let shape = fact.shape[1..].to_vec();
+    let (answer, layout) = match logits_before(graph, facts, &output, batch) {
+        Some((logits, layout)) if fits(&logits) => (logits, Some(layout)),
+        // Lines of all rows, one after the other, until behind the softmax.
+        Some((logits, layout)) => (reshaped(graph, facts, &logits, &fact), Some(layout)),
+        None => (output.clone(), None),
+    };
+    let softmax = layout.is_some();
+    let layout = layout.unwrap_or(Layout::rows(shape.iter().product()));
+    Some(Head { output, answer, shape, layout, softmax, others })
 }
 
 /// A copy of a value in another shape.
@@ -90,25 +140,40 @@ fn reshaped(graph: &mut Graph, facts: &mut Facts, value: &ValueId, fact: &Fact) 
 pub const REAL_ANSWER: &str = "end the model in the real numbers that its answer is made from: onnx.utils.extract_model cuts it off there";
 
 /// Why [`find_head`] found none.
-pub fn no_answer(graph: &Graph, facts: &Facts, batch: usize) -> Error {
+pub fn no_answer(graph: &Graph, facts: &Facts, batch: usize, named: Option<&str>) -> Error {
     let names: Vec<&str> = graph.outputs.iter().map(|o| o.id.as_str()).collect();
     let shape = |id| facts.get(id).map_or("unknown".into(), |f| format!("{} {:?}", f.dtype, f.shape));
     let shapes: Vec<String> = graph.outputs.iter().map(|o| shape(&o.id)).collect();
+    if let Some(named) = named {
+        let what = match names.iter().position(|name| *name == named) {
+            None => format!("the model has no output '{named}'"),
+            Some(at) => format!(
+                "output '{named}' is {}, which is not real values, one row for each of the batch's {batch}",
+                shapes[at]
+            ),
+        };
+        return Error::usage(what).hint(format!("its outputs are {}", names.join(", ")));
+    }
     let what =
         format!("no output has real values, one row for each of the batch's {batch}: {}", shapes.join(", "));
     Error::tensor(names.join(", "), what).hint(REAL_ANSWER)
 }
 
-/// The logits that `output` is the softmax (or its logarithm) of, a row each; `None` where it doesn't end in one that
-/// covers whole rows.
-pub fn logits_before(graph: &Graph, facts: &Facts, output: &ValueId) -> Option<ValueId> {
-    let rows = rows_of(facts, output)?;
+/// The logits that `output` is the softmax (or its logarithm) of, and where in a row it runs over classes; `None` where it doesn't
+/// end in one that keeps to `rows` rows.
+pub fn logits_before(
+    graph: &Graph,
+    facts: &Facts,
+    output: &ValueId,
+    rows: usize,
+) -> Option<(ValueId, Layout)> {
     let node = maker(graph, facts, output)?;
     let input = node.input(0).filter(|_| node.is("Softmax") || node.is("LogSoftmax"))?;
     let fact = facts.get(input).filter(|f| f.dtype.is_float() && !f.is_empty())?;
     let axis = normalise_axis(node.int_or("axis", -1), fact.rank())?;
-    let whole_rows = fact.len() == rows * fact.shape[axis] && axis >= usize::from(fact.rank() > 1);
-    (whole_rows && rows_of(facts, input) == Some(rows)).then(|| input.clone())
+    let Layout { before, classes, after } = Layout::along(&fact.shape, axis);
+    let within_rows = before.is_multiple_of(rows) && axis >= usize::from(fact.rank() > 1);
+    within_rows.then(|| (input.clone(), Layout { before: before / rows, classes, after }))
 }
 
 /// The node that computes a value; those behind it leave the elements and their order as they are.
@@ -125,12 +190,6 @@ fn maker<'a>(graph: &'a Graph, facts: &Facts, value: &ValueId) -> Option<&'a Nod
     }
 }
 
-/// Rows of an answer: its first dimension; a vector is one row.
-pub fn rows_of(facts: &Facts, value: &ValueId) -> Option<usize> {
-    let shape = &facts.get(value)?.shape;
-    Some(if shape.len() < 2 { 1 } else { shape[0] })
-}
-
 /// Operators that leave the elements and their order as they are.
 fn passes(node: &Node) -> bool {
     ["Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"].iter().any(|op| node.is(op))
@@ -142,7 +201,7 @@ mod tests {
     use crate::error::Result;
     use crate::onnx::{DType, Model, WORKING_OPSET, save};
     use crate::runtime::{Executor, TractExecutor, Value};
-    use crate::train::network::Network;
+    use crate::train::network::{Network, Purpose};
 
     /// A model of single rows of four numbers, whose six answers are made into something else; opened for four rows.
     fn opened(make: impl FnOnce(&mut Builder, &ValueId) -> ValueId) -> Result<Network> {
@@ -155,14 +214,14 @@ mod tests {
         let y = make(&mut b, &y);
         b.output_as("y", &y);
         save(&Model::new(b.finish().0, WORKING_OPSET), &path)?;
-        Network::open(&path, 4, None, &TractExecutor::new(1)?)
+        Network::open(&path, 4, Purpose::default(), &TractExecutor::new(1)?)
     }
 
     #[test]
     fn lines_of_all_rows_are_taken_apart() -> Result<()> {
         let network = opened(|b, y| b.reshape(y, &[2, 3]))?;
         let head = &network.head;
-        assert_eq!((network.batch, head.width), (4, 6));
+        assert_eq!((network.batch, head.width()), (4, 6));
         assert_eq!(network.facts[&head.answer].shape, [4, 2, 3]);
         assert_eq!(head.output, "y".into());
         Ok(())
@@ -176,9 +235,9 @@ mod tests {
                 let one = if sigmoid { b.op("Sigmoid", &[&one]) } else { one };
                 b.reshape(&one, &[1])
             })?;
-            assert_eq!(network.head.width, 1);
-            network.tell_two_apart();
-            assert_eq!((network.head.width, network.head.softmax), (2, true));
+            assert_eq!(network.head.width(), 1);
+            network.lay_out(Layout::rows(1));
+            assert_eq!((network.head.width(), network.head.softmax), (2, true));
             let (model, facts) = network.forward(&[])?;
             let x = Tensor::f32(&[4, 4], &(0..16).map(|i| i as f32).collect::<Vec<_>>());
             let outputs = TractExecutor::new(1)?.compile(&model, &facts)?.run(&[Value::host(x)])?;
@@ -190,13 +249,46 @@ mod tests {
     }
 
     #[test]
+    fn a_softmax_over_positions_shows_where_classes_lie() -> Result<()> {
+        let network = opened(|b, y| {
+            let lines = b.reshape(y, &[2, 3]);
+            let chances = b.softmax(&lines, 1);
+            b.reshape(&chances, &[1, 2, 3])
+        })?;
+        let head = &network.head;
+        assert_eq!(head.layout, Layout { before: 2, classes: 3, after: 1 });
+        assert_eq!((head.softmax, network.facts[&head.answer].shape[0]), (true, network.batch));
+        assert_ne!(head.answer, head.output);
+        let mut network = opened(|b, y| {
+            let columns = b.reshape(y, &[1, 3, 2]);
+            b.softmax(&columns, 1)
+        })?;
+        assert_eq!(network.head.layout, Layout { before: 1, classes: 3, after: 2 });
+        network.head.take_as_it_is();
+        assert_eq!((network.head.layout, &network.head.answer), (Layout::rows(6), &network.head.output));
+        Ok(())
+    }
+
+    #[test]
+    fn each_number_of_a_mask_tells_two_classes_apart() -> Result<()> {
+        let mut network = opened(|b, y| {
+            let mask = b.reshape(y, &[1, 2, 3]);
+            b.op("Sigmoid", &[&mask])
+        })?;
+        network.lay_out(Layout { before: 1, classes: 1, after: 6 });
+        assert_eq!(network.head.layout, Layout { before: 1, classes: 2, after: 6 });
+        assert_eq!(network.facts[&network.head.answer].shape, [network.batch, 2, 6]);
+        Ok(())
+    }
+
+    #[test]
     fn what_a_single_row_gives_is_its_answer_whatever_its_shape() -> Result<()> {
         let network = opened(|b, y| {
             let rows = b.constant(Tensor::i64(&[1], &[0]));
             b.op_with("ReduceMean", &[y, &rows], &[("keepdims", 0i64.into())])
         })?;
         let head = &network.head;
-        assert_eq!((network.batch, head.width), (1, 6), "{:?}", network.single_rows_because());
+        assert_eq!((network.batch, head.width()), (1, 6), "{:?}", network.single_rows_because());
         assert_eq!(network.facts[&head.answer].shape, [1, 6]);
         Ok(())
     }

@@ -7,16 +7,16 @@ use super::contest::{Contender, Contest};
 use super::data_free;
 use super::datasets::DataSets;
 use super::gate;
-use super::network::Network;
+use super::network::{Network, Purpose};
 use super::objective;
 use super::output;
 use super::ranks::Ranks;
 use super::runs;
 use super::session::{Parts, Session, Split};
 use super::worth;
-use super::{Event, Method, Observer, Start, Task, TrainConfig};
+use super::{Event, Method, Observer, Start, TrainConfig};
 use crate::error::{Error, Result};
-use crate::onnx;
+use crate::onnx::{self, ValueId};
 use crate::report::{self, Report};
 use crate::runtime::{self, Executor, ExecutorChoice, ExecutorOptions, Value};
 use sha2::{Digest, Sha256};
@@ -127,15 +127,14 @@ fn run(request: &mut MergeRequest, made: Option<&str>, observer: &mut dyn Observ
 
     observer.event(&Event::Phase("planning"));
     let examples = Examples::new(request.data.borrow(), &target.file.model.graph, config.seed)?;
-    if target.head.width == 1 && objective::task(&config, &examples, &target) == Task::Classify {
-        std::iter::once(&mut target).chain(&mut sources).for_each(Network::tell_two_apart);
-    }
+    let (task, settled) = objective::settle(&config, &examples, &mut target, &mut sources)?;
     let steps = match (config.steps, config.epochs) {
         (None, None) if request.invented => data_free::DEFAULT_STEPS,
         _ => arms::steps_for(&config, examples.rows(Split::Train)),
     };
     let parts = Parts {
         config: config.clone(),
+        task,
         target,
         sources,
         examples,
@@ -148,7 +147,8 @@ fn run(request: &mut MergeRequest, made: Option<&str>, observer: &mut dyn Observ
         ranks: request.ranks.clone(),
     };
     let mut session = Session::open(parts, observer)?;
-    let mut notes = session.examples().notes();
+    let mut notes: Vec<String> = settled.into_iter().chain(session.examples().notes()).collect();
+    notes.extend(other_outputs(&config, &session.target));
     notes.extend(shared_out(&request.ranks, &config));
     notes.iter().for_each(|note| observer.event(&Event::Note(note)));
     let untouched = gate::measure(&mut session)?;
@@ -286,21 +286,40 @@ fn open_networks(request: &MergeRequest, observer: &mut dyn Observer) -> Result<
             "the target's batch dimension can't be freed ({why}): training runs single rows and averages gradients"
         )));
     }
-    let data = &request.source_data.as_ref().unwrap_or(&request.data).train;
-    let open = |path: &PathBuf| Network::open_source(path, target.batch, Some(data), executor);
+    let data = Some(&request.source_data.as_ref().unwrap_or(&request.data).train);
+    let TrainConfig { of, src_of, .. } = &request.config;
+    let open = |path: &PathBuf| match src_of {
+        Some(_) => Network::open(path, target.batch, Purpose { data, of: src_of.as_deref() }, executor),
+        // Of several outputs it is the one of the same name, if there is one.
+        None => {
+            let outputs = onnx::read(path)?.model.graph.outputs;
+            let of = of.as_deref().filter(|of| outputs.iter().any(|output| output.id.as_str() == *of));
+            Network::open_source(path, target.batch, Purpose { data, of }, executor)
+        }
+    };
     let sources = request.sources.iter().map(open).collect::<Result<_>>()?;
     Ok((target, sources))
+}
+
+/// What else the loss might look at, where nobody says.
+fn other_outputs(config: &TrainConfig, target: &Network) -> Option<String> {
+    let others: Vec<&str> = target.head.others.iter().map(ValueId::as_str).collect();
+    (config.of.is_none() && !others.is_empty()).then(|| {
+        let (output, others) = (&target.head.output, others.join(", "));
+        format!("of the target's outputs, the loss looks at '{output}' (--of chooses another: {others})")
+    })
 }
 
 /// The target for this rank's rows of a step. A batch whose statistics count isn't cut into runs.
 fn open_target(request: &MergeRequest) -> Result<Network> {
     let (config, executor) = (&request.config, &*request.model_executor);
-    let (path, data) = (&request.target, Some(&request.data.train));
+    let (path, purpose) =
+        (&request.target, Purpose { data: Some(&request.data.train), of: config.of.as_deref() });
     let batch = request.ranks.share(config.batch).len().max(1);
     if !config.train_bn {
-        return runs::open_target(path, batch, data, executor);
+        return runs::open_target(path, batch, purpose, executor);
     }
-    let mut target = Network::open(path, batch, data, executor)?;
+    let mut target = Network::open(path, batch, purpose, executor)?;
     target.train_norms(&config.freeze)?;
     Ok(target)
 }
@@ -349,8 +368,13 @@ fn nothing_to_try(config: &TrainConfig, session: &Session) -> Error {
 /// Notes on data that nothing learns from; `made` says how rows without labels came about.
 fn note_unused<'a>(session: &Session, candidates: &[Arm], made: Option<&'a str>) -> Vec<&'a str> {
     let (config, means, mut notes) = (&session.config, session.means, vec![]);
-    if config.shift.is_some_and(|pixels| pixels > 0) && !session.examples().has_images() {
+    let shifts = config.shift.is_some_and(|pixels| pixels > 0);
+    if shifts && !session.examples().has_images() {
         notes.push("--shift does nothing: no input is an image");
+    } else if shifts && session.examples().labels_have_places() {
+        notes.push(
+            "--shift does nothing: the labels of a row's positions would no longer lie where they belong",
+        );
     }
     let learns = |arm: &Arm| arm.teacher || arm.fitted || (arm.aligns() && means.features);
     let controls = config.ablate && (means.teacher || means.tutor || means.features);

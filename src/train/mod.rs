@@ -36,6 +36,8 @@ mod schedule;
 mod session;
 mod shelf;
 mod source;
+#[cfg(all(test, feature = "tract"))]
+mod tests;
 mod trials;
 mod worth;
 

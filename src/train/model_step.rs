@@ -2,23 +2,25 @@
 
 use super::align::{Alignment, Term};
 use super::batch_norm::{self, Statistic};
-use super::loss;
+use super::loss::{self, Counting};
 use crate::autodiff;
+use crate::data::{IGNORED, Layout};
 use crate::error::{Error, Result};
 use crate::onnx::{Builder, DType, Fact, Facts, Forms, Graph, Model, Tensor, ValueId, ValueInfo};
 use std::collections::HashSet;
 
-/// What the loss compares the model's answer with.
+/// What the loss compares the model's answer with. Classes lie as `layout` says; some labels may be [`IGNORED`] where it
+/// `ignores`.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Objective {
     /// Cross-entropy with int64 class labels.
-    Classes,
+    Classes { layout: Layout, ignores: bool },
     /// Mean squared error against vectors of `width` numbers a row.
     Vectors { width: usize },
     /// The source's answer alone: distillation where it is logits, mean squared error otherwise.
-    Teacher { width: usize, logits: bool, temperature: f64 },
+    Teacher { layout: Layout, logits: bool, temperature: f64 },
     /// Cross-entropy blended with distillation from logits: (1 − α)·CE + α·T²·KL.
-    ClassesAndTeacher { temperature: f64, alpha: f64 },
+    ClassesAndTeacher { layout: Layout, ignores: bool, temperature: f64, alpha: f64 },
     /// Mean squared errors against vectors and against the source's answer: (1 − α)·‖z − y‖² + α·‖z − t‖².
     VectorsAndTeacher { width: usize, alpha: f64 },
     /// Nothing but the alignment terms.
@@ -29,14 +31,21 @@ impl Objective {
     pub fn wants_labels(self) -> bool {
         !matches!(self, Objective::Teacher { .. } | Objective::AlignmentAlone)
     }
+    /// Whether some labels don't count.
+    pub fn ignores(self) -> bool {
+        matches!(
+            self,
+            Objective::Classes { ignores: true, .. } | Objective::ClassesAndTeacher { ignores: true, .. }
+        )
+    }
     pub fn wants_teacher(self) -> bool {
         use Objective::*;
         matches!(self, Teacher { .. } | ClassesAndTeacher { .. } | VectorsAndTeacher { .. })
     }
 }
 
-/// A differentiated model. The graph's inputs are the model's own, then `labels` and `teacher` (where the
-/// objective wants them), the source's activations (one an alignment), the weights in the order given, and the maps (one an
+/// A differentiated model. The graph's inputs are the model's own, then `labels`, `counted` (by how much sums over labels are divided)
+/// and `teacher` (where the objective wants them), the source's activations (one an alignment), the weights in the order given, and the maps (one an
 /// alignment); its outputs are the loss, then a gradient a weight, then a gradient a map, then what the batch's mean or variance was
 /// for each running statistic that follows.
 pub struct ModelStep {
@@ -52,6 +61,7 @@ pub struct ModelStep {
 
 /// Name of the step graph's input for labels, where no value of the model is called so.
 pub const LABELS: &str = "merge.labels";
+pub const COUNTED: &str = "merge.counted";
 pub const TEACHER: &str = "merge.teacher";
 
 /// Turns the initializers `weights` into inputs, which come after the graph's own.
@@ -184,21 +194,31 @@ fn emit_loss(b: &mut Builder, answer: &ValueId, objective: Objective) -> ValueId
     let flat = b.reshape(answer, &[rows, width]);
     let flat = if b.dtype(&flat) == DType::F64 { flat } else { b.cast(&flat, DType::F32) };
     let dtype = b.dtype(&flat);
-    let labels = |b: &mut Builder| b.input(LABELS, Fact::new(DType::I64, &[rows]));
     let vectors = |b: &mut Builder| b.input(LABELS, Fact::new(dtype, &[rows, width]));
     let teacher = |b: &mut Builder| b.input(TEACHER, Fact::new(DType::F32, &[rows, width]));
+    // Logits, their labels, and which of these count.
+    let classes = |b: &mut Builder, layout: Layout, ignores: bool| {
+        let logits = b.reshape(&flat, &layout.shape(rows));
+        let labels = b.input(LABELS, Fact::new(DType::I64, &layout.label_shape(rows)));
+        let counting = ignores.then(|| {
+            let count = b.input(COUNTED, Fact::new(DType::F32, &[]));
+            Counting::new(b, &logits, &labels, IGNORED, Some(&count))
+        });
+        (logits, labels, counting)
+    };
     match objective {
-        Objective::Classes => {
-            let labels = labels(b);
-            loss::cross_entropy(b, &flat, &labels)
+        Objective::Classes { layout, ignores } => {
+            let (logits, labels, counting) = classes(b, layout, ignores);
+            loss::cross_entropy(b, &logits, &labels, counting.as_ref())
         }
         Objective::Vectors { .. } => {
             let wanted = vectors(b);
             loss::mean_squared_error(b, &flat, &wanted)
         }
-        Objective::Teacher { logits: true, temperature, .. } => {
+        Objective::Teacher { layout, logits: true, temperature } => {
             let teacher = teacher(b);
-            loss::distillation(b, &flat, &teacher, temperature)
+            let [logits, teacher] = [&flat, &teacher].map(|z| b.reshape(z, &layout.shape(rows)));
+            loss::distillation(b, &logits, &teacher, temperature, None)
         }
         Objective::Teacher { .. } => {
             let teacher = teacher(b);
@@ -214,11 +234,12 @@ fn emit_loss(b: &mut Builder, answer: &ValueId, objective: Objective) -> ValueId
             loss::blend(b, &hard, &soft, alpha)
         }
         Objective::AlignmentAlone => b.constant(Tensor::zeros(DType::F32, &[])),
-        Objective::ClassesAndTeacher { temperature, alpha } => {
-            let labels = labels(b);
+        Objective::ClassesAndTeacher { layout, ignores, temperature, alpha } => {
+            let (logits, labels, counting) = classes(b, layout, ignores);
             let teacher = teacher(b);
-            let hard = loss::cross_entropy(b, &flat, &labels);
-            let soft = loss::distillation(b, &flat, &teacher, temperature);
+            let teacher = b.reshape(&teacher, &layout.shape(rows));
+            let hard = loss::cross_entropy(b, &logits, &labels, counting.as_ref());
+            let soft = loss::distillation(b, &logits, &teacher, temperature, counting.as_ref());
             loss::blend(b, &hard, &soft, alpha)
         }
     }

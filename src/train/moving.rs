@@ -11,6 +11,7 @@ use super::ranks::Ranks;
 use super::session::Split;
 use super::source::Weights;
 use super::{Silent, TrainConfig};
+use crate::data::Placement;
 use crate::error::{Error, Result};
 use crate::lpka::{self, Side};
 use crate::onnx::{Tensor, ValueId};
@@ -75,17 +76,17 @@ impl Trainer {
         ranks: &Ranks,
     ) -> Result<Self> {
         let mut examples = Examples::new(data, &source.file.model.graph, config.seed)?;
-        let width = source.head.width;
+        let width = source.head.width();
         if source.head.is_empty() {
             let what = "has no output with an answer for each row to train it on";
             return Err(Error::model(&source.file.path, what).hint("leave out --joint"));
         }
-        let objective = match (examples.has_classes(width), examples.has_labels()) {
-            (true, _) => {
-                examples.use_classes(width)?;
-                Objective::Classes
+        let objective = match (examples.placement(&source.head.known()), examples.has_labels()) {
+            (Some(Placement { layout, .. }), _) => {
+                let ignores = examples.use_classes(layout)?;
+                Objective::Classes { layout, ignores }
             }
-            (false, true) => {
+            (None, true) => {
                 examples.use_vectors(width)?;
                 Objective::Vectors { width }
             }

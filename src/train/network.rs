@@ -7,7 +7,7 @@ use super::head::{find_head, no_answer};
 use super::model_step::{self, ModelStep, Objective};
 use crate::autodiff::facts::{probe, unrunnable};
 use crate::autodiff::prepare::{self, Lifting};
-use crate::data::Dataset;
+use crate::data::{Dataset, Layout};
 use crate::error::{Error, Result, ResultExt};
 use crate::onnx::{Dim, Fact, Facts, Forms, Graph, Model, ModelFile, Tensor, ValueId, ValueInfo};
 use crate::params::{ParamGraph, Role, WeightId};
@@ -35,14 +35,28 @@ pub struct Network {
     forms: Forms,
 }
 
+/// What a model is opened for.
+#[derive(Clone, Copy, Default)]
+pub struct Purpose<'a> {
+    /// Dimensions that the file leaves open are taken from its rows, where those fit.
+    pub data: Option<&'a Dataset>,
+    /// The output that is compared with labels; the first that can be, where none is named.
+    pub of: Option<&'a str>,
+}
+
+impl<'a> Purpose<'a> {
+    pub fn on(data: &'a Dataset) -> Self {
+        Self { data: Some(data), of: None }
+    }
+}
+
 impl Network {
-    /// Reads `path` and prepares it for `batch` rows. Dimensions that the file leaves open are taken from the
-    /// rows of `data`, where those fit.
+    /// Reads `path` and prepares it for `batch` rows of the data in `purpose`.
     ///
     /// # Errors
-    /// A file that can't be read, run or prepared, or that has no output with an answer for each row.
-    pub fn open(path: &Path, batch: usize, data: Option<&Dataset>, executor: &dyn Executor) -> Result<Self> {
-        Self::open_source(path, batch, data, executor)?.answering()
+    /// A file that can't be read, run or prepared, or that has no such output with an answer for each row.
+    pub fn open(path: &Path, batch: usize, purpose: Purpose<'_>, executor: &dyn Executor) -> Result<Self> {
+        Self::open_source(path, batch, purpose, executor)?.answering(purpose)
     }
 
     /// The same for a model whose weights are what matters: where no output answers row by row, its head is
@@ -50,36 +64,36 @@ impl Network {
     pub fn open_source(
         path: &Path,
         batch: usize,
-        data: Option<&Dataset>,
+        purpose: Purpose<'_>,
         executor: &dyn Executor,
     ) -> Result<Self> {
         let file = Arc::new(crate::onnx::read(path)?);
         file.check_finite()?;
-        Self::of_file(file, batch, data, executor)
+        Self::of_file(file, batch, purpose, executor)
     }
 
     /// The same model for another number of rows.
-    pub fn for_rows(self, batch: usize, data: Option<&Dataset>, executor: &dyn Executor) -> Result<Self> {
-        Self::of_file(self.file, batch, data, executor)?.answering()
+    pub fn for_rows(self, batch: usize, purpose: Purpose<'_>, executor: &dyn Executor) -> Result<Self> {
+        Self::of_file(self.file, batch, purpose, executor)?.answering(purpose)
     }
 
     fn of_file(
         file: Arc<ModelFile>,
         batch: usize,
-        data: Option<&Dataset>,
+        purpose: Purpose<'_>,
         executor: &dyn Executor,
     ) -> Result<Self> {
         let path = file.path.display().to_string();
         let declared: Vec<ValueInfo> = file.model.graph.required_inputs().cloned().collect();
-        let bound = data.and_then(|d| d.bind(&declared).ok());
+        let bound = purpose.data.and_then(|d| d.bind(&declared).ok());
         let rows = bound.map(|b| b.facts(1)).unwrap_or_default();
-        Self::prepare(file, batch, &rows, executor).map_err(|e| unrunnable(e).context(path))
+        Self::prepare(file, batch, (&rows, purpose.of), executor).map_err(|e| unrunnable(e).context(path))
     }
 
     /// Itself, if an output answers row by row.
-    fn answering(self) -> Result<Self> {
+    fn answering(self, purpose: Purpose<'_>) -> Result<Self> {
         match self.head.is_empty() {
-            true => Err(no_answer(&self.model.graph, &self.facts, self.batch)
+            true => Err(no_answer(&self.model.graph, &self.facts, self.batch, purpose.of)
                 .context(self.file.path.display().to_string())),
             false => Ok(self),
         }
@@ -96,7 +110,7 @@ impl Network {
     fn prepare(
         file: Arc<ModelFile>,
         batch: usize,
-        rows: &[(ValueId, Fact)],
+        (rows, of): (&[(ValueId, Fact)], Option<&str>),
         executor: &dyn Executor,
     ) -> Result<Self> {
         let mut model = prepare::widen(&prepare::upgrade(&file.model)?);
@@ -109,16 +123,17 @@ impl Network {
         let mut probed = probe(executor, &model, &lifted.example)?;
         let inputs = input_facts(&model.graph, &probed.facts)?;
         let params = ParamGraph::extract(&model, &probed.facts)?;
-        let head = find_head(&mut model.graph, &mut probed.facts, batch, &lifted.by_rows).unwrap_or_default();
+        let head = find_head(&mut model.graph, &mut probed.facts, batch, &lifted.by_rows, of);
+        let head = head.unwrap_or_default();
         let (facts, lifting, forms) = (probed.facts, lifted.lifting, executor.forms());
         let following = vec![];
         Ok(Self { file, model, facts, batch, lifting, inputs, head, params, following, forms })
     }
 
-    /// Lets a model that answers with one number a row, the chance or the logit of the second of two classes, answer with logits of
-    /// both. Others stay as they are.
-    pub fn tell_two_apart(&mut self) {
-        self.head.tell_two_apart(&mut self.model.graph, &mut self.facts, self.batch);
+    /// Classes lie as labels say. A model that answers with one number for each label, the chance or the logit of the second of two
+    /// classes, then answers with logits of both.
+    pub fn lay_out(&mut self, layout: Layout) {
+        self.head.lay_out(layout, &mut self.model.graph, &mut self.facts, self.batch);
     }
 
     /// Refuses a model whose answers to the same rows differ from run to run: nothing that is measured could be trusted.

@@ -7,34 +7,75 @@ use super::{Task, TrainConfig};
 use crate::error::{Error, Result};
 
 /// What the target is to do: what was asked for, or what the labels look like.
-pub fn task(config: &TrainConfig, examples: &Examples, target: &Network) -> Task {
+fn task(config: &TrainConfig, examples: &Examples, target: &Network) -> Task {
     match config.task {
-        Task::Auto if examples.has_classes(target.head.width) => Task::Classify,
+        Task::Auto if examples.are_classes(&target.head.known()) => Task::Classify,
         Task::Auto if examples.has_labels() => Task::Regress,
         Task::Auto => Task::MatchOutputs,
         task => task,
     }
 }
 
-/// What the loss is, from the task asked for, the labels there are, and the models' answers. Reads the labels.
+/// Settles what the target is to do, and where in their answers it and the sources have what that is about; returns this task,
+/// and what there is to say of those places.
+///
+/// # Errors
+/// Labels that are said to be classes, and don't correspond to the target's answers.
+pub fn settle(
+    config: &TrainConfig,
+    examples: &Examples,
+    target: &mut Network,
+    sources: &mut [Network],
+) -> Result<(Task, Option<String>)> {
+    let long = |shape: &[usize]| -> Vec<usize> { shape.iter().copied().filter(|&d| d != 1).collect() };
+    let shape = long(&target.head.shape);
+    let alike = |source: &&mut Network| long(&source.head.shape) == shape;
+    let task = task(config, examples, target);
+    let told = match task {
+        Task::Classify => {
+            let place = examples.class_placement(&target.head.known())?;
+            target.lay_out(place.layout);
+            let fits = |source: &&mut Network| {
+                let own = &source.head;
+                alike(source) && (!own.softmax || own.layout == place.layout)
+            };
+            sources.iter_mut().filter(fits).for_each(|source| source.lay_out(place.layout));
+            place.told(target.head.output.as_str())
+        }
+        Task::Regress => {
+            std::iter::once(target).chain(sources).for_each(|network| network.head.take_as_it_is());
+            None
+        }
+        Task::MatchOutputs | Task::Auto => {
+            let layout = target.head.layout;
+            let plain = |source: &&mut Network| alike(source) && !source.head.softmax;
+            sources.iter_mut().filter(plain).for_each(|source| source.head.layout = layout);
+            None
+        }
+    };
+    Ok((task, told))
+}
+
+/// What the loss is of a [settled](settle) task. Reads the labels.
 pub fn choose(
+    task: Task,
     config: &TrainConfig,
     examples: &mut Examples,
     target: &Network,
     teacher: bool,
 ) -> Result<Objective> {
-    let width = target.head.width;
-    match task(config, examples, target) {
+    let (width, layout) = (target.head.width(), target.head.layout);
+    match task {
         Task::Classify => {
-            examples.use_classes(width)?;
-            Ok(Objective::Classes)
+            let ignores = examples.use_classes(layout)?;
+            Ok(Objective::Classes { layout, ignores })
         }
         Task::Regress => {
             examples.use_vectors(width)?;
             Ok(Objective::Vectors { width })
         }
         Task::MatchOutputs | Task::Auto if teacher => {
-            Ok(Objective::Teacher { width, logits: target.head.softmax, temperature: config.temperature })
+            Ok(Objective::Teacher { layout, logits: target.head.softmax, temperature: config.temperature })
         }
         Task::MatchOutputs | Task::Auto => {
             Err(Error::usage("there are no labels to learn from, and the source can't answer for the target")

@@ -1,7 +1,7 @@
 //! The output of a run: written, and proved to be what was trained, before it takes its place.
 
 use super::merge::MergeRequest;
-use super::network::Network;
+use super::network::{Network, Purpose};
 use super::session::{Session, Split};
 use crate::error::{Error, Result, ResultExt};
 use crate::onnx::{DType, SiteId, Tensor, ValueId, surgery};
@@ -52,8 +52,8 @@ fn verify(
     expected: f64,
 ) -> Result<()> {
     let output = &request.output;
-    let fresh =
-        Network::open(written, session.target.batch, Some(&request.data.train), &*session.model_executor)?;
+    let purpose = Purpose::on(&request.data.train);
+    let fresh = Network::open_source(written, session.target.batch, purpose, &*session.model_executor)?;
     for (id, tensor) in changed {
         let written = fresh.model.graph.initializers.get(id);
         let written = written.ok_or_else(|| Error::tensor(id.as_str(), "is not in the output"))?;

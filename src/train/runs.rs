@@ -3,7 +3,7 @@
 //!
 //! All runs of a step have the same number of rows, so that the mean of their gradients is the step's gradient.
 
-use super::network::Network;
+use super::network::{Network, Purpose};
 use crate::data::Dataset;
 use crate::error::Result;
 use crate::runtime::Executor;
@@ -22,26 +22,29 @@ const SMALL_INPUT: usize = 16 << 10;
 pub fn open_target(
     path: &Path,
     batch: usize,
-    data: Option<&Dataset>,
+    purpose: Purpose<'_>,
     executor: &dyn Executor,
 ) -> Result<Network> {
     let lanes = executor.lanes().get();
     let side_by_side = rows_of_a_run(batch, lanes, batch);
     let Some(enough) = executor.enough() else {
-        return Network::open(path, side_by_side, data, executor);
+        return Network::open(path, side_by_side, purpose, executor);
     };
     // Every value is held once while a model is made ready: a large batch is tried with a small one first.
     let few = side_by_side.min(LEAST_ROWS);
     let size =
         |data: &Dataset| data.inputs.iter().map(|c| c.row_shape().iter().product::<usize>()).sum::<usize>();
-    let first =
-        if data.is_some_and(|data| side_by_side * size(data) <= SMALL_INPUT) { side_by_side } else { few };
-    let network = Network::open(path, first, data, executor)?;
+    let first = if purpose.data.is_some_and(|data| side_by_side * size(data) <= SMALL_INPUT) {
+        side_by_side
+    } else {
+        few
+    };
+    let network = Network::open(path, first, purpose, executor)?;
     let most = enough.max(FORWARD_PER_WEIGHT * network.weight_bytes()) / network.row_bytes().max(1);
     let rows = rows_of_a_run(batch, lanes, most);
     match network.single_rows_because().is_some() || rows == network.batch {
         true => Ok(network),
-        false => network.for_rows(rows, data, executor),
+        false => network.for_rows(rows, purpose, executor),
     }
 }
 

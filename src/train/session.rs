@@ -6,13 +6,14 @@ use super::batch_norm::{Running, Statistic};
 use super::batches::{Batches, Data, Examples, Help, mean_of};
 use super::fit::{Fit, LossProgram, Losses};
 use super::fitted::{self, Learner};
-use super::metric::{Measure, Tally, Truth, spread};
+use super::metric::{Measure, Row, Tally, Truth, spread};
 use super::model_step::Objective;
 use super::moving::{CYCLE, Moving, Pace, Trainer, measured_rows};
 use super::network::Network;
 use super::ranks::Ranks;
 use super::source::{Part, Source, Weights, measure_target};
-use super::{Event, Observer, Start, TrainConfig, guide, objective};
+use super::{Event, Observer, Start, Task, TrainConfig, guide, objective};
+use crate::data::Layout;
 use crate::error::{Error, Result};
 use crate::lpka::{self, Origin, Side, UpdateProgram};
 use crate::onnx::{Tensor, ValueId};
@@ -62,11 +63,15 @@ pub struct Session {
     statistics: Vec<Statistic>,
     /// What alignment counts by in the loss.
     unit: f64,
+    /// As how many independent labels those of validation tell, where rows have several.
+    val_answers: Option<usize>,
 }
 
 /// What a session is opened with.
 pub struct Parts<'a> {
     pub config: TrainConfig,
+    /// What the target is to do, which the networks' heads are settled for.
+    pub task: Task,
     pub target: Network,
     pub sources: Vec<Network>,
     pub examples: Examples,
@@ -87,6 +92,7 @@ impl Session {
     pub fn open(parts: Parts<'_>, observer: &mut dyn Observer) -> Result<Self> {
         let Parts {
             config,
+            task,
             target,
             sources,
             mut examples,
@@ -125,15 +131,15 @@ impl Session {
         let rows = measured_rows(&examples);
         measure_target(&mut sources, &target, target_data, &rows, &*model_executor)?;
         let teaches = sources.iter().any(|s| s.teaches);
-        let objective = objective::choose(&config, &mut examples, &target, teaches)?;
+        let objective = objective::choose(task, &config, &mut examples, &target, teaches)?;
         let measure = match objective {
-            Objective::Classes | Objective::ClassesAndTeacher { .. } => Measure::Accuracy,
+            Objective::Classes { .. } | Objective::ClassesAndTeacher { .. } => Measure::Accuracy,
             _ => Measure::MeanSquaredError,
         };
         let probe = target.step(&names, objective)?;
         let order = probe.weights.clone();
         if order.is_empty() {
-            let what = "no trainable weight influences its first output";
+            let what = format!("no trainable weight influences output '{}'", target.head.output);
             return Err(Error::model(&target.file.path, what).hint(super::head::REAL_ANSWER));
         }
         let unreached = names.len() - order.len();
@@ -175,6 +181,7 @@ impl Session {
             moved,
             statistics,
             unit: 1.0,
+            val_answers: None,
         };
         session.unit = session.unit_of_loss()?;
         let adapts = session.means.adapter && session.carries(&Arm::lpka(0.0, false))?;
@@ -207,8 +214,9 @@ impl Session {
         let some: Vec<usize> = (0..self.examples.rows(Split::Train).min(guide::MEASURED)).collect();
         let spread = match self.objective {
             Objective::Vectors { width } => spread(&self.examples.vectors(), width),
-            Objective::Teacher { logits: false, width, .. } => {
-                spread(&taught(&mut self.sources, &self.examples, Split::Train, &some)?.to_f32(), width)
+            Objective::Teacher { logits: false, layout, .. } => {
+                let answers = taught(&mut self.sources, &self.examples, Split::Train, &some)?;
+                spread(&answers.to_f32(), layout.width())
             }
             _ => 1.0,
         };
@@ -411,7 +419,9 @@ impl Session {
     fn objective_of(&self, arm: &Arm) -> Objective {
         let (temperature, alpha) = (self.config.temperature, self.config.alpha);
         match (self.objective, arm.teacher) {
-            (Objective::Classes, true) => Objective::ClassesAndTeacher { temperature, alpha },
+            (Objective::Classes { layout, ignores }, true) => {
+                Objective::ClassesAndTeacher { layout, ignores, temperature, alpha }
+            }
             (Objective::Vectors { width }, true) => Objective::VectorsAndTeacher { width, alpha },
             (objective, _) => objective,
         }
@@ -423,12 +433,14 @@ impl Session {
             self.sources.iter().filter(|_| aligned).flat_map(|s| &s.alignments).collect();
         let unlabelled = (self.examples.rows(Split::Unlabelled) > 0)
             .then(|| match objective {
-                Objective::ClassesAndTeacher { temperature, .. } => {
-                    Some(Objective::Teacher { width: self.target.head.width, logits: true, temperature })
+                Objective::ClassesAndTeacher { layout, temperature, .. } => {
+                    Some(Objective::Teacher { layout, logits: true, temperature })
                 }
-                Objective::VectorsAndTeacher { width, .. } => {
-                    Some(Objective::Teacher { width, logits: false, temperature: self.config.temperature })
-                }
+                Objective::VectorsAndTeacher { width, .. } => Some(Objective::Teacher {
+                    layout: Layout::rows(width),
+                    logits: false,
+                    temperature: self.config.temperature,
+                }),
                 Objective::Teacher { .. } => Some(objective),
                 _ => (!alignments.is_empty()).then_some(Objective::AlignmentAlone),
             })
@@ -461,15 +473,26 @@ impl Session {
 
     /// The same row by row. Each rank looks at its share of them.
     pub fn tally(&mut self, weights: &[Value], split: Split) -> Result<Tally> {
+        let tally = self.tally_of_all(weights, split)?;
+        if split == Split::Val && !tally.is_of_rows() {
+            self.val_answers = Some(tally.independent());
+        }
+        Ok(tally)
+    }
+
+    fn tally_of_all(&mut self, weights: &[Value], split: Split) -> Result<Tally> {
         let all = self.examples.rows(split);
         let own = self.ranks.share(all);
         let tally = self.tally_of(weights, split, own.clone().collect())?;
         if !self.ranks.are_several() {
             return Ok(tally);
         }
-        let mut rows = vec![0.0; all];
-        rows[own].iter_mut().zip(tally.rows()).for_each(|(row, measured)| *row = *measured);
-        Ok(Tally::from(self.ranks.sum_wide(rows)))
+        let (mut sums, mut counts) = (vec![0.0; all], vec![0.0; all]);
+        for (row, measured) in own.zip(tally.measured()) {
+            (sums[row], counts[row]) = (measured.sum, measured.count);
+        }
+        let (sums, counts) = (self.ranks.sum_wide(sums), self.ranks.sum_wide(counts));
+        Ok(Tally::from(sums.into_iter().zip(counts).map(|(sum, count)| Row { sum, count }).collect()))
     }
 
     fn tally_of(&mut self, weights: &[Value], split: Split, rows: Vec<usize>) -> Result<Tally> {
@@ -493,6 +516,11 @@ impl Session {
             Ok(())
         })?;
         Ok(tally)
+    }
+
+    /// How many independent labels there are to tell one accuracy on validation from another.
+    pub fn val_answers(&self) -> usize {
+        self.val_answers.unwrap_or_else(|| self.examples.rows(Split::Val))
     }
 
     /// The metric of the sources' own answers on validation, where they can teach classes.

@@ -5,7 +5,7 @@ use super::arms::SourceKind;
 use super::batches::Data;
 use super::fitted::{Teaching, Tutor, Unit, choose};
 use super::guide::{Guide, can_teach};
-use super::network::Network;
+use super::network::{Network, Purpose};
 use super::ranks::Ranks;
 use super::{Event, Observer, Preset, TrainConfig};
 use crate::error::{Error, Result};
@@ -167,7 +167,7 @@ impl Source {
     pub fn remember(&mut self, checkpoints: &[PathBuf], executor: &dyn Executor) -> Result<()> {
         let now = self.weights();
         for path in checkpoints {
-            let then = Network::open_source(path, self.network.batch, None, executor)?;
+            let then = Network::open_source(path, self.network.batch, Purpose::default(), executor)?;
             let mut weights = Weights::new();
             for (name, tensor) in &now {
                 let found = then.model.graph.initializers.get(name);

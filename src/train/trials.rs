@@ -69,7 +69,7 @@ impl Contest<'_> {
             }
             self.attempt(&mut contender, (&start, short, rate), &mut tried, observer)?;
         }
-        let (metric, rows) = (&self.session.metric, self.session.examples().rows(Split::Val));
+        let (metric, rows) = (&self.session.metric, self.session.val_answers());
         match (pick(&tried.bests, began, metric, rows).zip(tried.best(metric)), tried.divergence) {
             (Some(((rate, value), best)), _) => {
                 self.again(&mut contender, &start, (steps, rate))?;
@@ -128,7 +128,7 @@ impl Contest<'_> {
     /// goes down before it goes up, and sooner at a high rate.
     fn holds(&self, tried: &Tried, began: f64) -> bool {
         let metric = &self.session.metric;
-        let allowed = two_standard_errors(metric, began, self.session.examples().rows(Split::Val));
+        let allowed = two_standard_errors(metric, began, self.session.val_answers());
         began.is_nan() || tried.bests.iter().any(|(_, best)| metric.gain(began, best.metric) >= -allowed)
     }
 }

@@ -5,7 +5,7 @@ use crate::differences::{Manner, Miss, Subject, compare};
 use crate::gradients::judges;
 use onnx_merge::onnx::{DType, Tensor, ValueId};
 use onnx_merge::runtime::Executor;
-use onnx_merge::train::network::Network;
+use onnx_merge::train::network::{Network, Purpose};
 use rand::{RngExt, SeedableRng};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -56,7 +56,8 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 /// One line of praise, or why not.
 fn check(path: &Path, judges: &[(Arc<dyn Executor>, DType)]) -> Result<String, String> {
     let Some((first, _)) = judges.first() else { return Err("no executor".into()) };
-    let network = Network::open(path, 2, None, &**first).or_else(|_| Network::open(path, 1, None, &**first));
+    let network = Network::open(path, 2, Purpose::default(), &**first)
+        .or_else(|_| Network::open(path, 1, Purpose::default(), &**first));
     let network = network.map_err(|e| e.to_string())?;
     let weights = network.trainable(&[]).map_err(|e| e.to_string())?;
     let names: Vec<ValueId> = weights.iter().map(|(id, _)| id.clone()).collect();

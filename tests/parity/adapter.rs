@@ -6,7 +6,7 @@ use onnx_merge::lpka::{self, Origin, Side, UpdateProgram};
 use onnx_merge::onnx::{Tensor, ValueId};
 use onnx_merge::params::Pairing;
 use onnx_merge::runtime::{Executor, Runner, TractExecutor, Value, WgpuExecutor};
-use onnx_merge::train::network::Network;
+use onnx_merge::train::network::{Network, Purpose};
 use onnx_merge::train::{Optimizer, Preset, TrainConfig};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -33,8 +33,8 @@ fn update(
     optimizer: Optimizer,
     tract: &TractExecutor,
 ) -> Result<UpdateProgram> {
-    let target = Network::open(target, 4, None, tract)?;
-    let source = Network::open(source, 4, None, tract)?;
+    let target = Network::open(target, 4, Purpose::default(), tract)?;
+    let source = Network::open(source, 4, Purpose::default(), tract)?;
     let mut config = TrainConfig { optimizer, ..TrainConfig::default() };
     config.adapter.preset = preset;
     let pairing = Pairing::automatic(&target.params, &source.params, &[])?;

@@ -5,7 +5,7 @@ use onnx_merge::Result;
 use onnx_merge::onnx::{Builder, DType, Fact, Facts, Model, Tensor, ValueId, WORKING_OPSET};
 use onnx_merge::runtime::{Executor, Profile, SplitExecutor, TractExecutor, Value};
 use onnx_merge::train::model_step::Objective;
-use onnx_merge::train::network::Network;
+use onnx_merge::train::network::{Network, Purpose};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -98,7 +98,7 @@ const SATURATED: &str = "light_resnet50.onnx";
 
 /// What a model step's answer is compared with.
 fn objective(network: &Network) -> Objective {
-    Objective::Vectors { width: network.head.width }
+    Objective::Vectors { width: network.head.width() }
 }
 
 /// One model step of each: the loss and every gradient on the GPU against tract.
@@ -112,7 +112,7 @@ fn steps_of_whole_models_agree() -> Result<()> {
             continue;
         }
         // Files that nobody can train are other tests' business.
-        let Ok(network) = Network::open(&path, 2, None, &cpu) else { continue };
+        let Ok(network) = Network::open(&path, 2, Purpose::default(), &cpu) else { continue };
         let Ok(weights) = network.trainable(&[]) else { continue };
         let names: Vec<ValueId> = weights.iter().map(|(id, _)| id.clone()).collect();
         let Ok(step) = network.step(&names, objective(&network)) else { continue };

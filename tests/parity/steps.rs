@@ -7,7 +7,7 @@ use onnx_merge::runtime::{
     Executor, ExecutorChoice, ExecutorOptions, Runner, State, StepProgram, Value, open,
 };
 use onnx_merge::train::model_step::{LABELS, Objective};
-use onnx_merge::train::network::Network;
+use onnx_merge::train::network::{Network, Purpose};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -16,10 +16,10 @@ const CLASSES: usize = 10;
 
 /// The model step of a fixture with plain gradient descent behind it, and its inputs' facts.
 pub fn descent(path: &Path, rate: f64, executor: &dyn Executor) -> Result<StepProgram> {
-    let network = Network::open(path, BATCH, None, executor)?;
+    let network = Network::open(path, BATCH, Purpose::default(), executor)?;
     let weights = network.trainable(&[])?;
     let names: Vec<ValueId> = weights.iter().map(|(id, _)| id.clone()).collect();
-    let step = network.step(&names, Objective::Classes)?;
+    let step = network.step(&names, Objective::Classes { layout: network.head.layout, ignores: false })?;
     let mut b = Builder::on(step.model.graph.clone(), step.facts);
     let mut state = vec![];
     for weight in &step.weights {

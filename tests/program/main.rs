@@ -12,6 +12,7 @@ mod labels;
 mod merge;
 mod mpi;
 mod pictures;
+mod positions;
 #[cfg(target_os = "linux")]
 mod private;
 mod python;

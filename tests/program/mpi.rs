@@ -124,6 +124,8 @@ mod together {
         // Shares of different sizes, and ranks without rows.
         same_with(&sandbox, 4, "tune digits_mlp.onnx --steps 40 --lr 0.003 --batch 10");
         same_with(&sandbox, 4, "tune digits_mlp.onnx --steps 40 --lr 0.003 --batch 3");
+        // Labels that don't count, more of them in some shares than in others.
+        same_with(&sandbox, 4, "tune digits_mlp.onnx --steps 40 --lr 0.003 --batch 10 --ignore-label 7");
         // The adapter, from a fit, with rows without labels and distillation.
         let transfer =
             "digits_cnn.onnx digits_small_cnn.onnx --method lpka+kd --start fitted --steps 40 --lr 0.003";

@@ -5,6 +5,7 @@ use crate::data::{self, DataOptions};
 use crate::onnx::{Attr, Builder, DType, Dim, Fact, Model};
 use crate::params::{InterfaceId, Pairing};
 use crate::runtime::TractExecutor;
+use crate::train::network::Purpose;
 use crate::train::session::Split;
 use std::path::{Path, PathBuf};
 
@@ -122,8 +123,8 @@ fn regained(path: &Path, layers: usize) -> Result<(usize, usize)> {
     crate::onnx::save(&model, &blank)?;
     let train = data::open(&fixture("digits_train.npz"), &DataOptions::default())?;
     let all = Data { train: &train, val: None, test: None, unlabelled: None };
-    let source = Network::open(path, 32, Some(&train), &executor)?;
-    let target = Network::open(&blank, 32, Some(&train), &executor)?;
+    let source = Network::open(path, 32, Purpose::on(&train), &executor)?;
+    let target = Network::open(&blank, 32, Purpose::on(&train), &executor)?;
     let examples = Examples::new(all, &target.file.model.graph, 0)?;
     let pairing = Pairing::automatic(&target.params, &source.params, &[])?;
     let mut learner = Learner::open(&target, Unit::all(&target), all, &executor)?;

@@ -10,11 +10,12 @@ use super::sizes::Working;
 use super::weights::Chosen;
 use super::{Form, LossKind};
 use crate::autodiff;
+use crate::data::Answer;
 use crate::error::{Error, Result};
 use crate::onnx::{Builder, DType, Fact, Facts, Graph, Tensor, ValueId, ValueInfo};
 use crate::train::batch_norm;
-use crate::train::head::{logits_before, rows_of};
-use crate::train::loss;
+use crate::train::head::logits_before;
+use crate::train::loss::{self, Counting};
 use crate::train::model_step::free_weights;
 use std::collections::HashSet;
 
@@ -25,6 +26,10 @@ pub struct Plan {
     pub names: Names,
     /// The output that `label` is compared with, where one was named.
     pub output: Option<ValueId>,
+    /// Axis of its classes, where one was named.
+    pub class_axis: Option<i64>,
+    /// The label of what doesn't count.
+    pub ignored: i64,
     pub weights: Vec<Chosen>,
     pub train_bn: bool,
 }
@@ -37,6 +42,14 @@ pub struct Emitted {
     pub moving: Moving,
     /// Weights that the loss doesn't depend on.
     pub idle: Vec<ValueId>,
+    /// Where the classes of cross-entropy lie, if not in whole rows.
+    pub classes: Option<ClassAxis>,
+}
+
+/// An axis of an output that its classes lie on.
+pub struct ClassAxis {
+    pub output: ValueId,
+    pub axis: usize,
 }
 
 /// What a step changes; the graph's last inputs.
@@ -89,7 +102,7 @@ pub fn emit(working: &Working, plan: &Plan) -> Result<Emitted> {
     batch_norm::facts(&mut b);
     b.reserve(freed.iter().cloned());
     b.set_scope("loss");
-    let loss = loss_of(&mut b, working, plan, &outputs)?;
+    let (loss, classes) = loss_of(&mut b, working, plan, &outputs)?;
     let one = b.scalar_like(&loss, 1.0);
     b.set_scope("");
     let gradients = autodiff::backward(&mut b, &[(loss.clone(), one)], &names)?;
@@ -125,7 +138,7 @@ pub fn emit(working: &Working, plan: &Plan) -> Result<Emitted> {
     }
     graph.prune();
     let (graph, facts) = autodiff::lower::lower(graph, facts)?;
-    Ok(Emitted { graph, facts, moving, idle })
+    Ok(Emitted { graph, facts, moving, idle, classes })
 }
 
 /// Declares what moves as inputs, and what [`finish`] needs for each as outputs.
@@ -166,11 +179,17 @@ fn nothing_real(outputs: &[ValueId]) -> Error {
         .hint(crate::train::head::REAL_ANSWER)
 }
 
-fn loss_of(b: &mut Builder, working: &Working, plan: &Plan, outputs: &[ValueId]) -> Result<ValueId> {
+/// The loss, and where its classes lie, if not in whole rows.
+fn loss_of(
+    b: &mut Builder,
+    working: &Working,
+    plan: &Plan,
+    outputs: &[ValueId],
+) -> Result<(ValueId, Option<ClassAxis>)> {
     let real = |id: &ValueId| working.facts.get(id).is_some_and(|f| f.dtype.is_float() && !f.is_empty());
     if plan.loss == LossKind::Sum {
         let real: Vec<ValueId> = outputs.iter().filter(|id| real(id)).cloned().collect();
-        return loss::sum_of(b, &real).ok_or_else(|| nothing_real(outputs));
+        return Ok((loss::sum_of(b, &real).ok_or_else(|| nothing_real(outputs))?, None));
     }
     let output = match &plan.output {
         Some(named) => Some(named).filter(|id| outputs.contains(id) && real(id)),
@@ -187,27 +206,49 @@ fn loss_of(b: &mut Builder, working: &Working, plan: &Plan, outputs: &[ValueId])
             let answer = wide(b, output);
             let fact = b.fact(&answer).clone();
             let label = b.input(&plan.names.label, fact);
-            Ok(loss::mean_squared_error(b, &answer, &label))
+            Ok((loss::mean_squared_error(b, &answer, &label), None))
         }
     }
 }
 
-/// From the logits where the output is their softmax, as training does.
-fn cross_entropy(b: &mut Builder, working: &Working, plan: &Plan, output: &ValueId) -> Result<ValueId> {
-    let answer =
-        logits_before(&working.model.graph, &working.facts, output).unwrap_or_else(|| output.clone());
-    let rows = rows_of(&working.facts, &answer).unwrap_or(1);
-    let classes = b.fact(&answer).len() / rows.max(1);
-    if classes < 2 {
-        let what =
-            format!("has shape {:?}: cross-entropy needs a row of two classes or more", b.shape(output));
+/// From the logits where the output is their softmax, as training does. There is a label for each row, or each of its positions: for
+/// all that the output says apart from its classes.
+fn cross_entropy(
+    b: &mut Builder,
+    working: &Working,
+    plan: &Plan,
+    output: &ValueId,
+) -> Result<(ValueId, Option<ClassAxis>)> {
+    let whole = b.shape(output);
+    let (rows, shape) = if whole.len() < 2 { (1, &whole[..]) } else { (whole[0], &whole[1..]) };
+    let logits = logits_before(&working.model.graph, &working.facts, output, rows);
+    let known = Answer { shape: shape.to_vec(), softmax: logits.as_ref().map(|(_, layout)| *layout) };
+    let place = known.usual_layout(plan.class_axis).ok_or_else(|| {
+        let axis = plan.class_axis.unwrap_or_default();
+        let what = format!(
+            "--class-axis {axis}: output '{output}' has shape {whole:?}, whose first axis counts rows"
+        );
+        Error::usage(what)
+    })?;
+    let layout = place.layout;
+    if layout.classes < 2 {
+        let what = format!("has shape {whole:?}: cross-entropy needs a row of two classes or more");
         return Err(Error::tensor(output.as_str(), what)
             .hint("choose --loss mse or --loss sum, or another output with --of"));
     }
-    let answer = b.reshape(&answer, &[rows, classes]);
+    let answer = logits.map_or_else(|| output.clone(), |(logits, _)| logits);
+    let answer = b.reshape(&answer, &layout.shape(rows));
     let answer = wide(b, &answer);
-    let label = b.input(&plan.names.label, Fact::new(DType::I64, &[rows]));
-    Ok(loss::cross_entropy(b, &answer, &label))
+    let mut shape = whole;
+    match place.axis {
+        Some(axis) => drop(shape.remove(axis)),
+        None => shape = vec![rows],
+    }
+    let label = b.input(&plan.names.label, Fact::new(DType::I64, &shape));
+    let label = b.reshape(&label, &layout.label_shape(rows));
+    let counting = Counting::new(b, &answer, &label, plan.ignored, None);
+    let loss = loss::cross_entropy(b, &answer, &label, Some(&counting));
+    Ok((loss, place.axis.map(|axis| ClassAxis { output: output.clone(), axis })))
 }
 
 /// In float32, or float64 where it is that.

@@ -20,6 +20,7 @@ use crate::autodiff::prepare::{self, OPEN_SIZES};
 use crate::error::{Error, Result};
 use crate::onnx::{Dim, Fact, Facts, Graph, Model, ModelFile, Tensor, ValueId};
 use crate::runtime::{Executor, Value};
+pub use emit::ClassAxis;
 use emit::{Emitted, Moving, Plan, emit};
 use generalise::{Open, Sample, generalise};
 use names::Names;
@@ -31,7 +32,7 @@ use std::path::Path;
 /// What is differentiated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum LossKind {
-    /// Mean cross-entropy of int64 class labels, one a row.
+    /// Mean cross-entropy of int64 class labels, one a row or one for each of its positions.
     CrossEntropy,
     /// Mean squared error against values of the output's shape.
     MeanSquaredError,
@@ -60,6 +61,10 @@ pub struct Request {
     pub shapes: Vec<(String, Vec<Option<usize>>)>,
     /// The output that labels are compared with; `None` for the first of real values.
     pub output: Option<String>,
+    /// Axis of its classes for cross-entropy, counted with the batch's (from the end if negative); `None` for the usual one.
+    pub class_axis: Option<i64>,
+    /// The label of what cross-entropy leaves out.
+    pub ignored: i64,
     /// Batch normalisation by the statistics of the batch.
     pub train_bn: bool,
 }
@@ -73,6 +78,8 @@ pub struct Built {
     pub weights: Vec<ValueId>,
     /// Of the weights asked for, those that the loss doesn't depend on.
     pub idle: Vec<ValueId>,
+    /// Where the classes of cross-entropy lie, if there is a label for each position of a row.
+    pub classes: Option<ClassAxis>,
     /// Names of dimensions that stayed open.
     pub open: Vec<String>,
     /// Dimensions that were to be open and have a size, and why.
@@ -214,13 +221,13 @@ impl Job<'_> {
     /// One graph, for the sizes it was built with.
     fn fixed(&mut self, working: Working, fixed: Vec<(String, usize)>) -> Result<Built> {
         let plan = self.plan(&working)?;
-        let Emitted { graph, mut facts, moving, idle } = emit(&working, &plan)?;
+        let Emitted { graph, mut facts, moving, idle, classes } = emit(&working, &plan)?;
         let (graph, state) = emit::finish(graph, &mut facts, moving, &plan);
         let model = self.finished(graph, &working);
         if prepare::has_varying_shapes(&working.model.graph) {
             self.try_out(&model, &facts, &state)?;
         }
-        Ok(self.built(model, &plan, state, idle, vec![], fixed))
+        Ok(self.built(model, &plan, (state, idle, classes), vec![], fixed))
     }
 
     /// Refuses a graph that runs on the inputs that its shapes were seen with, and not on others: shapes inside it
@@ -265,7 +272,7 @@ impl Job<'_> {
                 }
             };
             let plan = self.plan(&base)?;
-            let Emitted { graph, mut facts, moving, idle } = emit(&base, &plan)?;
+            let Emitted { graph, mut facts, moving, idle, classes } = emit(&base, &plan)?;
             let mut others = vec![];
             for i in 0..open.len() {
                 let sizes = sizes_of(open, &family, |k| usize::from(k == i));
@@ -297,7 +304,7 @@ impl Job<'_> {
                     let model = self.finished(graph, &base);
                     let names = open.iter().map(|s| s.name.clone()).collect();
                     let fixed = fixed.iter().map(|(s, n)| (s.name.clone(), *n)).collect();
-                    return Ok(Some(self.built(model, &plan, state, idle, names, fixed)));
+                    return Ok(Some(self.built(model, &plan, (state, idle, classes), names, fixed)));
                 }
                 Err(why) => {
                     self.why = Some(why);
@@ -368,6 +375,8 @@ impl Job<'_> {
             form: self.request.form,
             names: self.names.clone(),
             output: self.output.clone(),
+            class_axis: self.request.class_axis,
+            ignored: self.request.ignored,
             weights,
             train_bn: self.request.train_bn,
         })
@@ -382,8 +391,7 @@ impl Job<'_> {
         &mut self,
         model: Model,
         plan: &Plan,
-        state: Vec<Slot>,
-        idle: Vec<ValueId>,
+        (state, idle, classes): (Vec<Slot>, Vec<ValueId>, Option<ClassAxis>),
         open: Vec<String>,
         mut fixed: Vec<(String, usize)>,
     ) -> Built {
@@ -399,6 +407,7 @@ impl Job<'_> {
             state: state.into_iter().map(|s| (s.name, s.initial)).collect(),
             weights: plan.weights.iter().map(|w| w.name.clone()).filter(moved).collect(),
             idle,
+            classes,
             open,
             fixed,
             why_fixed,

@@ -6,7 +6,7 @@ use crate::lpka;
 use crate::runtime::{Runner, State, StepProgram, TractExecutor};
 use crate::train::TrainConfig;
 use crate::train::model_step::{LABELS, Objective};
-use crate::train::network::Network;
+use crate::train::network::{Network, Purpose};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -20,6 +20,8 @@ fn request(form: Form) -> Request {
         batch: Some(ROWS),
         shapes: vec![],
         output: None,
+        class_axis: None,
+        ignored: crate::data::IGNORED,
         train_bn: false,
     }
 }
@@ -60,10 +62,11 @@ fn the_exported_step_moves_weights_as_the_programs_own_trainer_does() {
     let executor: Arc<dyn Executor> = Arc::new(TractExecutor::new(1).unwrap());
     let (rate, steps) = (0.01, 5);
     let config = TrainConfig { weight_decay: 0.1, ..TrainConfig::default() };
-    let network = Network::open(&fixture(), ROWS, None, &*executor).unwrap();
+    let network = Network::open(&fixture(), ROWS, Purpose::default(), &*executor).unwrap();
     let weights = network.trainable(&[]).unwrap();
     let names: Vec<ValueId> = weights.iter().map(|(id, _)| id.clone()).collect();
-    let model_step = network.step(&names, Objective::Classes).unwrap();
+    let model_step =
+        network.step(&names, Objective::Classes { layout: network.head.layout, ignores: false }).unwrap();
     let side = lpka::Side { graph: &network.params, weights: weights.iter().cloned().collect() };
     let update = lpka::build(&side, &[], &model_step.weights, &config, 0.0, &*executor, 0).unwrap();
     let mut update_runner = Runner::new(executor.clone(), &update.step_program()).unwrap();
