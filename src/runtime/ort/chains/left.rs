@@ -65,6 +65,9 @@ impl<'a> Look<'a> {
     /// x · ½ · (1 + erf(x / √2)), which becomes `Gelu` where nobody else reads what is in between.
     fn around_erf(&self, erf: &Node) -> Vec<usize> {
         let mut around = vec![];
+        if erf.output(0).is_none_or(|id| self.reader(id).is_none()) {
+            return around;
+        }
         around.extend(
             erf.input(0).filter(|id| self.reader(id).is_some()).and_then(|id| self.producers.get(id)),
         );
