@@ -12,13 +12,15 @@ mod tests;
 
 use super::kernels::chain::{CHAIN, Chained, WHICH};
 use crate::onnx::kernels::DOMAIN;
-use crate::onnx::{DType, Facts, Graph, Node, ValueId, node_reads};
+use crate::onnx::{DType, Fact, Facts, Graph, Node, ValueId, node_reads};
 use onnx_merge_kernels::Chain;
 use onnx_merge_kernels::chain::Arg;
 use std::collections::{HashMap, HashSet};
 
 /// How far back a chain to join is looked for. What it makes earlier than needed takes memory meanwhile.
 const LOOK_BACK: usize = 16;
+/// Truths in a chain at most that are made of each other: each is made again for all who read it.
+const MAX_HEIGHT: usize = 4;
 /// Nodes in a chain at most.
 const MAX_NODES: usize = 64;
 
@@ -93,23 +95,27 @@ impl<'a> Fuser<'a> {
         let consumers = graph.consumers();
         let outputs: HashSet<&ValueId> = graph.outputs.iter().map(|output| &output.id).collect();
         // Backwards: a truth can be inside if those that are made of it are.
+        let mut heights: HashMap<usize, usize> = HashMap::new();
         for (i, node) in graph.nodes.iter().enumerate().rev() {
             let Some(fact) = fuser.result(i).filter(|fact| fact.dtype == DType::Bool) else { continue };
-            let chained = |reader: &usize| {
+            let readers = node.output(0).filter(|id| !outputs.contains(id)).and_then(|id| consumers.get(id));
+            // How many truths are made of it one after the other, where chains alone read it.
+            let above = |reader: &usize| {
                 let same = fuser.result(*reader).is_some_and(|made| made.shape == fact.shape);
-                same && (fuser.is_chained(*reader) || fuser.inside.contains(reader))
+                let above = if fuser.is_chained(*reader) { Some(0) } else { heights.get(reader).copied() };
+                above.filter(|_| same)
             };
-            let alone = node.outputs.iter().flatten().all(|id| {
-                !outputs.contains(id) && consumers.get(id).is_some_and(|readers| readers.iter().all(chained))
-            });
-            if alone {
-                fuser.inside.insert(i);
+            let above: Option<Vec<usize>> = readers.and_then(|readers| readers.iter().map(above).collect());
+            let height = above.and_then(|above| above.into_iter().max()).map(|above| above + 1);
+            if let Some(height) = height.filter(|&height| height <= MAX_HEIGHT) {
+                heights.insert(i, height);
             }
         }
+        fuser.inside.extend(heights.into_keys());
         fuser
     }
 
-    fn result(&self, i: usize) -> Option<&'a crate::onnx::Fact> {
+    fn result(&self, i: usize) -> Option<&'a Fact> {
         steps::result(&self.graph.nodes[i], self.facts)
     }
     /// Whether a node may be one of a chain's.

@@ -94,6 +94,21 @@ fn truths_are_made_where_they_are_needed() {
 }
 
 #[test]
+fn long_ways_of_truths_are_cut() {
+    let (ops, _) = fused(|b| {
+        let (x, y) = (matrix(b, "x"), matrix(b, "y"));
+        let mut truth = b.op("Greater", &[&x, &y]);
+        // Each reads the one before twice: without an end, all would be made 2¹⁰⁰⁰⁰ times.
+        for _ in 0..10_000 {
+            truth = b.op("And", &[&truth, &truth]);
+        }
+        vec![b.where_(&truth, &x, &y)]
+    });
+    assert_eq!(ops.last().map(String::as_str), Some("Chain"));
+    assert!(ops.iter().any(|op| op == "And"));
+}
+
+#[test]
 fn single_nodes_stay_but_where_onnx_runtime_is_slow() {
     assert_eq!(
         fused(|b| {
