@@ -210,29 +210,24 @@ impl Chain {
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512vl")]
-fn blocks_wider<'a>(
-    chain: &Chain,
-    inputs: &[Elements<'_>],
-    outputs: &mut [&'a mut [f32]],
-    start: usize,
-    room: &'a mut Room,
-) {
-    blocks(chain, inputs, outputs, start, room);
+/// [`blocks`] for processors that have more.
+macro_rules! blocks_with {
+    ($name:ident, $features:literal) => {
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = $features)]
+        fn $name<'a>(
+            chain: &Chain,
+            inputs: &[Elements<'_>],
+            outputs: &mut [&'a mut [f32]],
+            start: usize,
+            room: &'a mut Room,
+        ) {
+            blocks(chain, inputs, outputs, start, room);
+        }
+    };
 }
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn blocks_wide<'a>(
-    chain: &Chain,
-    inputs: &[Elements<'_>],
-    outputs: &mut [&'a mut [f32]],
-    start: usize,
-    room: &'a mut Room,
-) {
-    blocks(chain, inputs, outputs, start, room);
-}
+blocks_with!(blocks_wide, "avx2");
+blocks_with!(blocks_wider, "avx512f,avx512vl");
 
 #[inline(always)]
 fn blocks<'a>(
