@@ -1,5 +1,6 @@
 //! Inputs that are places in tables, such as the numbers of words in an embedding. Look at [`lookups`].
 
+use super::infer::normalise_axis;
 use super::{Graph, Node, ValueId};
 use std::collections::HashMap;
 
@@ -53,10 +54,7 @@ fn keeps_values(node: &Node) -> bool {
 }
 
 fn entries(gather: &Node, table: &[usize]) -> Option<usize> {
-    let rank = i64::try_from(table.len()).ok()?;
-    let axis = gather.int_or("axis", 0);
-    let axis = usize::try_from(if axis < 0 { axis + rank } else { axis }).ok()?;
-    table.get(axis).copied()
+    normalise_axis(gather.int_or("axis", 0), table.len()).map(|axis| table[axis])
 }
 
 #[cfg(test)]

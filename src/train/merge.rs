@@ -292,8 +292,13 @@ fn open_networks(request: &MergeRequest, observer: &mut dyn Observer) -> Result<
         Some(_) => Network::open(path, target.batch, Purpose { data, of: src_of.as_deref() }, executor),
         // Of several outputs it is the one of the same name, if there is one.
         None => {
-            let outputs = onnx::read(path)?.model.graph.outputs;
-            let of = of.as_deref().filter(|of| outputs.iter().any(|output| output.id.as_str() == *of));
+            let of = match of.as_deref() {
+                Some(of) => {
+                    let outputs = onnx::read(path)?.model.graph.outputs;
+                    outputs.iter().any(|output| output.id.as_str() == of).then_some(of)
+                }
+                None => None,
+            };
             Network::open_source(path, target.batch, Purpose { data, of }, executor)
         }
     };

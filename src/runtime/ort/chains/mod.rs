@@ -35,13 +35,12 @@ pub fn fuse(graph: &mut Graph, facts: &Facts) -> Vec<Chained> {
     let written: Option<Vec<Node>> = fuser
         .placed
         .iter()
-        .map(|placed| match placed {
-            Placed::Node(i) => Some(vec![graph.nodes[*i].clone()]),
-            Placed::Group(group) => fuser.write(group, &needed, &mut chains).map(|node| vec![node]),
-            Placed::Moved => Some(vec![]),
+        .filter_map(|placed| match placed {
+            Placed::Node(i) => Some(Some(graph.nodes[*i].clone())),
+            Placed::Group(group) => Some(fuser.write(group, &needed, &mut chains)),
+            Placed::Moved => None,
         })
-        .collect::<Option<Vec<_>>>()
-        .map(|nodes| nodes.into_iter().flatten().collect());
+        .collect();
     debug_assert!(written.is_some(), "what joins a chain can be written down");
     match written {
         Some(nodes) => graph.nodes = nodes,
@@ -295,11 +294,11 @@ impl<'a> Writer<'a, '_> {
     fn node(&mut self, i: usize) -> Option<Arg> {
         let graph = self.fuser.graph;
         let node: &'a Node = &graph.nodes[i];
-        let args = node.inputs.iter().map(|id| id.as_ref().map(|id| self.arg(id))).collect::<Vec<_>>();
-        if args.iter().flatten().any(Option::is_none) {
-            return None;
-        }
-        let args: Vec<Option<Arg>> = args.into_iter().map(Option::flatten).collect();
+        let args = node.inputs.iter().map(|id| match id {
+            Some(id) => self.arg(id).map(Some),
+            None => Some(None),
+        });
+        let args = args.collect::<Option<Vec<_>>>()?;
         let made = self.written.node(node, &args)?;
         self.known.insert(node.output(0)?, made);
         Some(made)

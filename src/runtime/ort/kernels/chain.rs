@@ -1,7 +1,7 @@
 //! Chains of elementwise nodes ([`super::super::chains`]) as one operator, which makes all their results in one pass.
 
-use super::{bytes, input, output};
-use crate::onnx::Fact;
+use super::{PART, bytes, input, output};
+use crate::onnx::{DType, Fact};
 use ::ort::operator::{BoxedKernel, ComputeContext, KernelContext, Operator, OperatorInput, OperatorOutput};
 use ::ort::value::TensorElementType;
 use onnx_merge_kernels::chain::{Chain, Elements, Room};
@@ -27,7 +27,7 @@ pub struct Chained {
 
 impl Chained {
     pub fn new(chain: Chain, inputs: &[&Fact], shape: &[usize]) -> Self {
-        let truths = inputs.iter().map(|fact| fact.dtype == crate::onnx::DType::Bool).collect();
+        let truths = inputs.iter().map(|fact| fact.dtype == DType::Bool).collect();
         Self { chain, shape: shape.iter().map(|&d| d as i64).collect(), truths }
     }
 }
@@ -54,9 +54,6 @@ impl Operator for Chains {
         Ok(Box::new(move |context: &ComputeContext| compute(context, &chains[which])))
     }
 }
-
-/// Elements of each result that one thread makes.
-const PART: usize = 1 << 15;
 
 fn compute(context: &ComputeContext, chained: &Chained) -> ::ort::Result<()> {
     let Chained { chain, shape, truths } = chained;

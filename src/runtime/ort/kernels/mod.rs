@@ -83,6 +83,9 @@ fn bytes<'a>(value: &'a ValueRef<'_>) -> ::ort::Result<&'a [u8]> {
     }
 }
 
+/// Elements that one thread makes before it asks for more.
+const PART: usize = 1 << 15;
+
 /// Makes `whole` part by part, each `size` elements long, on the threads of the session.
 fn each_part(
     context: &ComputeContext,

@@ -2,7 +2,7 @@
 //! (`autodiff/rules/pool.rs`) writes it as one of ours where the graph is for ONNX Runtime, whose own ways there are slow: indices of
 //! maxima with `ScatterElements`, or comparisons with maxima that are repeated.
 
-use super::{each_part, input, output};
+use super::{PART, each_part, input, output};
 use crate::onnx::kernels::MAX_POOL_GRADIENT;
 use ::ort::operator::{BoxedKernel, ComputeContext, KernelContext, Operator, OperatorInput, OperatorOutput};
 use ::ort::value::TensorElementType;
@@ -49,9 +49,6 @@ impl Operator for MaxPoolGradient {
         }))
     }
 }
-
-/// Elements that one thread makes, at least.
-const PART: usize = 1 << 15;
 
 fn compute(context: &ComputeContext, pool: impl Fn([usize; 2], [usize; 2]) -> Pool) -> ::ort::Result<()> {
     let (x, y, dy) = (input(context, 0)?, input(context, 1)?, input(context, 2)?);
