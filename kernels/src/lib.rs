@@ -3,6 +3,7 @@
 pub mod chain;
 mod planes;
 mod pool;
+pub mod product;
 mod spread;
 
 pub use chain::Chain;

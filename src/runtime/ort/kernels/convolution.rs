@@ -5,7 +5,7 @@
 //! ONNX Runtime makes a matrix product of each group, with one row and an unfolded image: a twentieth of what a core
 //! can do. (Its fast depthwise convolution wants constant weights, which weights in training aren't.)
 
-use super::{each_part, input, output};
+use super::{each_part, input, output, unfit};
 use crate::onnx::{DType, Fact, Facts, Graph, Node};
 use ::ort::operator::{BoxedKernel, ComputeContext, KernelContext, Operator, OperatorInput, OperatorOutput};
 use ::ort::value::TensorElementType;
@@ -128,10 +128,6 @@ fn sizes(shape: &[i64]) -> ::ort::Result<[usize; 4]> {
     let sizes: Vec<usize> =
         shape.iter().filter_map(|&d| usize::try_from(d).ok()).filter(|&d| d > 0).collect();
     sizes.try_into().map_err(|_| ::ort::Error::new(format!("a shape of {shape:?}")))
-}
-
-fn unfit() -> ::ort::Error {
-    ::ort::Error::new("shapes don't fit together")
 }
 
 /// One number for each of some channels, zeros where none are given.
