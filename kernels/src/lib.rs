@@ -5,6 +5,7 @@ mod planes;
 mod pool;
 pub mod product;
 mod spread;
+pub mod unfold;
 
 pub use chain::Chain;
 pub use planes::{Axis, Planes, Room};

@@ -39,7 +39,7 @@ pub struct Axis {
 
 impl Axis {
     /// Padded elements that some window sees.
-    fn seen(&self) -> usize {
+    pub(crate) fn seen(&self) -> usize {
         (self.coarse.max(1) - 1) * self.stride + (self.kernel.max(1) - 1) * self.dilation + 1
     }
 }

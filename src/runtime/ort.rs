@@ -241,7 +241,7 @@ impl Executor for OrtExecutor {
         Some(super::ENOUGH_FOR_A_CPU)
     }
     fn forms(&self) -> Forms {
-        Forms::Kernels
+        Forms::Kernels { products: onnx_merge_kernels::product::is_fast() }
     }
     fn on_host(&self) -> bool {
         true

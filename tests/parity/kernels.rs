@@ -83,7 +83,7 @@ fn depthwise_convolutions_and_their_gradients() -> Result<()> {
     for (x, w, strides, dilations, pads) in DEPTHWISE {
         for biased in [false, true] {
             agree(&format!("{x:?} by {w:?}, biased: {biased}"), |b| {
-                b.forms = Forms::Kernels;
+                b.forms = Forms::Kernels { products: true };
                 let mut inputs = vec![image(b, "x", &x), image(b, "w", &w)];
                 if biased {
                     inputs.push(image(b, "bias", &w[..1]));

@@ -106,7 +106,6 @@ pub struct Offsets {
     offsets: Vec<u32>,
     /// How many offsets from each one on follow each other by one, up to a vector.
     runs: Vec<u8>,
-    largest: usize,
 }
 
 impl Offsets {
@@ -120,8 +119,7 @@ impl Offsets {
                 runs[i - 1] = (runs[i] + 1).min(LANES as u8);
             }
         }
-        let largest = offsets.iter().max().map_or(0, |&o| o as usize);
-        Self { offsets, runs, largest }
+        Self { offsets, runs }
     }
     pub fn len(&self) -> usize {
         self.offsets.len()
@@ -143,8 +141,9 @@ impl Source for Patches<'_> {
     }
     fn check(&self, lines: usize, depths: usize) {
         let (places, taps) = self.at(lines, depths);
-        assert!(places <= self.places.len() && taps <= self.taps.len());
-        assert!(self.places.largest + self.taps.largest < self.image.len() || lines * depths == 0);
+        let largest = |offsets: &[u32]| offsets.iter().max().map_or(0, |&offset| offset as usize);
+        let last = largest(&self.places.offsets[..places]) + largest(&self.taps.offsets[..taps]);
+        assert!(last < self.image.len() || lines * depths == 0);
     }
     fn element(&self, line: usize, depth: usize) -> f32 {
         let (place, tap) = self.at(line, depth);

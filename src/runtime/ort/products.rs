@@ -6,8 +6,9 @@ use crate::onnx::kernels::DOMAIN;
 use crate::onnx::{DType, Fact, Facts, Graph, Node, ValueId};
 use std::collections::{HashMap, HashSet};
 
-/// Rows, depth and columns below which nothing is gained.
+/// Rows, depth and columns below which nothing is gained, and multiplications of a matrix.
 const FEW: [usize; 3] = [4, 8, 16];
+const SMALL: usize = 1 << 17;
 
 /// Puts [`PRODUCT`]s in place of nodes. Transposes that nobody reads any more are still there.
 pub fn swap_in(graph: &mut Graph, facts: &Facts) {
@@ -46,13 +47,17 @@ struct Operand<'a> {
     order: Vec<i64>,
 }
 
-impl Operand<'_> {
+impl<'a> Operand<'a> {
+    /// With the last two axes swapped where it's `turned`.
+    fn new(value: &'a ValueId, mut order: Vec<i64>, turned: bool) -> Self {
+        if turned {
+            let n = order.len();
+            order.swap(n - 2, n - 1);
+        }
+        Self { value, order }
+    }
     fn is_turned(&self) -> bool {
         !self.order.is_sorted()
-    }
-    fn swap_last(&mut self) {
-        let n = self.order.len();
-        self.order.swap(n - 2, n - 1);
     }
     /// Whether one of the matrices' axes is dense.
     fn is_readable(&self) -> bool {
@@ -75,7 +80,12 @@ impl<'a> Look<'a> {
             return None;
         }
         let turned = |name: &str| is_gemm && node.int_or(name, 0) != 0;
-        let (a, b) = (self.operand(node.input(0)?, turned("transA"))?, self.operand(node.input(1)?, turned("transB"))?);
+        let b = self.operand(node.input(1)?, turned("transB"))?;
+        let a = match b.order.len() {
+            // All rows of A in one product, which they must be next to each other for.
+            2 if self.fact(node.input(0)?)?.shape.len() > 2 => self.as_given(node.input(0)?, false)?,
+            _ => self.operand(node.input(0)?, turned("transA"))?,
+        };
         let result = &self.fact(node.output(0)?)?.shape;
         let columns = *result.last()?;
         let bias = if is_gemm { node.input(2) } else { None };
@@ -86,8 +96,12 @@ impl<'a> Look<'a> {
         }
         let depth_axis = *a.order.last()?;
         let depth = self.facts.get(a.value)?.shape[usize::try_from(depth_axis).ok()?];
-        let rows: usize = result[..result.len() - 1].iter().product();
-        if rows < FEW[0] || depth < FEW[1] || columns < FEW[2] {
+        let rows: usize = match b.order.len() {
+            2 => result[..result.len() - 1].iter().product(),
+            _ => result[result.len() - 2],
+        };
+        let few = rows < FEW[0] || depth < FEW[1] || columns < FEW[2];
+        if few || rows * depth * columns < SMALL {
             return None;
         }
         let inputs: Vec<&ValueId> = [a.value, b.value].into_iter().chain(bias).collect();
@@ -102,20 +116,20 @@ impl<'a> Look<'a> {
         Some(product)
     }
 
+    fn as_given(&self, value: &'a ValueId, turned: bool) -> Option<Operand<'a>> {
+        let rank = self.fact(value)?.shape.len();
+        Some(Operand::new(value, (0..rank as i64).collect(), turned))
+    }
+
     /// An operand, from before its transpose where it has one.
     fn operand(&self, value: &'a ValueId, turned: bool) -> Option<Operand<'a>> {
         let rank = self.fact(value)?.shape.len();
-        let given = |value: &'a ValueId, order: Vec<i64>| {
-            let mut operand = Operand { value, order };
-            if turned {
-                operand.swap_last();
-            }
-            operand
-        };
-        let before = self.producers.get(value).map(|&i| &self.graph.nodes[i]).filter(|node| node.is("Transpose"));
-        let before = before.and_then(|node| Some(given(node.input(0)?, order_of(node, rank))));
-        let before = before.filter(Operand::is_readable);
-        Some(before.unwrap_or_else(|| given(value, (0..rank as i64).collect())))
+        let transpose = self.producers.get(value).map(|&i| &self.graph.nodes[i]);
+        let before = transpose.filter(|node| node.is("Transpose")).and_then(|node| {
+            let before = Operand::new(node.input(0)?, order_of(node, rank), turned);
+            before.is_readable().then_some(before)
+        });
+        before.or_else(|| self.as_given(value, turned))
     }
 
     /// With the bias that is added to node `i`'s result, or the transpose after it: where the product goes, itself, and the nodes that go.
@@ -152,6 +166,10 @@ impl<'a> Look<'a> {
     fn turned_result(&self, node: &Node, product: &Node) -> Option<Vec<i64>> {
         let rank = self.facts.get(product.output(0)?)?.shape.len();
         let order = order_of(node, rank);
+        // As above: all rows of one product lie next to each other.
+        if rank > 2 && self.facts.get(product.input(1)?)?.shape.len() == 2 {
+            return None;
+        }
         (node.is("Transpose") && order.last() == Some(&(rank as i64 - 1))).then_some(order)
     }
 }

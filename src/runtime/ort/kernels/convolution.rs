@@ -1,11 +1,11 @@
 //! [Conv](https://onnx.ai/onnx/operators/onnx__Conv.html) and
-//! [ConvTranspose](https://onnx.ai/onnx/operators/onnx__ConvTranspose.html) of a channel at a time: depthwise convolutions and
-//! both of their gradients.
+//! [ConvTranspose](https://onnx.ai/onnx/operators/onnx__ConvTranspose.html): of many channels as [products](super::unfolded), and of
+//! a channel at a time, which are depthwise convolutions and both of their gradients.
 //!
-//! ONNX Runtime makes a matrix product of each group, with one row and an unfolded image: a twentieth of what a core
+//! Of the latter ONNX Runtime makes a matrix product of each group, with one row and an unfolded image: a twentieth of what a core
 //! can do. (Its fast depthwise convolution wants constant weights, which weights in training aren't.)
 
-use super::{each_part, input, output, unfit};
+use super::{each_part, input, output, unfit, unfolded};
 use crate::onnx::{DType, Fact, Facts, Graph, Node};
 use ::ort::operator::{BoxedKernel, ComputeContext, KernelContext, Operator, OperatorInput, OperatorOutput};
 use ::ort::value::TensorElementType;
@@ -18,7 +18,7 @@ thread_local! {
 
 /// What both operators have as attributes.
 #[derive(Clone)]
-struct Window {
+pub struct Window {
     strides: [usize; 2],
     dilations: [usize; 2],
     /// Before each axis, then after each.
@@ -47,20 +47,20 @@ impl Window {
         Self::new(given, node.int_or("group", 1)).filter(|_| explicit)
     }
 
-    fn of_kernel(context: &KernelContext<'_>) -> ::ort::Result<Self> {
+    pub fn of_kernel(context: &KernelContext<'_>) -> ::ort::Result<Self> {
         let group = context.get::<i64>("group").unwrap_or(1);
         Self::new(|name| context.get::<Vec<i64>>(name), group)
             .ok_or_else(|| ::ort::Error::new("attributes of no convolution over two axes"))
     }
 
     /// Of an axis of 0 (down) or 1 (along), with `x` on the dense side and `y` on the coarse one.
-    fn axis(&self, axis: usize, dense: usize, coarse: usize, kernel: usize) -> Axis {
+    pub fn axis(&self, axis: usize, dense: usize, coarse: usize, kernel: usize) -> Axis {
         let (stride, dilation) = (self.strides[axis], self.dilations[axis]);
         Axis { dense, coarse, kernel, stride, dilation, begin: self.pads[axis] }
     }
 
     /// Outputs of a convolution along an axis.
-    fn coarse(&self, axis: usize, dense: usize, kernel: usize) -> Option<usize> {
+    pub fn coarse(&self, axis: usize, dense: usize, kernel: usize) -> Option<usize> {
         let padded = dense + self.pads[axis] + self.pads[axis + 2];
         let reach = (kernel.checked_sub(1)?) * self.dilations[axis] + 1;
         Some(padded.checked_sub(reach)? / self.strides[axis] + 1)
@@ -80,24 +80,37 @@ fn is_constant(node: &Node, graph: &Graph, i: usize) -> bool {
     node.inputs.get(i).and_then(Option::as_ref).is_some_and(|id| graph.initializers.contains_key(id))
 }
 
-/// One input channel a group, or the gradient of such a convolution's weights: one output a group, of kernels larger than it.
+/// Products of so many multiplications are worth unfolding for.
+const MANY: usize = 1 << 16;
+
+/// One group whose products are large enough, of sizes as `Conv`'s: weights, then the windows of an image.
+fn fits_product(window: &Window, w: &Fact, windows: usize) -> bool {
+    let large = w.shape.iter().product::<usize>() * windows >= MANY;
+    onnx_merge_kernels::product::is_fast() && window.group == 1 && large
+}
+
+/// One group, or one input channel a group, or the gradient of such a convolution's weights: one output a group, of kernels larger than it.
 pub fn fits(node: &Node, facts: &Facts, graph: &Graph) -> bool {
     let (Some(window), Some([x, w, y])) = (Window::of(node), images(node, facts)) else { return false };
     let area = |fact: &Fact| fact.shape[2] * fact.shape[3];
     let depthwise = w.shape[1] == 1 && area(w) <= area(y) && !is_constant(node, graph, 1);
     let gradient = x.shape[0] == 1 && w.shape[0] == window.group && area(w) > area(y);
-    window.group > 1 && (depthwise || gradient)
+    let product = fits_product(&window, w, y.shape[0] * area(y)) && !is_constant(node, graph, 1);
+    product || window.group > 1 && (depthwise || gradient)
 }
 
-/// One channel a group on both sides.
+/// One group, or one channel a group on both sides.
 pub fn fits_transposed(node: &Node, facts: &Facts, _: &Graph) -> bool {
     let (Some(window), Some([x, w, _])) = (Window::of(node), images(node, facts)) else { return false };
     let explicit = node.ints("output_shape").is_none();
-    window.group > 1 && x.shape[1] == window.group && w.shape[1] == 1 && explicit
+    let depthwise = window.group > 1 && x.shape[1] == window.group && w.shape[1] == 1;
+    let product = fits_product(&window, w, x.shape[0] * x.shape[2] * x.shape[3]);
+    (depthwise || product) && explicit
 }
 
 pub struct Convolution {
     pub transposed: bool,
+    pub threads: usize,
 }
 
 impl Operator for Convolution {
@@ -114,24 +127,27 @@ impl Operator for Convolution {
         [OperatorOutput::required(TensorElementType::Float32)]
     }
     fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ::ort::Result<Self::Kernel<'attr>> {
-        let window = Window::of_kernel(context)?;
+        let (window, threads) = (Window::of_kernel(context)?, self.threads);
         if !self.transposed {
-            return Ok(Box::new(move |context: &ComputeContext| convolve(context, &window)));
+            return Ok(Box::new(move |context: &ComputeContext| match window.group {
+                1 => unfolded::convolve(context, &window, threads),
+                _ => convolve(context, &window),
+            }));
         }
         let grown = context.get::<Vec<i64>>("output_padding").unwrap_or_else(|| vec![0; 2]);
-        Ok(Box::new(move |context: &ComputeContext| transposed(context, &window, &grown)))
+        Ok(Box::new(move |context: &ComputeContext| transposed(context, &window, &grown, threads)))
     }
 }
 
 /// The four sizes of an image or of weights.
-fn sizes(shape: &[i64]) -> ::ort::Result<[usize; 4]> {
+pub fn sizes(shape: &[i64]) -> ::ort::Result<[usize; 4]> {
     let sizes: Vec<usize> =
         shape.iter().filter_map(|&d| usize::try_from(d).ok()).filter(|&d| d > 0).collect();
     sizes.try_into().map_err(|_| ::ort::Error::new(format!("a shape of {shape:?}")))
 }
 
 /// One number for each of some channels, zeros where none are given.
-fn bias(context: &ComputeContext, channels: usize) -> ::ort::Result<Vec<f32>> {
+pub fn bias(context: &ComputeContext, channels: usize) -> ::ort::Result<Vec<f32>> {
     let Some(bias) = context.input(2)? else { return Ok(vec![0.0; channels]) };
     let (_, bias) = bias.try_extract_tensor::<f32>()?;
     if bias.len() == channels { Ok(bias.to_vec()) } else { Err(unfit()) }
@@ -174,21 +190,29 @@ fn convolve(context: &ComputeContext, window: &Window) -> ::ort::Result<()> {
     })
 }
 
-fn transposed(context: &ComputeContext, window: &Window, grown: &[i64]) -> ::ort::Result<()> {
+fn transposed(
+    context: &ComputeContext,
+    window: &Window,
+    grown: &[i64],
+    threads: usize,
+) -> ::ort::Result<()> {
     let (y, w) = (input(context, 0)?, input(context, 1)?);
     let ((y_shape, y), (w_shape, w)) = (y.try_extract_tensor::<f32>()?, w.try_extract_tensor::<f32>()?);
     let ([n, channels, oh, ow], [groups, inner, kh, kw]) = (sizes(y_shape)?, sizes(w_shape)?);
-    let fits = channels == window.group && groups == channels && inner == 1;
-    if !fits {
-        return Err(unfit());
-    }
-    let bias = bias(context, channels)?;
     let dense = |axis: usize, coarse: usize, kernel: usize| {
         let grown = usize::try_from(*grown.get(axis)?).ok()?;
         let reach = (coarse - 1) * window.strides[axis] + (kernel - 1) * window.dilations[axis] + 1;
         (reach + grown).checked_sub(window.pads[axis] + window.pads[axis + 2]).filter(|&size| size > 0)
     };
     let (height, width) = (dense(0, oh, kh).ok_or_else(unfit)?, dense(1, ow, kw).ok_or_else(unfit)?);
+    if window.group == 1 {
+        return unfolded::transposed(context, window, [height, width], threads);
+    }
+    let fits = channels == window.group && groups == channels && inner == 1;
+    if !fits {
+        return Err(unfit());
+    }
+    let bias = bias(context, channels)?;
     let mut x = output(context, 0, &[n, channels, height, width].map(|d| d as i64))?;
     let (_, x) = x.try_extract_tensor_mut::<f32>()?;
     let planes = Planes::new(window.axis(0, height, oh, kh), window.axis(1, width, ow, kw));

@@ -7,6 +7,7 @@ pub mod chain;
 mod convolution;
 mod pool;
 pub mod product;
+mod unfolded;
 
 use crate::onnx::kernels::DOMAIN;
 use crate::onnx::{Facts, Graph, Model, Node};
@@ -35,11 +36,12 @@ pub struct Kernels {
 impl Kernels {
     /// For sessions to know.
     pub fn domain(&self) -> ::ort::Result<OperatorDomain> {
-        let domain = OperatorDomain::new(DOMAIN)?;
-        let domain = domain.add(convolution::Convolution { transposed: false })?;
-        let domain = domain.add(convolution::Convolution { transposed: true })?;
+        let (domain, threads) = (OperatorDomain::new(DOMAIN)?, self.threads);
+        let domain = domain.add(convolution::Convolution { transposed: false, threads })?;
+        let domain = domain.add(convolution::Convolution { transposed: true, threads })?;
         let domain = domain.add(pool::MaxPoolGradient)?;
-        let domain = domain.add(product::Products { threads: self.threads })?;
+        let domain = domain.add(product::Products { threads })?;
+        let domain = domain.add(unfolded::ConvWeightGradient { threads })?;
         domain.add(chain::Chains(self.chains.clone()))
     }
 }

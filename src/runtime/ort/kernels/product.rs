@@ -120,18 +120,53 @@ fn compute(context: &ComputeContext, permutations: &[Option<Vec<i64>>; 3], threa
         (0..matrices).for_each(|matrix| one(matrix, 0..rows, 0..columns));
         return Ok(());
     }
-    let cuts = threads.div_ceil(matrices);
-    let cut = |whole: usize, i: usize| {
-        let size = whole.div_ceil(cuts).next_multiple_of(16);
-        (i * size).min(whole)..((i + 1) * size).min(whole)
-    };
-    context.par_for(matrices * cuts, 0, |task| {
-        let (matrix, i) = (task / cuts, task % cuts);
-        match rows > columns {
-            true => one(matrix, cut(rows, i), 0..columns),
-            false => one(matrix, 0..rows, cut(columns, i)),
-        }
+    let cuts = Cuts::new([rows, columns], threads.div_ceil(matrices));
+    context.par_for(matrices * cuts.count, 0, |task| {
+        let (rows, columns) = cuts.part(task % cuts.count);
+        one(task / cuts.count, rows, columns);
     })
+}
+
+/// Makes rows and columns of one product, on the threads of the session.
+pub fn in_parts(
+    context: &ComputeContext,
+    product: &Product,
+    [rows, columns]: [usize; 2],
+    threads: usize,
+    to: &Shared,
+) -> ::ort::Result<()> {
+    let few = rows * columns * product.depth <= ALONE;
+    let cuts = Cuts::new([rows, columns], if few { 1 } else { threads });
+    let make = |i: usize| {
+        let (rows, columns) = cuts.part(i);
+        // SAFETY: every part has rows or columns of its own, and so has nobody else elements of it.
+        unsafe { product.part(rows, columns, to) };
+    };
+    match cuts.count {
+        1 => make(0),
+        count => return context.par_for(count, 0, make),
+    }
+    Ok(())
+}
+
+/// A product cut along its longer side.
+struct Cuts {
+    sides: [usize; 2],
+    count: usize,
+}
+
+impl Cuts {
+    fn new(sides: [usize; 2], count: usize) -> Self {
+        Self { sides, count }
+    }
+    fn part(&self, i: usize) -> (Range<usize>, Range<usize>) {
+        let [rows, columns] = self.sides;
+        let cut = |whole: usize| {
+            let size = whole.div_ceil(self.count).next_multiple_of(16);
+            (i * size).min(whole)..((i + 1) * size).min(whole)
+        };
+        if rows > columns { (cut(rows), 0..columns) } else { (0..rows, cut(columns)) }
+    }
 }
 
 /// What is to be multiplied.
