@@ -20,7 +20,7 @@ fn pairs(down: &Axis, along: &Axis, mut each: impl FnMut(usize, usize, usize)) {
     }
 }
 
-fn noise(count: usize, seed: u32) -> Vec<f32> {
+pub fn noise(count: usize, seed: u32) -> Vec<f32> {
     let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
     let mut next = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);

@@ -36,6 +36,15 @@ pub unsafe fn multiply(tile: &Tile<'_>, c: *mut f32, step: usize, adds: bool) {
         // SAFETY: the processor has what the functions are compiled for; the rest is the caller's.
         return unsafe { wide::multiply(tile, c, step, adds) };
     }
+    // SAFETY: the caller's.
+    unsafe { multiply_anywhere(tile, c, step, adds) }
+}
+
+/// The same on any processor.
+///
+/// # Safety
+/// As above.
+pub unsafe fn multiply_anywhere(tile: &Tile<'_>, c: *mut f32, step: usize, adds: bool) {
     for i in 0..tile.high {
         for j in 0..tile.wide {
             let depths = tile.a.chunks_exact(tile.height).zip(tile.b.chunks_exact(tile.width));

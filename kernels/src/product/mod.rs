@@ -7,6 +7,8 @@
 
 mod micro;
 mod source;
+#[cfg(test)]
+mod tests;
 
 pub use micro::is_fast;
 pub use source::{Matrix, Offsets, Operand, Patches};
@@ -183,13 +185,29 @@ impl Product<'_> {
                 // SAFETY: as large as any tile.
                 unsafe { micro::multiply(&tile, aside.as_mut_ptr(), block.width, false) };
                 for (i, values) in (i..i + high).zip(aside.chunks_exact(block.width)) {
-                    for (j, &value) in (j..j + wide).zip(values) {
-                        // SAFETY: within C, and the caller's alone.
-                        let to = unsafe { &mut *c.first.add(self.place.at(i, j)) };
-                        *to = if block.adds { *to + value } else { value };
-                    }
+                    // SAFETY: as above.
+                    unsafe { self.spread(i, j, &values[..wide], block.adds, c) };
                 }
             }
+        }
+    }
+
+    /// Writes or adds values to the elements of row `i` from column `j` on, run by run of such as lie one after the other.
+    ///
+    /// # Safety
+    /// As [`Product::blocks`]'s.
+    unsafe fn spread(&self, i: usize, j: usize, mut values: &[f32], adds: bool, c: &Shared<'_>) {
+        let columns = self.place.columns.map_or(&[][..], |columns| &columns[j..j + values.len()]);
+        for run in columns.chunk_by(|a, b| a + 1 == *b) {
+            let first = self.place.start + self.place.rows * i + run[0];
+            // SAFETY: within C, and the caller's alone.
+            let to = unsafe { std::slice::from_raw_parts_mut(c.first.add(first), run.len()) };
+            let (some, rest) = values.split_at(run.len());
+            match adds {
+                true => to.iter_mut().zip(some).for_each(|(to, value)| *to += value),
+                false => to.copy_from_slice(some),
+            }
+            values = rest;
         }
     }
 }

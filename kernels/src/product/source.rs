@@ -32,7 +32,7 @@ impl Operand<'_> {
 }
 
 /// How the elements of an operand are read.
-trait Source {
+pub(super) trait Source {
     /// Whether elements of neighbouring lines, rather than depths, are best read together.
     fn across(&self) -> bool;
 
@@ -206,6 +206,12 @@ fn pack(source: &impl Source, lines: Range<usize>, depths: Range<usize>, width: 
             }
         };
     }
+    pack_anywhere(source, lines, depths, width, to);
+}
+
+/// The same on any processor.
+pub(super) fn pack_anywhere(source: &impl Source, lines: Range<usize>, depths: Range<usize>, width: usize, to: &mut [f32]) {
+    let panel = width * depths.len();
     for (line, to) in lines.clone().step_by(width).zip(to.chunks_exact_mut(panel.max(1))) {
         for (depth, to) in depths.clone().zip(to.chunks_exact_mut(width)) {
             for (line, to) in (line..lines.end).zip(to) {
