@@ -128,16 +128,31 @@ impl Planes {
         self.along.dense.min(self.along.seen().saturating_sub(self.along.begin))
     }
 
+    /// For each residue of the padded axis that a row has: its first such element, and where that is in the laid out row.
+    fn residues(&self) -> impl Iterator<Item = (usize, usize)> {
+        let (stride, begin) = (self.along.stride, self.along.begin);
+        let first =
+            move |first: usize| (first, (begin + first) % stride * self.phase + (begin + first) / stride);
+        (0..stride.min(self.visible())).map(first)
+    }
+
     fn lay_out(&self, x: &[f32], image: &mut Vec<f32>) {
         self.clear_image(image);
-        let (stride, begin, visible) = (self.along.stride, self.along.begin, self.visible());
+        let visible = self.visible();
         for (from, to) in self.rows() {
             let row = &x[from..from + visible];
-            if stride == 1 {
-                image[to + begin..to + begin + visible].copy_from_slice(row);
-            } else {
-                for (at, &value) in (begin..).zip(row) {
-                    image[to + at % stride * self.phase + at / stride] = value;
+            for (first, at) in self.residues() {
+                let (row, to) = (&row[first..], &mut image[to + at..]);
+                match self.along.stride {
+                    1 => copy(row, to),
+                    2 => {
+                        let (pairs, rest) = row.as_chunks::<2>();
+                        to.iter_mut().zip(pairs).for_each(|(to, pair)| *to = pair[0]);
+                        rest.iter().for_each(|last| to[pairs.len()] = *last);
+                    }
+                    stride => {
+                        to.iter_mut().zip(row.iter().step_by(stride)).for_each(|(to, from)| *to = *from)
+                    }
                 }
             }
         }
@@ -145,14 +160,19 @@ impl Planes {
 
     fn gather(&self, image: &[f32], x: &mut [f32]) {
         x.fill(0.0);
-        let (stride, begin, visible) = (self.along.stride, self.along.begin, self.visible());
+        let visible = self.visible();
         for (to, from) in self.rows() {
             let row = &mut x[to..to + visible];
-            if stride == 1 {
-                row.copy_from_slice(&image[from + begin..from + begin + visible]);
-            } else {
-                for (at, value) in (begin..).zip(row) {
-                    *value = image[from + at % stride * self.phase + at / stride];
+            for (first, at) in self.residues() {
+                let (row, from) = (&mut row[first..], &image[from + at..]);
+                match self.along.stride {
+                    1 => copy(&from[..row.len()], row),
+                    2 => {
+                        let (pairs, rest) = row.as_chunks_mut::<2>();
+                        pairs.iter_mut().zip(from).for_each(|(pair, from)| pair[0] = *from);
+                        rest.iter_mut().for_each(|last| *last = from[pairs.len()]);
+                    }
+                    stride => row.iter_mut().step_by(stride).zip(from).for_each(|(to, from)| *to = *from),
                 }
             }
         }
@@ -161,8 +181,7 @@ impl Planes {
     fn lay_out_outputs(&self, y: &[f32], outputs: &mut Vec<f32>) {
         self.clear_outputs(outputs);
         for (row, values) in y.chunks_exact(self.along.coarse).enumerate() {
-            let to = row * self.output_pitch;
-            outputs[to..to + values.len()].copy_from_slice(values);
+            copy(values, &mut outputs[row * self.output_pitch..]);
         }
     }
 
@@ -176,7 +195,7 @@ impl Planes {
         }
         for (row, values) in y.chunks_exact_mut(self.along.coarse).enumerate() {
             let from = row * self.output_pitch;
-            values.copy_from_slice(&room.outputs[from..from + values.len()]);
+            copy(&room.outputs[from..from + values.len()], values);
         }
     }
 
@@ -219,6 +238,32 @@ mod wide {
     #[target_feature(enable = "avx2,fma")]
     pub fn correlate(image: &[f32], taps: &[usize], outputs: &[f32], w: &mut [f32]) {
         super::correlate::<true>(image, taps, outputs, w);
+    }
+}
+
+/// Copies to where there is room. Rows of small planes are too short to call the library for.
+#[inline(always)]
+pub(crate) fn copy(from: &[f32], to: &mut [f32]) {
+    let to = &mut to[..from.len()];
+    if from.len() >= LANES {
+        return to.copy_from_slice(from);
+    }
+    let mut at = 0;
+    at += copy_bit::<8>(from, to, at);
+    at += copy_bit::<4>(from, to, at);
+    at += copy_bit::<2>(from, to, at);
+    copy_bit::<1>(from, to, at);
+}
+
+/// Copies `N` elements from `at` on if there are as many.
+#[inline(always)]
+fn copy_bit<const N: usize>(from: &[f32], to: &mut [f32], at: usize) -> usize {
+    match (from[at..].first_chunk::<N>(), to[at..].first_chunk_mut::<N>()) {
+        (Some(from), Some(to)) => {
+            *to = *from;
+            N
+        }
+        _ => 0,
     }
 }
 

@@ -4,6 +4,7 @@
 //! ([ONNX Conv](https://onnx.ai/onnx/operators/onnx__Conv.html)), summed over X's channels too.
 
 use crate::Axis;
+use crate::planes::copy;
 use crate::product::Offsets;
 
 /// Planes laid out with what is around them.
@@ -42,7 +43,7 @@ impl Frame {
         for (from, to) in planes.chunks_exact(height * width).zip(room.chunks_exact_mut(self.plane())) {
             let to = to.chunks_exact_mut(self.whole[1]).skip(top);
             for (from, to) in from.chunks_exact(width).zip(to).take(rows) {
-                to[left..left + visible].copy_from_slice(&from[..visible]);
+                copy(&from[..visible], &mut to[left..]);
             }
         }
         room
@@ -123,7 +124,8 @@ impl Class {
     }
     /// The windows before the first that are asked for, and all with those.
     fn reach(classes: &[Self], axis: &Axis) -> (usize, usize) {
-        let seen = || classes.iter().flat_map(|class| class.taps.iter().map(|&(_, window)| (window, class.count)));
+        let seen =
+            || classes.iter().flat_map(|class| class.taps.iter().map(|&(_, window)| (window, class.count)));
         let before = seen().map(|(window, _)| -window).max().unwrap_or(0).max(0);
         let end = seen().map(|(window, count)| window + count as isize).max().unwrap_or(0);
         (before as usize, (end.max(axis.coarse as isize) + before) as usize)
@@ -135,8 +137,7 @@ impl Scatter {
     pub fn new(axes: [Axis; 2], channels: [usize; 2]) -> Self {
         let classes = axes.each_ref().map(Class::all);
         let [(top, height), (left, width)] = [0, 1].map(|i| Class::reach(&classes[i], &axes[i]));
-        let frame =
-            Frame { size: axes.map(|axis| axis.coarse), before: [top, left], whole: [height, width] };
+        let frame = Frame { size: axes.map(|axis| axis.coarse), before: [top, left], whole: [height, width] };
         let both = |down: &Class| {
             let pairs = classes[1].iter().map(|along| [down.clone(), along.clone()]);
             pairs.collect::<Vec<_>>()
@@ -156,7 +157,8 @@ impl Scatter {
         let [down, along] = &self.classes[class];
         let [rows, width] = self.axes.map(|axis| axis.dense);
         let image = self.channels[0] * rows * width;
-        let row = |image: usize, i: usize| image + (down.first + i * self.axes[0].stride) * width + along.first;
+        let row =
+            |image: usize, i: usize| image + (down.first + i * self.axes[0].stride) * width + along.first;
         let rows = (0..images).flat_map(|n| (0..down.count).map(move |i| row(n * image, i)));
         rows.flat_map(|row| (0..along.count).map(move |i| row + i * self.axes[1].stride)).collect()
     }
@@ -176,7 +178,8 @@ impl Scatter {
         let filter = self.channels[0] * height * width;
         let [top, left] = self.frame.before.map(|before| before as isize);
         let taps = || {
-            let rows = (0..self.channels[1]).flat_map(|channel| down.taps.iter().map(move |&tap| (channel, tap)));
+            let rows =
+                (0..self.channels[1]).flat_map(|channel| down.taps.iter().map(move |&tap| (channel, tap)));
             rows.flat_map(|row| along.taps.iter().map(move |&tap| (row, tap)))
         };
         let coarse = taps().map(|((channel, (_, i)), (_, j))| {

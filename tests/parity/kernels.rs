@@ -200,7 +200,8 @@ fn gradients_of_max_pooling() -> Result<()> {
                 let (graph, facts) = b.finish();
                 run(&*ort, &graph, &facts).map(Some)
             };
-            let (Some(found), Some(expected)) = (gradient(Forms::Kernels { products: true })?, gradient(Forms::Products)?)
+            let (Some(found), Some(expected)) =
+                (gradient(Forms::Kernels { products: true })?, gradient(Forms::Products)?)
             else {
                 return Ok(());
             };
@@ -212,10 +213,7 @@ fn gradients_of_max_pooling() -> Result<()> {
 }
 
 /// The gradients of what `build` makes of some inputs, and itself, in forms for kernels of ours and in others by ONNX Runtime's.
-fn agree_in_forms(
-    what: &str,
-    build: impl Fn(&mut Builder) -> (ValueId, Vec<ValueId>),
-) -> Result<()> {
+fn agree_in_forms(what: &str, build: impl Fn(&mut Builder) -> (ValueId, Vec<ValueId>)) -> Result<()> {
     let made = |forms: Forms, ours: bool| -> Result<Option<Vec<Tensor>>> {
         let Some(ort) = onnx_runtime() else { return Ok(None) };
         let mut b = Builder::new("case");

@@ -13,7 +13,7 @@ mod tests;
 pub use micro::is_fast;
 pub use source::{Matrix, Offsets, Operand, Patches};
 
-use micro::{Tile, LANES, MAX_ROWS, MAX_VECTORS};
+use micro::{LANES, MAX_ROWS, MAX_VECTORS, Tile};
 use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -149,14 +149,8 @@ impl Product<'_> {
                 for i in rows.clone().step_by(rows_at_once) {
                     let some_rows = i..rows.end.min(i + rows_at_once);
                     self.a.pack(some_rows.clone(), some_depths.clone(), height, a);
-                    let block = Block {
-                        a,
-                        b,
-                        height,
-                        width,
-                        depths: some_depths.len(),
-                        adds: self.adds || k > 0,
-                    };
+                    let block =
+                        Block { a, b, height, width, depths: some_depths.len(), adds: self.adds || k > 0 };
                     // SAFETY: as this function's.
                     unsafe { self.tiles(&block, some_rows, some_columns.clone(), c) };
                 }

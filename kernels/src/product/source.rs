@@ -1,9 +1,9 @@
 //! Operands of products, and how they are packed.
 
 use super::micro::LANES;
-use std::ops::Range;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 /// An operand: rows of A or columns of B are its lines, along which its depths are summed over.
 #[derive(Clone, Copy)]
@@ -112,7 +112,8 @@ impl Offsets {
     /// # Panics
     /// Where an offset is beyond what processors gather by.
     pub fn new(offsets: impl IntoIterator<Item = usize>) -> Self {
-        let offsets: Vec<u32> = offsets.into_iter().map(|o| i32::try_from(o).expect("too large an image") as u32).collect();
+        let offsets: Vec<u32> =
+            offsets.into_iter().map(|o| i32::try_from(o).expect("too large an image") as u32).collect();
         let mut runs = vec![1u8; offsets.len()];
         for i in (1..offsets.len()).rev() {
             if offsets[i - 1] + 1 == offsets[i] {
@@ -188,9 +189,7 @@ fn mask(count: usize) -> u16 {
 #[target_feature(enable = "avx512f")]
 unsafe fn load(first: *const f32, count: usize) -> __m512 {
     // SAFETY: the caller's.
-    unsafe {
-        if count == LANES { _mm512_loadu_ps(first) } else { _mm512_maskz_loadu_ps(mask(count), first) }
-    }
+    unsafe { if count == LANES { _mm512_loadu_ps(first) } else { _mm512_maskz_loadu_ps(mask(count), first) } }
 }
 
 fn pack(source: &impl Source, lines: Range<usize>, depths: Range<usize>, width: usize, to: &mut [f32]) {
@@ -210,7 +209,13 @@ fn pack(source: &impl Source, lines: Range<usize>, depths: Range<usize>, width: 
 }
 
 /// The same on any processor.
-pub(super) fn pack_anywhere(source: &impl Source, lines: Range<usize>, depths: Range<usize>, width: usize, to: &mut [f32]) {
+pub(super) fn pack_anywhere(
+    source: &impl Source,
+    lines: Range<usize>,
+    depths: Range<usize>,
+    width: usize,
+    to: &mut [f32],
+) {
     let panel = width * depths.len();
     for (line, to) in lines.clone().step_by(width).zip(to.chunks_exact_mut(panel.max(1))) {
         for (depth, to) in depths.clone().zip(to.chunks_exact_mut(width)) {
@@ -317,7 +322,8 @@ fn transpose(rows: &mut [__m512; LANES]) {
     for j in 0..4 {
         let [a, b, c, d] = [fours[j], fours[4 + j], fours[8 + j], fours[12 + j]];
         let (even, odd) = (_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xDD>(a, b));
-        let (even_below, odd_below) = (_mm512_shuffle_f32x4::<0x88>(c, d), _mm512_shuffle_f32x4::<0xDD>(c, d));
+        let (even_below, odd_below) =
+            (_mm512_shuffle_f32x4::<0x88>(c, d), _mm512_shuffle_f32x4::<0xDD>(c, d));
         rows[j] = _mm512_shuffle_f32x4::<0x88>(even, even_below);
         rows[4 + j] = _mm512_shuffle_f32x4::<0x88>(odd, odd_below);
         rows[8 + j] = _mm512_shuffle_f32x4::<0xDD>(even, even_below);

@@ -45,7 +45,9 @@ fn products_agree_with_the_definition() {
             let b = noise((columns + 3) * (depth + 1), 2);
             let (a, b) = (matrix(&a, rows, depth, a_across), matrix(&b, columns, depth, b_across));
             let sum = |i: usize, j: usize| -> f64 {
-                let element = |m: &Matrix<'_>, line: usize, k: usize| f64::from(m.elements[line * m.line + k * m.depth]);
+                let element = |m: &Matrix<'_>, line: usize, k: usize| {
+                    f64::from(m.elements[line * m.line + k * m.depth])
+                };
                 (0..depth).map(|k| element(&a, i, k) * element(&b, j, k)).sum()
             };
             let before = noise(rows * columns, 3);
@@ -62,11 +64,9 @@ fn products_agree_with_the_definition() {
             let (row, column) = (rows / 3, columns / 2);
             let mut in_parts = before.clone();
             let shared = Shared::new(&mut in_parts);
-            for (rows, columns) in [
-                (row..rows, column..columns),
-                (0..row, 0..columns),
-                (row..rows, 0..column),
-            ] {
+            for (rows, columns) in
+                [(row..rows, column..columns), (0..row, 0..columns), (row..rows, 0..column)]
+            {
                 // SAFETY: one after the other.
                 unsafe { product.part(rows, columns, &shared) };
             }
@@ -105,7 +105,8 @@ fn columns_go_where_they_belong() {
             let column = list.iter().position(|&j| i > 0 && j == (i - 1) % width);
             let Some(j) = column else { return 0.5 };
             let row = (i - 1) / width;
-            let sum: f64 = (0..depth).map(|k| f64::from(a[row * depth + k]) * f64::from(b[j * depth + k])).sum();
+            let sum: f64 =
+                (0..depth).map(|k| f64::from(a[row * depth + k]) * f64::from(b[j * depth + k])).sum();
             if adds { sum + 0.5 } else { sum }
         });
     }
@@ -121,11 +122,17 @@ fn patches_are_sums_of_offsets() {
     let (places, tap_offsets) = (Offsets::new(offsets.iter().copied()), Offsets::new(taps.iter().copied()));
     let rows = 7;
     for places_are_lines in [true, false] {
-        let (lines, depth) = if places_are_lines { (offsets.len(), taps.len()) } else { (taps.len(), offsets.len()) };
+        let (lines, depth) =
+            if places_are_lines { (offsets.len(), taps.len()) } else { (taps.len(), offsets.len()) };
         let a = noise(rows * depth, 2);
         let product = Product {
             a: Operand::Matrix(Matrix { elements: &a, line: depth, depth: 1 }),
-            b: Operand::Patches(Patches { image: &image, places: &places, taps: &tap_offsets, places_are_lines }),
+            b: Operand::Patches(Patches {
+                image: &image,
+                places: &places,
+                taps: &tap_offsets,
+                places_are_lines,
+            }),
             depth,
             place: Place { start: 0, rows: lines, columns: None },
             adds: false,

@@ -118,7 +118,9 @@ pub fn weight_form(
     let whole = (0..g.rank()).all(|i| g.stride[i] == 1 && g.begin[i] == 0 && g.end(i) == 0);
     let ours = matches!(forms, Forms::Kernels { .. }) && g.rank() == 2;
     match () {
-        _ if group == 1 && g.rank() == 2 && forms == (Forms::Kernels { products: true }) => WeightForm::Kernel,
+        _ if group == 1 && g.rank() == 2 && forms == (Forms::Kernels { products: true }) => {
+            WeightForm::Kernel
+        }
         _ if g.rank() == 0 => WeightForm::Pointwise,
         _ if group == 1 && taps == 1 && whole && windows >= 128 => WeightForm::Pointwise,
         _ if forms == Forms::Windows => WeightForm::RoleSwap,

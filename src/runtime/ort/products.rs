@@ -90,7 +90,11 @@ impl<'a> Look<'a> {
         let columns = *result.last()?;
         let bias = if is_gemm { node.input(2) } else { None };
         let unscaled = node.float_or("alpha", 1.0) == 1.0 && node.float_or("beta", 1.0) == 1.0;
-        let one_row = |id: &ValueId| self.facts.get(id).is_some_and(|fact| fact.shape.iter().product::<usize>() == columns && fact.shape.last() == Some(&columns));
+        let one_row = |id: &ValueId| {
+            self.facts.get(id).is_some_and(|fact| {
+                fact.shape.iter().product::<usize>() == columns && fact.shape.last() == Some(&columns)
+            })
+        };
         if (is_gemm && !unscaled) || !bias.is_none_or(one_row) {
             return None;
         }
@@ -134,7 +138,9 @@ impl<'a> Look<'a> {
 
     /// With the bias that is added to node `i`'s result, or the transpose after it: where the product goes, itself, and the nodes that go.
     fn complete(&self, i: usize, mut product: Node) -> (usize, Node, Option<usize>) {
-        let Some((reader, node)) = product.output(0).and_then(|id| self.only_reader(id)) else { return (i, product, None) };
+        let Some((reader, node)) = product.output(0).and_then(|id| self.only_reader(id)) else {
+            return (i, product, None);
+        };
         let Some(result) = node.output(0) else { return (i, product, None) };
         if let Some(bias) = self.bias(node, &product) {
             product.inputs.push(Some(bias.clone()));

@@ -5,7 +5,7 @@
 //! Of the latter ONNX Runtime makes a matrix product of each group, with one row and an unfolded image: a twentieth of what a core
 //! can do. (Its fast depthwise convolution wants constant weights, which weights in training aren't.)
 
-use super::{each_part, input, output, unfit, unfolded};
+use super::{PART, each_part, input, output, unfit, unfolded};
 use crate::onnx::{DType, Fact, Facts, Graph, Node};
 use ::ort::operator::{BoxedKernel, ComputeContext, KernelContext, Operator, OperatorInput, OperatorOutput};
 use ::ort::value::TensorElementType;
@@ -153,6 +153,21 @@ pub fn bias(context: &ComputeContext, channels: usize) -> ::ort::Result<Vec<f32>
     if bias.len() == channels { Ok(bias.to_vec()) } else { Err(unfit()) }
 }
 
+/// Makes plane by plane. Small ones are handed out together: each by itself would take longer than what is done with it.
+fn each_plane(
+    context: &ComputeContext,
+    planes: &mut [f32],
+    plane: usize,
+    make: impl Fn(usize, &mut [f32]) + Send + Sync,
+) -> ::ort::Result<()> {
+    let together = PART.div_ceil(plane);
+    each_part(context, planes, together * plane, |part, planes| {
+        for (i, plane) in planes.chunks_exact_mut(plane).enumerate() {
+            make(part * together + i, plane);
+        }
+    })
+}
+
 fn convolve(context: &ComputeContext, window: &Window) -> ::ort::Result<()> {
     let (x, w) = (input(context, 0)?, input(context, 1)?);
     let ((x_shape, x), (w_shape, w)) = (x.try_extract_tensor::<f32>()?, w.try_extract_tensor::<f32>()?);
@@ -169,7 +184,7 @@ fn convolve(context: &ComputeContext, window: &Window) -> ::ort::Result<()> {
     let (image, kernel) = (height * width, kh * kw);
     if inner == 1 && kernel <= oh * ow {
         let planes = Planes::new(window.axis(0, height, oh, kh), window.axis(1, width, ow, kw));
-        return each_part(context, y, planes.coarse(), |i, y| {
+        return each_plane(context, y, planes.coarse(), |i, y| {
             let (row, channel) = (i / outputs, i % outputs);
             let x = &x[(row * channels + channel / (outputs / group)) * image..][..image];
             let w = &w[channel * kernel..][..kernel];
@@ -179,7 +194,7 @@ fn convolve(context: &ComputeContext, window: &Window) -> ::ort::Result<()> {
     // The kernels are the coarse sides of convolutions whose kernels are looked for: strides and dilations change places.
     let swapped = Window { strides: window.dilations, dilations: window.strides, pads: window.pads, group };
     let planes = Planes::new(swapped.axis(0, height, kh, oh), swapped.axis(1, width, kw, ow));
-    each_part(context, y, planes.kernel(), |i, y| {
+    each_plane(context, y, planes.kernel(), |i, y| {
         let (row, channel) = (i / outputs, i % outputs);
         let x = &x[(row * channels + channel / (outputs / group) * inner) * image..][..inner * image];
         let w = &w[channel * inner * kernel..][..inner * kernel];
@@ -190,12 +205,7 @@ fn convolve(context: &ComputeContext, window: &Window) -> ::ort::Result<()> {
     })
 }
 
-fn transposed(
-    context: &ComputeContext,
-    window: &Window,
-    grown: &[i64],
-    threads: usize,
-) -> ::ort::Result<()> {
+fn transposed(context: &ComputeContext, window: &Window, grown: &[i64], threads: usize) -> ::ort::Result<()> {
     let (y, w) = (input(context, 0)?, input(context, 1)?);
     let ((y_shape, y), (w_shape, w)) = (y.try_extract_tensor::<f32>()?, w.try_extract_tensor::<f32>()?);
     let ([n, channels, oh, ow], [groups, inner, kh, kw]) = (sizes(y_shape)?, sizes(w_shape)?);
@@ -217,7 +227,7 @@ fn transposed(
     let (_, x) = x.try_extract_tensor_mut::<f32>()?;
     let planes = Planes::new(window.axis(0, height, oh, kh), window.axis(1, width, ow, kw));
     let (coarse, kernel) = (planes.coarse(), planes.kernel());
-    each_part(context, x, planes.dense(), |i, x| {
+    each_plane(context, x, planes.dense(), |i, x| {
         let channel = i % channels;
         let (y, w) = (&y[i * coarse..][..coarse], &w[channel * kernel..][..kernel]);
         ROOM.with_borrow_mut(|room| planes.scatter(y, w, bias[channel], x, room));

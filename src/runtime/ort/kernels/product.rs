@@ -55,8 +55,10 @@ impl Layout {
             steps[i - 1] = steps[i] * sizes[i];
         }
         let Some(permutation) = permutation else { return Some(Self { sizes, steps }) };
-        let order: Vec<usize> =
-            permutation.iter().map(|&i| usize::try_from(i).ok().filter(|&i| i < sizes.len())).collect::<Option<_>>()?;
+        let order: Vec<usize> = permutation
+            .iter()
+            .map(|&i| usize::try_from(i).ok().filter(|&i| i < sizes.len()))
+            .collect::<Option<_>>()?;
         let pick = |from: &[usize]| order.iter().map(|&i| from[i]).collect();
         (order.len() == sizes.len()).then(|| Self { sizes: pick(&sizes), steps: pick(&steps) })
     }
@@ -82,7 +84,11 @@ impl Layout {
     }
 }
 
-fn compute(context: &ComputeContext, permutations: &[Option<Vec<i64>>; 3], threads: usize) -> ::ort::Result<()> {
+fn compute(
+    context: &ComputeContext,
+    permutations: &[Option<Vec<i64>>; 3],
+    threads: usize,
+) -> ::ort::Result<()> {
     let (a, b) = (input(context, 0)?, input(context, 1)?);
     let ((a_shape, a), (b_shape, b)) = (a.try_extract_tensor::<f32>()?, b.try_extract_tensor::<f32>()?);
     let [of_a, of_b, of_y] = permutations.each_ref().map(Option::as_deref);
@@ -195,7 +201,12 @@ impl Plan {
         let mut batch = broadcast(&a.sizes[a_batch], &b.sizes[b_batch.clone()])?;
         let mut shape: Vec<usize> = batch.iter().copied().chain([rows, columns]).collect();
         // Of one B for a whole batch there is one product.
-        let dense = a.steps.iter().zip(&a.sizes).rev().try_fold(1, |step, (&own, &size)| (own == step).then_some(step * size));
+        let dense = a
+            .steps
+            .iter()
+            .zip(&a.sizes)
+            .rev()
+            .try_fold(1, |step, (&own, &size)| (own == step).then_some(step * size));
         if b.sizes[b_batch].iter().all(|&size| size == 1) && dense.is_some() && permutation.is_none() {
             rows *= batch.iter().product::<usize>();
             batch.clear();
@@ -211,7 +222,8 @@ impl Plan {
         let logical = shape.clone();
         let mut result = Layout::new(&logical.iter().map(|&d| d as i64).collect::<Vec<_>>(), None)?;
         if let Some(permutation) = permutation {
-            let order: Vec<usize> = permutation.iter().map(|&i| usize::try_from(i).ok()).collect::<Option<_>>()?;
+            let order: Vec<usize> =
+                permutation.iter().map(|&i| usize::try_from(i).ok()).collect::<Option<_>>()?;
             let inverse = (0..order.len()).map(|i| order.iter().position(|&o| o == i).map(|i| i as i64));
             shape = order.iter().map(|&i| logical.get(i).copied()).collect::<Option<_>>()?;
             let permuted: Vec<i64> = shape.iter().map(|&d| d as i64).collect();

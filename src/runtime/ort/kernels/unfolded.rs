@@ -43,8 +43,12 @@ pub fn convolve(context: &ComputeContext, window: &Window, threads: usize) -> ::
     let image = channels * height * width;
     for (x, y) in x.chunks(images * image).zip(y.chunks_mut(images * outputs * oh * ow)) {
         IMAGES.with_borrow_mut(|room| {
-            let patches =
-                Patches { image: windows.frame().lay_out(x, room), places: &places, taps: &taps, places_are_lines: true };
+            let patches = Patches {
+                image: windows.frame().lay_out(x, room),
+                places: &places,
+                taps: &taps,
+                places_are_lines: true,
+            };
             let product = Product {
                 a: Operand::Matrix(Matrix { elements: w, line: taps.len(), depth: 1 }),
                 b: Operand::Patches(patches),
@@ -108,8 +112,18 @@ pub fn transposed(
             parts.iter().try_for_each(|part| {
                 let [taps, weights] = &part.taps;
                 let product = Product {
-                    a: Operand::Patches(Patches { image: w, places: &filters, taps: weights, places_are_lines: true }),
-                    b: Operand::Patches(Patches { image: y, places: &part.places, taps, places_are_lines: true }),
+                    a: Operand::Patches(Patches {
+                        image: w,
+                        places: &filters,
+                        taps: weights,
+                        places_are_lines: true,
+                    }),
+                    b: Operand::Patches(Patches {
+                        image: y,
+                        places: &part.places,
+                        taps,
+                        places_are_lines: true,
+                    }),
                     depth: taps.len(),
                     place: Place { start: 0, rows: height * width, columns: Some(&part.columns) },
                     adds: biased,
@@ -172,15 +186,26 @@ fn weight_gradient(
     let images = at_once(oh * ow, n);
     let (places, taps) = (windows.places(images), windows.taps());
     let (plane, cotangents) = (oh * ow, outputs * oh * ow);
-    let y_places = Offsets::new((0..images).flat_map(|image| (0..plane).map(move |o| image * cotangents + o)));
+    let y_places =
+        Offsets::new((0..images).flat_map(|image| (0..plane).map(move |o| image * cotangents + o)));
     let y_planes = Offsets::new((0..outputs).map(|output| output * plane));
     let image = channels * height * width;
     for (i, (x, dy)) in x.chunks(images * image).zip(dy.chunks(images * cotangents)).enumerate() {
         IMAGES.with_borrow_mut(|room| {
             let x = windows.frame().lay_out(x, room);
             let product = Product {
-                a: Operand::Patches(Patches { image: dy, places: &y_places, taps: &y_planes, places_are_lines: false }),
-                b: Operand::Patches(Patches { image: x, places: &places, taps: &taps, places_are_lines: false }),
+                a: Operand::Patches(Patches {
+                    image: dy,
+                    places: &y_places,
+                    taps: &y_planes,
+                    places_are_lines: false,
+                }),
+                b: Operand::Patches(Patches {
+                    image: x,
+                    places: &places,
+                    taps: &taps,
+                    places_are_lines: false,
+                }),
                 depth: dy.len() / cotangents * plane,
                 place: Place { start: 0, rows: taps.len(), columns: None },
                 adds: i > 0,
