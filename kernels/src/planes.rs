@@ -94,6 +94,16 @@ impl Planes {
         Self { down, along, pitch, phase, spans, span, image_step: down.stride * pitch, output_pitch, taps }
     }
 
+    /// Planes whose [`convolve`](Planes::convolve) is what [`scatter`](Planes::scatter) is to those of these axes, by the kernel's
+    /// elements in reverse order: without a stride there are such, and small planes take half as long so.
+    pub fn turned(down: Axis, along: Axis) -> Option<Self> {
+        let turned = |axis: Axis| {
+            let begin = ((axis.kernel.max(1) - 1) * axis.dilation).checked_sub(axis.begin)?;
+            (axis.stride == 1).then_some(Axis { dense: axis.coarse, coarse: axis.dense, begin, ..axis })
+        };
+        Some(Self::new(turned(down)?, turned(along)?))
+    }
+
     /// Elements of a plane of the dense side.
     pub fn dense(&self) -> usize {
         self.down.dense * self.along.dense
@@ -217,10 +227,8 @@ impl Planes {
     pub fn correlate(&self, x: &[f32], y: &[f32], w: &mut [f32], room: &mut Room) {
         self.lay_out(x, &mut room.image);
         self.lay_out_outputs(y, &mut room.outputs);
-        for (span, outputs) in room.outputs.chunks_exact(self.span).enumerate() {
-            let image = &room.image[span * self.image_step..];
-            dispatch!(correlate(image, &self.taps, outputs, w));
-        }
+        let Self { image_step, taps, span, .. } = self;
+        dispatch!(correlate(&room.image, *image_step, taps, &room.outputs, *span, w));
     }
 }
 
@@ -236,8 +244,15 @@ mod wide {
         super::scatter::<true>(image, taps, w, outputs);
     }
     #[target_feature(enable = "avx2,fma")]
-    pub fn correlate(image: &[f32], taps: &[usize], outputs: &[f32], w: &mut [f32]) {
-        super::correlate::<true>(image, taps, outputs, w);
+    pub fn correlate(
+        image: &[f32],
+        step: usize,
+        taps: &[usize],
+        outputs: &[f32],
+        span: usize,
+        w: &mut [f32],
+    ) {
+        super::correlate::<true>(image, step, taps, outputs, span, w);
     }
 }
 
@@ -304,15 +319,25 @@ fn scatter<const FUSED: bool>(image: &mut [f32], taps: &[usize], w: &[f32], outp
 }
 
 #[inline(always)]
-fn correlate<const FUSED: bool>(image: &[f32], taps: &[usize], outputs: &[f32], w: &mut [f32]) {
+fn correlate<const FUSED: bool>(
+    image: &[f32],
+    step: usize,
+    taps: &[usize],
+    outputs: &[f32],
+    span: usize,
+    w: &mut [f32],
+) {
     for (taps, w) in taps.chunks(TAPS).zip(w.chunks_mut(TAPS)) {
         let mut sums = [[0.0; LANES]; TAPS];
         let mut begin = [0; TAPS];
         begin[..taps.len()].copy_from_slice(taps);
-        for (at, output) in outputs.as_chunks::<LANES>().0.iter().enumerate() {
-            for (sum, tap) in sums.iter_mut().zip(begin) {
-                add_product::<FUSED>(sum, lanes(image, tap + at * LANES), output);
+        for outputs in outputs.chunks_exact(span) {
+            for (at, output) in outputs.as_chunks::<LANES>().0.iter().enumerate() {
+                for (sum, tap) in sums.iter_mut().zip(begin) {
+                    add_product::<FUSED>(sum, lanes(image, tap + at * LANES), output);
+                }
             }
+            begin.iter_mut().for_each(|tap| *tap += step);
         }
         for (w, sum) in w.iter_mut().zip(sums) {
             *w += sum.iter().sum::<f32>();

@@ -68,7 +68,8 @@ fn window(strides: [i64; 2], dilations: [i64; 2], pads: [i64; 4], group: usize) 
 /// Images, kernels, strides, dilations, padding.
 type Geometry = ([usize; 4], [usize; 4], [i64; 2], [i64; 2], [i64; 4]);
 
-const DEPTHWISE: [Geometry; 7] = [
+const DEPTHWISE: [Geometry; 8] = [
+    ([2, 6, 2, 2], [6, 1, 3, 3], [1, 1], [1, 1], [1, 1, 1, 1]),
     ([2, 6, 14, 14], [6, 1, 3, 3], [1, 1], [1, 1], [1, 1, 1, 1]),
     ([3, 6, 15, 14], [6, 1, 3, 3], [2, 2], [1, 1], [1, 1, 1, 1]),
     ([1, 4, 20, 37], [4, 1, 5, 3], [1, 2], [1, 1], [2, 0, 2, 1]),

@@ -80,6 +80,8 @@ fn is_constant(node: &Node, graph: &Graph, i: usize) -> bool {
     node.inputs.get(i).and_then(Option::as_ref).is_some_and(|id| graph.initializers.contains_key(id))
 }
 
+/// Elements of kernels that are what is called one, even where images are smaller.
+const SMALL_KERNEL: usize = 25;
 /// Products of so many multiplications are worth unfolding for.
 const MANY: usize = 1 << 16;
 
@@ -93,7 +95,7 @@ fn fits_product(window: &Window, w: &Fact, windows: usize) -> bool {
 pub fn fits(node: &Node, facts: &Facts, graph: &Graph) -> bool {
     let (Some(window), Some([x, w, y])) = (Window::of(node), images(node, facts)) else { return false };
     let area = |fact: &Fact| fact.shape[2] * fact.shape[3];
-    let depthwise = w.shape[1] == 1 && area(w) <= area(y) && !is_constant(node, graph, 1);
+    let depthwise = w.shape[1] == 1 && area(w) <= area(y).max(SMALL_KERNEL) && !is_constant(node, graph, 1);
     let gradient = x.shape[0] == 1 && w.shape[0] == window.group && area(w) > area(y);
     let product = fits_product(&window, w, y.shape[0] * area(y)) && !is_constant(node, graph, 1);
     product || window.group > 1 && (depthwise || gradient)
@@ -182,7 +184,7 @@ fn convolve(context: &ComputeContext, window: &Window) -> ::ort::Result<()> {
     let mut y = output(context, 0, &[n, outputs, oh, ow].map(|d| d as i64))?;
     let (_, y) = y.try_extract_tensor_mut::<f32>()?;
     let (image, kernel) = (height * width, kh * kw);
-    if inner == 1 && kernel <= oh * ow {
+    if inner == 1 && kernel <= (oh * ow).max(SMALL_KERNEL) {
         let planes = Planes::new(window.axis(0, height, oh, kh), window.axis(1, width, ow, kw));
         return each_plane(context, y, planes.coarse(), |i, y| {
             let (row, channel) = (i / outputs, i % outputs);
@@ -225,11 +227,18 @@ fn transposed(context: &ComputeContext, window: &Window, grown: &[i64], threads:
     let bias = bias(context, channels)?;
     let mut x = output(context, 0, &[n, channels, height, width].map(|d| d as i64))?;
     let (_, x) = x.try_extract_tensor_mut::<f32>()?;
-    let planes = Planes::new(window.axis(0, height, oh, kh), window.axis(1, width, ow, kw));
+    let axes = (window.axis(0, height, oh, kh), window.axis(1, width, ow, kw));
+    let planes = Planes::new(axes.0, axes.1);
     let (coarse, kernel) = (planes.coarse(), planes.kernel());
+    let turned = Planes::turned(axes.0, axes.1);
+    let reversed: Vec<f32> = w.chunks_exact(kernel).flat_map(|w| w.iter().rev()).copied().collect();
     each_plane(context, x, planes.dense(), |i, x| {
         let channel = i % channels;
-        let (y, w) = (&y[i * coarse..][..coarse], &w[channel * kernel..][..kernel]);
-        ROOM.with_borrow_mut(|room| planes.scatter(y, w, bias[channel], x, room));
+        let (y, at, bias) =
+            (&y[i * coarse..][..coarse], channel * kernel..(channel + 1) * kernel, bias[channel]);
+        ROOM.with_borrow_mut(|room| match &turned {
+            Some(turned) => turned.convolve(y, &reversed[at], bias, x, room),
+            None => planes.scatter(y, &w[at], bias, x, room),
+        });
     })
 }
