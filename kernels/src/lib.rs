@@ -3,7 +3,9 @@
 pub mod chain;
 mod planes;
 mod pool;
+pub mod product;
 mod spread;
+pub mod unfold;
 
 pub use chain::Chain;
 pub use planes::{Axis, Planes, Room};

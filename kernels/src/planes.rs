@@ -39,7 +39,7 @@ pub struct Axis {
 
 impl Axis {
     /// Padded elements that some window sees.
-    fn seen(&self) -> usize {
+    pub(crate) fn seen(&self) -> usize {
         (self.coarse.max(1) - 1) * self.stride + (self.kernel.max(1) - 1) * self.dilation + 1
     }
 }
@@ -94,6 +94,16 @@ impl Planes {
         Self { down, along, pitch, phase, spans, span, image_step: down.stride * pitch, output_pitch, taps }
     }
 
+    /// Planes whose [`convolve`](Planes::convolve) is what [`scatter`](Planes::scatter) is to those of these axes, by the kernel's
+    /// elements in reverse order: without a stride there are such, and small planes take half as long so.
+    pub fn turned(down: Axis, along: Axis) -> Option<Self> {
+        let turned = |axis: Axis| {
+            let begin = ((axis.kernel.max(1) - 1) * axis.dilation).checked_sub(axis.begin)?;
+            (axis.stride == 1).then_some(Axis { dense: axis.coarse, coarse: axis.dense, begin, ..axis })
+        };
+        Some(Self::new(turned(down)?, turned(along)?))
+    }
+
     /// Elements of a plane of the dense side.
     pub fn dense(&self) -> usize {
         self.down.dense * self.along.dense
@@ -128,16 +138,31 @@ impl Planes {
         self.along.dense.min(self.along.seen().saturating_sub(self.along.begin))
     }
 
+    /// For each residue of the padded axis that a row has: its first such element, and where that is in the laid out row.
+    fn residues(&self) -> impl Iterator<Item = (usize, usize)> {
+        let (stride, begin) = (self.along.stride, self.along.begin);
+        let first =
+            move |first: usize| (first, (begin + first) % stride * self.phase + (begin + first) / stride);
+        (0..stride.min(self.visible())).map(first)
+    }
+
     fn lay_out(&self, x: &[f32], image: &mut Vec<f32>) {
         self.clear_image(image);
-        let (stride, begin, visible) = (self.along.stride, self.along.begin, self.visible());
+        let visible = self.visible();
         for (from, to) in self.rows() {
             let row = &x[from..from + visible];
-            if stride == 1 {
-                image[to + begin..to + begin + visible].copy_from_slice(row);
-            } else {
-                for (at, &value) in (begin..).zip(row) {
-                    image[to + at % stride * self.phase + at / stride] = value;
+            for (first, at) in self.residues() {
+                let (row, to) = (&row[first..], &mut image[to + at..]);
+                match self.along.stride {
+                    1 => copy(row, to),
+                    2 => {
+                        let (pairs, rest) = row.as_chunks::<2>();
+                        to.iter_mut().zip(pairs).for_each(|(to, pair)| *to = pair[0]);
+                        rest.iter().for_each(|last| to[pairs.len()] = *last);
+                    }
+                    stride => {
+                        to.iter_mut().zip(row.iter().step_by(stride)).for_each(|(to, from)| *to = *from)
+                    }
                 }
             }
         }
@@ -145,14 +170,19 @@ impl Planes {
 
     fn gather(&self, image: &[f32], x: &mut [f32]) {
         x.fill(0.0);
-        let (stride, begin, visible) = (self.along.stride, self.along.begin, self.visible());
+        let visible = self.visible();
         for (to, from) in self.rows() {
             let row = &mut x[to..to + visible];
-            if stride == 1 {
-                row.copy_from_slice(&image[from + begin..from + begin + visible]);
-            } else {
-                for (at, value) in (begin..).zip(row) {
-                    *value = image[from + at % stride * self.phase + at / stride];
+            for (first, at) in self.residues() {
+                let (row, from) = (&mut row[first..], &image[from + at..]);
+                match self.along.stride {
+                    1 => copy(&from[..row.len()], row),
+                    2 => {
+                        let (pairs, rest) = row.as_chunks_mut::<2>();
+                        pairs.iter_mut().zip(from).for_each(|(pair, from)| pair[0] = *from);
+                        rest.iter_mut().for_each(|last| *last = from[pairs.len()]);
+                    }
+                    stride => row.iter_mut().step_by(stride).zip(from).for_each(|(to, from)| *to = *from),
                 }
             }
         }
@@ -161,8 +191,7 @@ impl Planes {
     fn lay_out_outputs(&self, y: &[f32], outputs: &mut Vec<f32>) {
         self.clear_outputs(outputs);
         for (row, values) in y.chunks_exact(self.along.coarse).enumerate() {
-            let to = row * self.output_pitch;
-            outputs[to..to + values.len()].copy_from_slice(values);
+            copy(values, &mut outputs[row * self.output_pitch..]);
         }
     }
 
@@ -176,7 +205,7 @@ impl Planes {
         }
         for (row, values) in y.chunks_exact_mut(self.along.coarse).enumerate() {
             let from = row * self.output_pitch;
-            values.copy_from_slice(&room.outputs[from..from + values.len()]);
+            copy(&room.outputs[from..from + values.len()], values);
         }
     }
 
@@ -198,10 +227,8 @@ impl Planes {
     pub fn correlate(&self, x: &[f32], y: &[f32], w: &mut [f32], room: &mut Room) {
         self.lay_out(x, &mut room.image);
         self.lay_out_outputs(y, &mut room.outputs);
-        for (span, outputs) in room.outputs.chunks_exact(self.span).enumerate() {
-            let image = &room.image[span * self.image_step..];
-            dispatch!(correlate(image, &self.taps, outputs, w));
-        }
+        let Self { image_step, taps, span, .. } = self;
+        dispatch!(correlate(&room.image, *image_step, taps, &room.outputs, *span, w));
     }
 }
 
@@ -217,8 +244,41 @@ mod wide {
         super::scatter::<true>(image, taps, w, outputs);
     }
     #[target_feature(enable = "avx2,fma")]
-    pub fn correlate(image: &[f32], taps: &[usize], outputs: &[f32], w: &mut [f32]) {
-        super::correlate::<true>(image, taps, outputs, w);
+    pub fn correlate(
+        image: &[f32],
+        step: usize,
+        taps: &[usize],
+        outputs: &[f32],
+        span: usize,
+        w: &mut [f32],
+    ) {
+        super::correlate::<true>(image, step, taps, outputs, span, w);
+    }
+}
+
+/// Copies to where there is room. Rows of small planes are too short to call the library for.
+#[inline(always)]
+pub(crate) fn copy(from: &[f32], to: &mut [f32]) {
+    let to = &mut to[..from.len()];
+    if from.len() >= LANES {
+        return to.copy_from_slice(from);
+    }
+    let mut at = 0;
+    at += copy_bit::<8>(from, to, at);
+    at += copy_bit::<4>(from, to, at);
+    at += copy_bit::<2>(from, to, at);
+    copy_bit::<1>(from, to, at);
+}
+
+/// Copies `N` elements from `at` on if there are as many.
+#[inline(always)]
+fn copy_bit<const N: usize>(from: &[f32], to: &mut [f32], at: usize) -> usize {
+    match (from[at..].first_chunk::<N>(), to[at..].first_chunk_mut::<N>()) {
+        (Some(from), Some(to)) => {
+            *to = *from;
+            N
+        }
+        _ => 0,
     }
 }
 
@@ -259,15 +319,25 @@ fn scatter<const FUSED: bool>(image: &mut [f32], taps: &[usize], w: &[f32], outp
 }
 
 #[inline(always)]
-fn correlate<const FUSED: bool>(image: &[f32], taps: &[usize], outputs: &[f32], w: &mut [f32]) {
+fn correlate<const FUSED: bool>(
+    image: &[f32],
+    step: usize,
+    taps: &[usize],
+    outputs: &[f32],
+    span: usize,
+    w: &mut [f32],
+) {
     for (taps, w) in taps.chunks(TAPS).zip(w.chunks_mut(TAPS)) {
         let mut sums = [[0.0; LANES]; TAPS];
         let mut begin = [0; TAPS];
         begin[..taps.len()].copy_from_slice(taps);
-        for (at, output) in outputs.as_chunks::<LANES>().0.iter().enumerate() {
-            for (sum, tap) in sums.iter_mut().zip(begin) {
-                add_product::<FUSED>(sum, lanes(image, tap + at * LANES), output);
+        for outputs in outputs.chunks_exact(span) {
+            for (at, output) in outputs.as_chunks::<LANES>().0.iter().enumerate() {
+                for (sum, tap) in sums.iter_mut().zip(begin) {
+                    add_product::<FUSED>(sum, lanes(image, tap + at * LANES), output);
+                }
             }
+            begin.iter_mut().for_each(|tap| *tap += step);
         }
         for (w, sum) in w.iter_mut().zip(sums) {
             *w += sum.iter().sum::<f32>();

@@ -20,7 +20,7 @@ fn pairs(down: &Axis, along: &Axis, mut each: impl FnMut(usize, usize, usize)) {
     }
 }
 
-fn noise(count: usize, seed: u32) -> Vec<f32> {
+pub fn noise(count: usize, seed: u32) -> Vec<f32> {
     let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
     let mut next = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -76,6 +76,12 @@ fn agree(down: Axis, along: Axis, room: &mut Room) {
     planes.convolve(&x, &w, 0.25, &mut found[0], room);
     planes.correlate(&x, &y, &mut found[1], room);
     planes.scatter(&y, &w, 0.5, &mut found[2], room);
+    if let Some(turned) = Planes::turned(down, along) {
+        let reversed: Vec<f32> = w.iter().rev().copied().collect();
+        let mut x = vec![f32::NAN; x.len()];
+        turned.convolve(&y, &reversed, 0.5, &mut x, room);
+        assert_close("turned", &x, &expected[2], (&down, &along));
+    }
     for (i, what) in ["convolve", "correlate", "scatter"].into_iter().enumerate() {
         assert_close(what, &found[i], &expected[i], (&down, &along));
     }

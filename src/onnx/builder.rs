@@ -31,7 +31,10 @@ pub enum Forms {
     Products,
     /// Matrix products, but in single precision and over two axes convolutions as large as images for depthwise ones, and
     /// operators of our own ([`super::kernels`]): ONNX Runtime with kernels of ours.
-    Kernels,
+    Kernels {
+        /// Whether those of products are faster than ONNX Runtime's on this processor.
+        products: bool,
+    },
     /// Convolutions of every shape, as large as images: our GPU executor.
     Windows,
 }

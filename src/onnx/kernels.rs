@@ -5,3 +5,5 @@
 pub const DOMAIN: &str = "onnx_merge.cpu";
 /// The cotangent of `MaxPool`'s input over two axes, from x, y and y's cotangent.
 pub const MAX_POOL_GRADIENT: &str = "MaxPoolGradient";
+/// The gradient of the weights of a `Conv` of one group over two axes, from x and y's cotangent.
+pub const CONV_WEIGHT_GRADIENT: &str = "ConvWeightGradient";

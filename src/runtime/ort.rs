@@ -6,6 +6,7 @@
 
 mod chains;
 mod kernels;
+mod products;
 mod ranks;
 
 use super::discover::{Candidate, Version};
@@ -121,7 +122,7 @@ impl OrtExecutor {
         // looked at: what that took is to be given back.
         let mut made = model.graph.nodes.iter().flat_map(|node| node.outputs.iter().flatten());
         let lasting = made.all(|id| facts.contains_key(id));
-        let ours = if lasting { kernels::swap_in(&mut model, facts) } else { None };
+        let ours = if lasting { kernels::swap_in(&mut model, facts, self.threads) } else { None };
         if lasting {
             ranks::pad(&mut model.graph, facts);
         }
@@ -240,7 +241,7 @@ impl Executor for OrtExecutor {
         Some(super::ENOUGH_FOR_A_CPU)
     }
     fn forms(&self) -> Forms {
-        Forms::Kernels
+        Forms::Kernels { products: onnx_merge_kernels::product::is_fast() }
     }
     fn on_host(&self) -> bool {
         true

@@ -68,7 +68,8 @@ fn window(strides: [i64; 2], dilations: [i64; 2], pads: [i64; 4], group: usize) 
 /// Images, kernels, strides, dilations, padding.
 type Geometry = ([usize; 4], [usize; 4], [i64; 2], [i64; 2], [i64; 4]);
 
-const DEPTHWISE: [Geometry; 7] = [
+const DEPTHWISE: [Geometry; 8] = [
+    ([2, 6, 2, 2], [6, 1, 3, 3], [1, 1], [1, 1], [1, 1, 1, 1]),
     ([2, 6, 14, 14], [6, 1, 3, 3], [1, 1], [1, 1], [1, 1, 1, 1]),
     ([3, 6, 15, 14], [6, 1, 3, 3], [2, 2], [1, 1], [1, 1, 1, 1]),
     ([1, 4, 20, 37], [4, 1, 5, 3], [1, 2], [1, 1], [2, 0, 2, 1]),
@@ -83,7 +84,7 @@ fn depthwise_convolutions_and_their_gradients() -> Result<()> {
     for (x, w, strides, dilations, pads) in DEPTHWISE {
         for biased in [false, true] {
             agree(&format!("{x:?} by {w:?}, biased: {biased}"), |b| {
-                b.forms = Forms::Kernels;
+                b.forms = Forms::Kernels { products: true };
                 let mut inputs = vec![image(b, "x", &x), image(b, "w", &w)];
                 if biased {
                     inputs.push(image(b, "bias", &w[..1]));
@@ -200,7 +201,8 @@ fn gradients_of_max_pooling() -> Result<()> {
                 let (graph, facts) = b.finish();
                 run(&*ort, &graph, &facts).map(Some)
             };
-            let (Some(found), Some(expected)) = (gradient(Forms::Kernels)?, gradient(Forms::Products)?)
+            let (Some(found), Some(expected)) =
+                (gradient(Forms::Kernels { products: true })?, gradient(Forms::Products)?)
             else {
                 return Ok(());
             };
@@ -209,4 +211,134 @@ fn gradients_of_max_pooling() -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The gradients of what `build` makes of some inputs, and itself, in forms for kernels of ours and in others by ONNX Runtime's.
+fn agree_in_forms(what: &str, build: impl Fn(&mut Builder) -> (ValueId, Vec<ValueId>)) -> Result<()> {
+    let made = |forms: Forms, ours: bool| -> Result<Option<Vec<Tensor>>> {
+        let Some(ort) = onnx_runtime() else { return Ok(None) };
+        let mut b = Builder::new("case");
+        b.forms = forms;
+        let (y, inputs) = build(&mut b);
+        let shape = b.shape(&y);
+        let seed = image(&mut b, "seed", &shape);
+        let gradients = autodiff::backward(&mut b, &[(y.clone(), seed)], &inputs)?;
+        b.output(&y);
+        inputs.iter().for_each(|id| b.output(&gradients[id]));
+        let (graph, mut facts) = b.finish();
+        facts.retain(|id, _| ours || graph.inputs.iter().any(|input| input.id == *id));
+        run(&*ort, &graph, &facts).map(Some)
+    };
+    let ours = made(Forms::Kernels { products: true }, true)?;
+    let Some((found, expected)) = ours.zip(made(Forms::Products, false)?) else { return Ok(()) };
+    for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
+        let apart = distance(found, expected);
+        assert!(apart <= 2e-5, "{what}, output {i}: {apart:e} apart");
+    }
+    Ok(())
+}
+
+const CONVOLUTIONS: [Geometry; 11] = [
+    ([2, 16, 14, 14], [24, 16, 3, 3], [1, 1], [1, 1], [1, 1, 1, 1]),
+    ([3, 16, 15, 14], [20, 16, 3, 3], [2, 2], [1, 1], [1, 1, 1, 1]),
+    ([5, 3, 33, 30], [17, 3, 7, 7], [2, 2], [1, 1], [3, 3, 3, 3]),
+    ([1, 8, 40, 37], [33, 8, 5, 3], [1, 2], [1, 1], [2, 0, 2, 1]),
+    ([2, 8, 40, 21], [13, 8, 3, 3], [1, 1], [2, 3], [2, 3, 2, 3]),
+    ([2, 8, 40, 21], [13, 8, 3, 2], [3, 2], [2, 1], [1, 0, 0, 1]),
+    ([2, 30, 8, 8], [40, 30, 1, 1], [1, 1], [1, 1], [0; 4]),
+    ([3, 30, 17, 17], [40, 30, 1, 1], [2, 2], [1, 1], [0; 4]),
+    ([3, 30, 17, 17], [40, 30, 1, 1], [3, 3], [1, 1], [1, 1, 0, 0]),
+    ([9, 64, 4, 4], [32, 64, 3, 3], [1, 1], [1, 1], [1, 1, 1, 1]),
+    // More windows than one product is made of.
+    ([5, 4, 40, 40], [8, 4, 3, 3], [1, 1], [1, 1], [1, 1, 1, 1]),
+];
+
+#[test]
+fn convolutions_of_many_channels_and_their_gradients() -> Result<()> {
+    for (x, w, strides, dilations, pads) in CONVOLUTIONS {
+        for biased in [false, true] {
+            agree_in_forms(&format!("{x:?} by {w:?}, biased: {biased}"), |b| {
+                let mut inputs = vec![image(b, "x", &x), image(b, "w", &w)];
+                if biased {
+                    inputs.push(image(b, "bias", &w[..1]));
+                }
+                let attrs = window(strides, dilations, pads, 1);
+                (b.op_with("Conv", &inputs.iter().collect::<Vec<_>>(), &attrs), inputs)
+            })?;
+            agree_in_forms(&format!("{x:?} by {w:?}, transposed, biased: {biased}"), |b| {
+                let coarse = [x[0], w[0], x[2], x[3]];
+                let mut inputs = vec![image(b, "x", &coarse), image(b, "w", &w)];
+                if biased {
+                    inputs.push(image(b, "bias", &w[1..2]));
+                }
+                let mut attrs = window(strides, dilations, pads, 1);
+                attrs.push(("output_padding", Attr::Ints(strides.map(|s| s - 1).to_vec())));
+                (b.op_with("ConvTranspose", &inputs.iter().collect::<Vec<_>>(), &attrs), inputs)
+            })?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn products_of_matrices() -> Result<()> {
+    let shapes: [(&[usize], &[usize]); 8] = [
+        (&[70, 65], &[65, 60]),
+        (&[300, 64], &[64, 17]),
+        (&[64, 1000], &[1000, 64]),
+        (&[3, 40, 64], &[64, 48]),
+        (&[2, 3, 64, 64], &[2, 3, 64, 70]),
+        (&[2, 1, 64, 64], &[3, 64, 70]),
+        (&[64, 70], &[5, 70, 64]),
+        (&[2, 1, 50, 64], &[1, 1, 64, 64]),
+    ];
+    for (x, y) in shapes {
+        for (turns_x, turns_y) in [(false, false), (true, false), (false, true), (true, true)] {
+            agree_in_forms(&format!("{x:?} by {y:?}, turned: {turns_x}, {turns_y}"), |b| {
+                let turned = |b: &mut Builder, name: &str, shape: &[usize], turns: bool| {
+                    let mut stored = shape.to_vec();
+                    if turns {
+                        let n = stored.len();
+                        stored.swap(n - 2, n - 1);
+                    }
+                    let stored = image(b, name, &stored);
+                    let operand = if turns { b.transpose_matrix(&stored) } else { stored.clone() };
+                    (stored, operand)
+                };
+                let ((x, x_matrix), (y, y_matrix)) = (turned(b, "x", x, turns_x), turned(b, "y", y, turns_y));
+                let columns = b.shape(&y_matrix)[b.shape(&y_matrix).len() - 1];
+                let bias = image(b, "bias", &[columns]);
+                let product = b.matmul(&x_matrix, &y_matrix);
+                (b.add(&product, &bias), vec![x, y, bias])
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// Heads of attention: operands and results with their axes in another order.
+#[test]
+fn products_of_permuted_operands() -> Result<()> {
+    let heads = |b: &mut Builder, name: &str| {
+        let given = image(b, name, &[2, 70, 3, 64]);
+        (b.transpose(&given, &[0, 2, 1, 3]), given)
+    };
+    agree_in_forms("heads", |b| {
+        let ((q, q_given), (k, k_given), (v, v_given)) = (heads(b, "q"), heads(b, "k"), heads(b, "v"));
+        let kt = b.transpose(&k, &[0, 1, 3, 2]);
+        let scores = b.matmul(&q, &kt);
+        let seen = b.matmul(&scores, &v);
+        (b.transpose(&seen, &[0, 2, 1, 3]), vec![q_given, k_given, v_given])
+    })?;
+    agree_in_forms("sequence first", |b| {
+        let given = image(b, "x", &[70, 3, 64]);
+        let (x, w) = (b.transpose(&given, &[1, 0, 2]), image(b, "w", &[64, 80]));
+        let product = b.matmul(&x, &w);
+        (b.transpose(&product, &[1, 0, 2]), vec![given, w])
+    })?;
+    agree_in_forms("of Gemm", |b| {
+        let (x, y, bias) = (image(b, "x", &[70, 65]), image(b, "y", &[80, 70]), image(b, "bias", &[1, 80]));
+        let attrs = [("transA", Attr::Int(1)), ("transB", Attr::Int(1))];
+        (b.op_with("Gemm", &[&x, &y, &bias], &attrs), vec![x, y, bias])
+    })
 }

@@ -7,7 +7,7 @@
 use super::window::Geometry;
 use super::{Context, Cotangents, Row, rule};
 use crate::error::Result;
-use crate::onnx::{Attr, Builder, DType, Forms, Tensor, ValueId};
+use crate::onnx::{Attr, Builder, DType, Fact, Forms, Tensor, ValueId, kernels};
 
 pub const TABLE: &[Row] =
     &[rule("Col2Im", columns_to_image), rule("Conv", conv), rule("ConvTranspose", conv_transpose)];
@@ -93,6 +93,8 @@ pub enum WeightForm {
     Columns,
     /// A convolution of X with dY as its kernel, batch and channels exchanged.
     RoleSwap,
+    /// An operator of our own.
+    Kernel,
     /// Depthwise: for each tap of all axes but the last, one product of image rows for each channel, which holds
     /// the last axis's taps in sums along its diagonals.
     Rows,
@@ -114,11 +116,15 @@ pub fn weight_form(
     let windows: usize = g.coarse.iter().product();
     let depthwise = group > 1 && group_inputs == 1 && group_outputs == 1;
     let whole = (0..g.rank()).all(|i| g.stride[i] == 1 && g.begin[i] == 0 && g.end(i) == 0);
+    let ours = matches!(forms, Forms::Kernels { .. }) && g.rank() == 2;
     match () {
+        _ if group == 1 && g.rank() == 2 && forms == (Forms::Kernels { products: true }) => {
+            WeightForm::Kernel
+        }
         _ if g.rank() == 0 => WeightForm::Pointwise,
         _ if group == 1 && taps == 1 && whole && windows >= 128 => WeightForm::Pointwise,
         _ if forms == Forms::Windows => WeightForm::RoleSwap,
-        _ if forms == Forms::Kernels && depthwise && g.rank() == 2 => WeightForm::RoleSwap,
+        _ if ours && depthwise => WeightForm::RoleSwap,
         _ if depthwise && g.dense[g.rank() - 1] <= 112 => WeightForm::Rows,
         _ if group > 1 && group_inputs < 8 => WeightForm::RoleSwap,
         _ if group == 1 && group_inputs < 8 && taps >= 49 => WeightForm::RoleSwap,
@@ -151,8 +157,25 @@ fn weight_gradient_by(
         WeightForm::Columns => columns(b, x, dy, g),
         WeightForm::RoleSwap => role_swap(b, x, dy, g, group),
         WeightForm::Rows => rows(b, x, dy, g),
+        WeightForm::Kernel => by_kernel(b, x, dy, g),
     };
     b.reshape(&dw, &[&[outputs, channels / group], &g.kernel[..]].concat())
+}
+
+fn by_kernel(b: &mut Builder, x: &ValueId, dy: &ValueId, g: &Geometry) -> ValueId {
+    let (channels, outputs) = (b.shape(x)[1], b.shape(dy)[1]);
+    let x = g.crop(b, x, 2);
+    let attrs = [
+        ("kernel_shape", ints(&g.kernel)),
+        ("strides", ints(&g.stride)),
+        ("dilations", ints(&g.dilation)),
+        ("pads", Attr::Ints(g.pads())),
+    ];
+    let inputs = [&x, dy].map(Some);
+    let dw = b.op_full(kernels::DOMAIN, kernels::CONV_WEIGHT_GRADIENT, &inputs, &attrs, 1).remove(0);
+    let fact = Fact::new(b.dtype(&x), &[&[outputs, channels], &g.kernel[..]].concat());
+    b.set_fact(&dw, fact);
+    dw
 }
 
 /// `Σ_n dY_n · X_nᵀ`.

@@ -37,7 +37,7 @@ fn planes(b: &mut Builder, v: &ValueId) -> ValueId {
 fn max_pool(c: &mut Context<'_>) -> Cotangents {
     let (x, y, dy) = (c.input(0)?, c.output(0)?, c.cotangent()?);
     let geometry = geometry(c, &x, &y)?;
-    if c.b.forms == Forms::Kernels && c.b.dtype(&x) == DType::F32 && geometry.rank() == 2 {
+    if matches!(c.b.forms, Forms::Kernels { .. }) && c.b.dtype(&x) == DType::F32 && geometry.rank() == 2 {
         return Ok(vec![Some(by_kernel(c.b, [&x, &y, &dy], &geometry))]);
     }
     if tiles(&geometry) {

@@ -73,7 +73,8 @@ impl<'a> Look<'a> {
         );
         let mut made = erf.output(0);
         for _ in 0..3 {
-            let Some(reader) = made.and_then(|id| self.reader(id)) else { break };
+            // Where gradients read what is in between, as they do in training, nothing is made of it.
+            let Some(reader) = made.and_then(|id| self.reader(id)) else { return vec![] };
             around.push(reader);
             made = self.graph.nodes[reader].output(0);
         }

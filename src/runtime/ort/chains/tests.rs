@@ -151,7 +151,7 @@ fn what_is_part_of_other_kernels_is_left() {
         vec![b.op("Relu", &[&y])]
     });
     assert_eq!(ops, ["Conv", "Relu"]);
-    let (ops, _) = fused(|b| {
+    let gelu = |b: &mut Builder, read: bool| {
         let x = matrix(b, "x");
         let (w, bias) =
             (b.input("w", Fact::new(DType::F32, &[70, 70])), b.constant(Tensor::zeros(DType::F32, &[70])));
@@ -162,9 +162,14 @@ fn what_is_part_of_other_kernels_is_left() {
         let erf = b.op("Erf", &[&scaled]);
         let one_more = b.add_scalar(&erf, 1.0);
         let product = b.mul(&y, &one_more);
-        vec![b.mul_scalar(&product, 0.5)]
-    });
+        let gelu = b.mul_scalar(&product, 0.5);
+        if read { vec![gelu, one_more] } else { vec![gelu] }
+    };
+    let (ops, _) = fused(|b| gelu(b, false));
     assert_eq!(ops, ["MatMul", "Add", "Mul", "Erf", "Add", "Mul", "Mul"]);
+    // Gradients read what is in between.
+    let (ops, _) = fused(|b| gelu(b, true));
+    assert_eq!(ops, ["MatMul", "Add", "Mul", "Erf", CHAIN]);
 }
 
 #[test]

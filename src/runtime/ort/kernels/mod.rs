@@ -6,6 +6,8 @@
 pub mod chain;
 mod convolution;
 mod pool;
+pub mod product;
+mod unfolded;
 
 use crate::onnx::kernels::DOMAIN;
 use crate::onnx::{Facts, Graph, Model, Node};
@@ -27,22 +29,25 @@ const TABLE: &[Row] = &[
 
 /// The kernels that a session's graph names.
 pub struct Kernels {
+    threads: usize,
     chains: Arc<[chain::Chained]>,
 }
 
 impl Kernels {
     /// For sessions to know.
     pub fn domain(&self) -> ::ort::Result<OperatorDomain> {
-        let domain = OperatorDomain::new(DOMAIN)?;
-        let domain = domain.add(convolution::Convolution { transposed: false })?;
-        let domain = domain.add(convolution::Convolution { transposed: true })?;
+        let (domain, threads) = (OperatorDomain::new(DOMAIN)?, self.threads);
+        let domain = domain.add(convolution::Convolution { transposed: false, threads })?;
+        let domain = domain.add(convolution::Convolution { transposed: true, threads })?;
         let domain = domain.add(pool::MaxPoolGradient)?;
+        let domain = domain.add(product::Products { threads })?;
+        let domain = domain.add(unfolded::ConvWeightGradient { threads })?;
         domain.add(chain::Chains(self.chains.clone()))
     }
 }
 
 /// Hands over the nodes that kernels of ours fit, if there are any.
-pub fn swap_in(model: &mut Model, facts: &Facts) -> Option<Kernels> {
+pub fn swap_in(model: &mut Model, facts: &Facts, threads: usize) -> Option<Kernels> {
     let graph = &model.graph;
     let fits = |node: &Node| {
         let known = |row: &Row| row.op == node.op && (row.fits)(node, facts, graph);
@@ -52,11 +57,14 @@ pub fn swap_in(model: &mut Model, facts: &Facts) -> Option<Kernels> {
     for &i in &chosen {
         DOMAIN.clone_into(&mut model.graph.nodes[i].domain);
     }
+    if onnx_merge_kernels::product::is_fast() {
+        super::products::swap_in(&mut model.graph, facts);
+    }
     let chains = super::chains::fuse(&mut model.graph, facts);
     let any = model.graph.nodes.iter().any(|node| node.domain == DOMAIN);
     any.then(|| {
         model.opsets.insert(DOMAIN.to_owned(), 1);
-        Kernels { chains: chains.into() }
+        Kernels { threads, chains: chains.into() }
     })
 }
 
@@ -81,6 +89,10 @@ fn bytes<'a>(value: &'a ValueRef<'_>) -> ::ort::Result<&'a [u8]> {
         // memory; it lives as long as the value, which the node only reads.
         false => Ok(unsafe { std::slice::from_raw_parts(elements, count) }),
     }
+}
+
+fn unfit() -> ::ort::Error {
+    ::ort::Error::new("shapes don't fit together")
 }
 
 /// Elements that one thread makes before it asks for more.
