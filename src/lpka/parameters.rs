@@ -83,6 +83,11 @@ impl Parameters {
         let values: Vec<f32> = values.iter().zip(own.iter()).zip(other).map(moved).collect();
         *initial = Tensor::f32(initial.shape(), &values);
     }
+    /// Multiplies a parameter's first value.
+    fn scale(&mut self, id: ParamId, by: f32) {
+        let initial = &mut self.list[id.0].initial;
+        *initial = Tensor::f32(initial.shape(), &initial.to_f32().iter().map(|v| by * v).collect::<Vec<_>>());
+    }
     /// Runs what `emit` makes outputs of, once, on the first values.
     pub fn evaluate(
         &self,
@@ -103,6 +108,14 @@ impl Parameters {
     pub fn count(&self) -> usize {
         self.list.iter().map(|p| p.initial.len()).sum()
     }
+}
+
+/// The s between 0 and 1 for which s · `carried` comes closest to what is `wanted`.
+fn share(carried: &[f32], wanted: &[f32]) -> f32 {
+    let dot =
+        |other: &[f32]| carried.iter().zip(other).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+    let share = dot(wanted) / dot(carried);
+    if share.is_finite() { share.clamp(0.0, 1.0) as f32 } else { 1.0 }
 }
 
 /// A standard normal number (Box and Muller).
@@ -186,6 +199,10 @@ pub(super) trait Layer {
     fn attended(&self, _: &mut Builder, _: &[ValueId], _: &[Base]) -> Vec<Attended> {
         vec![]
     }
+    /// The gates at the weights it adds to, by their index into [`Plan::bases`].
+    fn gates(&self) -> Vec<(usize, ParamId)> {
+        vec![]
+    }
     /// Whether anything is dropped in training.
     fn drops(&self) -> bool {
         false
@@ -237,6 +254,9 @@ impl Plan {
         merged
     }
     /// Moves W so that the first W′ is what is wanted, for those weights that something is wanted of.
+    ///
+    /// Of what the maps carry, T, as much stays as what is wanted has of it: gates are multiplied by the s from 0 to 1 for which ‖W′ − s T‖
+    /// is least. W would only take the rest away again, and every move of a map would shake a layer that has no use for it.
     pub fn begin_at(&mut self, wanted: &HashMap<ValueId, Tensor>, executor: &dyn Executor) -> Result<()> {
         let at: Vec<usize> =
             (0..self.bases.len()).filter(|&i| wanted.contains_key(&self.bases[i].weight)).collect();
@@ -248,9 +268,17 @@ impl Plan {
             at.iter().for_each(|&i| _ = b.output_as(&format!("first/{i}"), &merged[i]));
         })?;
         for (&i, first) in at.iter().zip(&first) {
-            let base = &self.bases[i];
-            let wanted = wanted[&base.weight].to_f32().into_owned();
-            self.parameters.replace(base.parameter, 1.0, first, &wanted);
+            let Base { weight, parameter, .. } = &self.bases[i];
+            let wanted = wanted[weight].to_f32();
+            let own = self.parameters.list[parameter.0].initial.to_f32().into_owned();
+            let carried: Vec<f32> = first.to_f32().iter().zip(&own).map(|(first, own)| first - own).collect();
+            let share = share(&carried, &wanted);
+            for gate in self.layers.iter().flat_map(|layer| layer.gates()).filter(|(base, _)| *base == i) {
+                self.parameters.scale(gate.1, share);
+            }
+            let own: Vec<f32> = wanted.iter().zip(&carried).map(|(w, t)| w - share * t).collect();
+            let initial = &mut self.parameters.list[parameter.0].initial;
+            *initial = Tensor::f32(initial.shape(), &own);
         }
         Ok(())
     }

@@ -53,6 +53,9 @@ struct Block {
 }
 
 impl Layer for Mapped {
+    fn gates(&self) -> Vec<(usize, ParamId)> {
+        self.weights.iter().map(|weight| (weight.base, weight.gate)).collect()
+    }
     fn emit(&self, b: &mut Builder, values: &[ValueId], _: &mut Noise<'_>) -> Emitted {
         let maps: Vec<ValueId> = self.maps.iter().map(|map| map.emit(b, values)).collect();
         let addition = |weight: &MappedWeight| {

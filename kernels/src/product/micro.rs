@@ -31,6 +31,7 @@ pub struct Tile<'a> {
 /// The tile's elements must be there, and nobody else's meanwhile.
 pub unsafe fn multiply(tile: &Tile<'_>, c: *mut f32, step: usize, adds: bool) {
     assert!(tile.a.len() / tile.height == tile.b.len() / tile.width && tile.high <= tile.height);
+    assert!(tile.wide.next_multiple_of(LANES) <= tile.width);
     #[cfg(target_arch = "x86_64")]
     if is_fast() {
         // SAFETY: the processor has what the functions are compiled for; the rest is the caller's.

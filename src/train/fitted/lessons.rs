@@ -1,6 +1,6 @@
 //! What the layers of a target learn from a source: which of its layers is whose partner, and what is wanted then.
 
-use super::Unit;
+use super::{Unit, mixed};
 use crate::error::Result;
 use crate::lpka::Choices;
 use crate::onnx::{Tensor, ValueId};
@@ -26,8 +26,8 @@ pub struct Tutor {
 }
 
 pub(super) enum Lesson {
-    /// What a view shows.
-    Hidden { parts: Vec<Part>, view: usize },
+    /// What a view shows; of a layer that only mixes channels for a filter a channel behind it, what that filter is to make.
+    Hidden { parts: Vec<Part>, view: usize, filter: Option<usize> },
     /// The source's answer to a row.
     Answer,
     /// Its answer at every position, as a view shows it.
@@ -57,9 +57,13 @@ impl Tutor {
                 continue;
             }
             let makers = makers_of(target, layers, &spaces);
-            for (i, other) in partners(&makers, &makers_of(source, &known, &others)) {
-                if let Some((parts, view)) = lesson((target, &layers[i]), (source, &known[other])) {
-                    lessons.insert(i, Lesson::Hidden { parts, view: views.len() });
+            for Partner { layer, filter, other } in partners(&makers, &makers_of(source, &known, &others)) {
+                let shown = &layers[filter.unwrap_or(layer)];
+                if filter.is_some() && !mixed::are(target, &layers[layer], shown) {
+                    continue;
+                }
+                if let Some((parts, view)) = lesson((target, shown), (source, &known[other])) {
+                    lessons.insert(layer, Lesson::Hidden { parts, view: views.len(), filter });
                     views.push(view);
                 }
             }
@@ -219,13 +223,27 @@ struct Kind {
     recurrent: bool,
 }
 
+/// A layer of the target, and the layer of the source that it learns from.
+#[derive(Debug, PartialEq)]
+struct Partner {
+    layer: usize,
+    /// The filter a channel behind it, for which it mixes channels.
+    filter: Option<usize>,
+    other: usize,
+}
+
 /// Which source layer each layer of the target learns from, among those that make two paired interfaces. The k-th of its kind
-/// learns from the one that is as far along, the last from the last. Where channels are also filtered one by one in only one of
-/// the two, there is nothing to learn: a channel can't become another there.
-fn partners(ours: &[(usize, Kind)], theirs: &[(usize, Kind)]) -> Vec<(usize, usize)> {
+/// learns from the one that is as far along, the last from the last. Where channels are also filtered one by one in the target alone, mixer and
+/// filter learn from one layer; where they are in the source alone, there is nothing to learn: a channel can't become another there.
+fn partners(ours: &[(usize, Kind)], theirs: &[(usize, Kind)]) -> Vec<Partner> {
     let filters = |all: &[(usize, Kind)]| all.iter().any(|(_, kind)| kind.depthwise);
     if filters(ours) != filters(theirs) {
-        return vec![];
+        let (&[(mixer, first), (filter, second)], Some(&(other, last))) = (ours, theirs.last()) else {
+            return vec![];
+        };
+        let mixes = second.depthwise && !first.depthwise && !first.adds && !last.adds;
+        let learns = |layer, filter| Partner { layer, filter, other };
+        return if mixes { vec![learns(mixer, Some(filter)), learns(filter, None)] } else { vec![] };
     }
     let mut found = vec![];
     for &(layer, kind) in ours {
@@ -237,7 +255,7 @@ fn partners(ours: &[(usize, Kind)], theirs: &[(usize, Kind)]) -> Vec<(usize, usi
         let at = ((rank + 1) * others.len() / mine.len().max(1)).max(1) - 1;
         // A chain and a stream: what either leaves last.
         let last = theirs.last().filter(|_| (ours.len(), others.len()) == (1, 0)).map(|(i, _)| *i);
-        found.extend(others.get(at).copied().or(last).map(|other| (layer, other)));
+        found.extend(others.get(at).copied().or(last).map(|other| Partner { layer, filter: None, other }));
     }
     found
 }
@@ -302,11 +320,11 @@ impl Teaching<'_> {
                 fits.then(|| Wanted::all(answer.reshaped(&[rows, channels, 1])))
             }
             Lesson::Answers { view } => Some(Wanted::all(seen.get(view + 1)?.clone())),
-            Lesson::Hidden { parts, view } => {
+            &Lesson::Hidden { ref parts, view, filter } => {
                 let mut features = vec![None; channels];
                 let once = !self.tutor.complete;
                 parts.iter().try_for_each(|p| p.pick(self.choices.get(&p.pair)?, once, &mut features))?;
-                Some(Wanted { seen: seen.get(view + 1)?.clone(), features })
+                Some(Wanted { seen: seen.get(view + 1)?.clone(), features, filter })
             }
         }
     }
@@ -317,13 +335,15 @@ pub(super) struct Wanted {
     /// Of a source: rows × channels × positions.
     seen: Tensor,
     /// For each channel of the target which of them; none for its own.
-    features: Vec<Option<usize>>,
+    pub(super) features: Vec<Option<usize>>,
+    /// The layer that is to make it, where it isn't the one that learns, which mixes channels for it.
+    pub(super) filter: Option<usize>,
 }
 
 impl Wanted {
     fn all(seen: Tensor) -> Self {
         let features = (0..seen.shape()[1]).map(Some).collect();
-        Self { seen, features }
+        Self { seen, features, filter: None }
     }
     /// Whether all of it is the source's.
     pub(super) fn is_whole(&self) -> bool {
@@ -357,7 +377,7 @@ mod tests {
     fn channels_that_nothing_stands_for_keep_what_they_were() {
         let seen = Tensor::f32(&[2, 2, 1], &[1.0, 2.0, 3.0, 4.0]);
         let own = Tensor::f32(&[2, 3, 1], &[-1.0, -2.0, -3.0, -4.0, -5.0, -6.0]);
-        let wanted = Wanted { seen: seen.clone(), features: vec![Some(1), None, Some(0)] };
+        let wanted = Wanted { seen: seen.clone(), features: vec![Some(1), None, Some(0)], filter: None };
         assert!(!wanted.is_whole() && Wanted::all(seen).is_whole());
         let both = wanted.beside(Some(&own)).expect("both are there");
         assert_eq!(&*both.to_f32(), [2.0, -2.0, 1.0, 4.0, -5.0, 3.0]);

@@ -8,6 +8,7 @@
 
 mod choice;
 mod lessons;
+mod mixed;
 mod normal;
 mod recurrent;
 mod rows;
@@ -95,18 +96,22 @@ pub fn fit(
         if !whole && own.is_none() {
             own = Some(rows.observe(&mut learner.own, None)?);
         }
-        let before = own.as_ref().map(|own| &own[i + 1]);
+        let filter = lesson.as_ref().and_then(|lesson| lesson.filter);
+        let before = own.as_ref().map(|own| &own[filter.unwrap_or(i) + 1]);
         let wanted = match &lesson {
             Some(lesson) => lesson.beside(before),
             None => before.cloned(),
         };
-        if let Some(wanted) = wanted {
-            let now = learner.own.with(&fitted);
-            fitted.extend(match layer {
-                Unit::Layer(layer) => fit.solve(layer, &now, &wanted)?,
-                Unit::Cell(cell) => fit.solve_cell(cell, &now, &wanted)?,
-            });
-        }
+        let Some(wanted) = wanted else { continue };
+        let now = learner.own.with(&fitted);
+        fitted.extend(match (layer, filter.map(|at| &learner.layers[at])) {
+            (Unit::Layer(mixer), Some(Unit::Layer(filter))) => {
+                let features = lesson.as_ref().map_or(&[][..], |lesson| &lesson.features);
+                fit.solve_mixer((mixer, filter), &now, &wanted, features)?
+            }
+            (Unit::Layer(layer), _) => fit.solve(layer, &now, &wanted)?,
+            (Unit::Cell(cell), _) => fit.solve_cell(cell, &now, &wanted)?,
+        });
     }
     Ok(fitted)
 }
@@ -148,6 +153,46 @@ impl Fit<'_> {
         found.extend(
             moving.map(|(id, old)| (id.clone(), Tensor::from_f64(old.dtype(), old.shape(), &offset))),
         );
+        Ok(found)
+    }
+
+    /// The weight and bias of a layer that mixes channels for a filter behind it, of which `wanted` is wanted: of the source's
+    /// `features`, where each of its channels learns.
+    fn solve_mixer(
+        &self,
+        (mixer, filter): (&Layer, &Layer),
+        now: &[Value],
+        wanted: &Tensor,
+        features: &[Option<usize>],
+    ) -> Result<Vec<(ValueId, Tensor)>> {
+        let weight = self.target.params.weight(mixer.weight);
+        let moves = self.may(&weight.name) && mixer.scale.iter().all(|s| s.is_normal());
+        let view = weight.view.as_ref().filter(|_| moves);
+        let Some((view, (whole, its))) = view.zip(mixed::as_one(self.target, mixer, filter)) else {
+            return Ok(vec![]);
+        };
+        if its.cols() > normal::MOST_FEATURES {
+            return Ok(vec![]);
+        }
+        let program = normal::program(self.target, &whole, &its)?;
+        let sums = self.sums(&program, now, wanted, &its)?;
+        let Some(mixtures) = mixed::mixtures(sums, &its, features) else { return Ok(vec![]) };
+        let value = |id: &ValueId| self.target.model.graph.initializers.get(id);
+        let Some(old) = value(&weight.name) else { return Ok(vec![]) };
+        let mut matrix = view.matrix_of(old);
+        let bias = mixer.bias.as_ref().filter(|id| self.may(id)).and_then(|id| Some((id, value(id)?)));
+        let mut offsets = bias.map(|(_, values)| values.to_f64()).unwrap_or_default();
+        for (c, mixture) in mixtures.into_iter().enumerate() {
+            let Some(mixture) = mixture else { continue };
+            let row = &mut matrix.data[c * view.cols()..][..view.cols()];
+            row.iter_mut().zip(&mixture.weights).for_each(|(w, p)| *w = (p / mixer.scale[c]) as f32);
+            if let Some(offset) = offsets.get_mut(c) {
+                *offset = (mixture.offset - mixer.shift[c]) / mixer.scale[c];
+            }
+        }
+        let mut found = vec![(weight.name.clone(), view.tensor_of(&matrix, &weight.shape, weight.dtype))];
+        found
+            .extend(bias.map(|(id, old)| (id.clone(), Tensor::from_f64(old.dtype(), old.shape(), &offsets))));
         Ok(found)
     }
 

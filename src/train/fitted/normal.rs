@@ -121,6 +121,16 @@ impl Sums {
         }
     }
 
+    /// Of the first group's features: their means, and the covariances of those `at` these places.
+    pub fn moments(&self, at: &[usize]) -> Option<(Vec<f64>, DMatrix<f64>)> {
+        let (gram, _) = self.groups.first()?;
+        let (features, count) = (gram.nrows() - 1, gram[(gram.nrows() - 1, gram.nrows() - 1)]);
+        let means: Vec<f64> = (0..features).map(|i| gram[(i, features)] / count).collect();
+        let of = |i, j| gram[(at[i], at[j])] / count - means[at[i]] * means[at[j]];
+        let covariances = DMatrix::from_fn(at.len(), at.len(), of);
+        Some((at.iter().map(|&i| means[i]).collect(), covariances))
+    }
+
     /// W (out × features) and b for which `scale · (W x + b) + shift` is closest to what was wanted; `bias` holds b where it
     /// can't be changed. `None` where the equations have no finite solution.
     pub fn solve(self, scale: &[f64], shift: &[f64], bias: Option<&[f64]>) -> Option<(Matrix, Vec<f64>)> {

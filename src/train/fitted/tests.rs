@@ -35,8 +35,15 @@ fn save(mut b: Builder, answer: &ValueId, path: &Path) -> Result<()> {
     crate::onnx::save(&Model::new(graph, crate::onnx::WORKING_OPSET), path)
 }
 
-/// A block as mobile networks have it: a stem, a filter a channel, a projection onto the stream, and a head.
-fn with_a_stream(path: &Path) -> Result<()> {
+/// How a block widens its stream: by one convolution, or by a mixture of channels and a filter for each.
+#[derive(Clone, Copy, PartialEq)]
+enum Widening {
+    Whole,
+    Split,
+}
+
+/// A stem, a block that adds to a stream, and a head.
+fn with_a_stream(path: &Path, widening: Widening) -> Result<()> {
     let mut b = Builder::new("block");
     let mut weights = Weights::default();
     let x = b.input("image", Fact::new(DType::F32, &[1, 1, 8, 8]));
@@ -44,12 +51,15 @@ fn with_a_stream(path: &Path) -> Result<()> {
     let stem = weights.make(&mut b, &[6, 1, 3, 3], 4.0 / 9f32.sqrt());
     let x = b.op_with("Conv", &[&x, &stem], &pads);
     let x = b.op("Relu", &[&x]);
-    let expand = weights.make(&mut b, &[12, 6, 1, 1], 4.0 / 6f32.sqrt());
-    let y = b.op("Conv", &[&x, &expand]);
-    let y = b.op("Relu", &[&y]);
-    let filter = weights.make(&mut b, &[12, 1, 3, 3], 4.0 / 9f32.sqrt());
-    let y = b.op_with("Conv", &[&y, &filter], &[("pads", vec![1i64; 4].into()), ("group", 12i64.into())]);
-    let y = b.op("Relu", &[&y]);
+    let side = if widening == Widening::Whole { 3 } else { 1 };
+    let expand = weights.make(&mut b, &[12, 6, side, side], 4.0 / ((6 * side * side) as f32).sqrt());
+    let y = b.op_with("Conv", &[&x, &expand], &[("pads", vec![side as i64 / 2; 4].into())]);
+    let mut y = b.op("Relu", &[&y]);
+    if widening == Widening::Split {
+        let filter = weights.make(&mut b, &[12, 1, 3, 3], 4.0 / 9f32.sqrt());
+        y = b.op_with("Conv", &[&y, &filter], &[("pads", vec![1i64; 4].into()), ("group", 12i64.into())]);
+        y = b.op("Relu", &[&y]);
+    }
     let project = weights.make(&mut b, &[6, 12, 1, 1], 4.0 / 12f32.sqrt());
     let y = b.op("Conv", &[&y, &project]);
     let x = b.add(&x, &y);
@@ -107,9 +117,14 @@ fn with_a_cell(path: &Path, (op, gates): (&str, usize), direction: &str, reset: 
     save(b, &answer, path)
 }
 
-/// Takes a network's matrices away from a copy of it and fits the copy to it: on how many of 200 rows the copy then answers the
-/// same class, before and after. Nothing but least squares, no labels.
+/// [`taught`] by the network itself.
 fn regained(path: &Path, layers: usize) -> Result<(usize, usize)> {
+    taught(path, path, layers)
+}
+
+/// Takes its matrices away from a copy of a network and fits the copy to a source: on how many of 200 rows the copy then answers the
+/// same class as the source, before and after. Nothing but least squares, no labels.
+fn taught(path: &Path, source: &Path, layers: usize) -> Result<(usize, usize)> {
     let executor = TractExecutor::new(1)?;
     let folder = tempfile::tempdir().expect("a folder for the copy");
     let blank = folder.path().join("blank.onnx");
@@ -123,7 +138,7 @@ fn regained(path: &Path, layers: usize) -> Result<(usize, usize)> {
     crate::onnx::save(&model, &blank)?;
     let train = data::open(&fixture("digits_train.npz"), &DataOptions::default())?;
     let all = Data { train: &train, val: None, test: None, unlabelled: None };
-    let source = Network::open(path, 32, Purpose::on(&train), &executor)?;
+    let source = Network::open(source, 32, Purpose::on(&train), &executor)?;
     let target = Network::open(&blank, 32, Purpose::on(&train), &executor)?;
     let examples = Examples::new(all, &target.file.model.graph, 0)?;
     let pairing = Pairing::automatic(&target.params, &source.params, &[])?;
@@ -166,9 +181,20 @@ fn a_chain_of_layers_gets_back_what_it_has_lost() -> Result<()> {
 fn streams_and_filters_of_single_channels_get_back_what_they_have_lost() -> Result<()> {
     let folder = tempfile::tempdir().expect("a folder for the model");
     let path = folder.path().join("block.onnx");
-    with_a_stream(&path)?;
+    with_a_stream(&path, Widening::Split)?;
     let (before, after) = regained(&path, 5)?;
     assert!(before < 100 && after > 180, "{before}, {after}");
+    Ok(())
+}
+
+#[test]
+fn mixers_and_filters_learn_from_whole_convolutions() -> Result<()> {
+    let folder = tempfile::tempdir().expect("a folder for the models");
+    let (split, whole) = (folder.path().join("split.onnx"), folder.path().join("whole.onnx"));
+    with_a_stream(&split, Widening::Split)?;
+    with_a_stream(&whole, Widening::Whole)?;
+    let (before, after) = taught(&split, &whole, 5)?;
+    assert!(before < 60 && after > 150, "{before}, {after}");
     Ok(())
 }
 
