@@ -31,6 +31,8 @@ pub enum Split {
     Val,
     Test,
     Unlabelled,
+    /// Training rows that are left out of training ([`Session::leave_out`]).
+    HeldOut,
 }
 
 /// Models, data and programs of one run.
@@ -124,7 +126,10 @@ impl Session {
             Some(source) => {
                 let data = joint_data.unwrap_or(source_data);
                 let adapter = adapter_executor.clone();
-                Some(Trainer::open(&source.network, data, &config, &*model_executor, adapter, &ranks)?)
+                let mut trainer =
+                    Trainer::open(&source.network, data, &config, &*model_executor, adapter, &ranks)?;
+                trainer.apart = joint_data.is_some();
+                Some(trainer)
             }
             None => None,
         };
@@ -362,6 +367,26 @@ impl Session {
         Ok(())
     }
 
+    /// Leaves some training rows (numbers within the part) out of all that follows, to be measured as [`Split::HeldOut`] until
+    /// [`Self::take_back`]; whether enough others are left to train on. Only how strongly the target's activations vary, and the
+    /// unit of the loss, stay as they were measured on all: two numbers or three.
+    pub fn leave_out(&mut self, rows: &[usize]) -> bool {
+        self.forget();
+        let left = self.examples.leave_out(rows);
+        self.trainer.as_mut().is_none_or(|trainer| trainer.leave_out(rows)) && left
+    }
+    /// Trains on all training rows again.
+    pub fn take_back(&mut self) {
+        self.forget();
+        self.examples.take_back();
+        self.trainer.iter_mut().for_each(Trainer::take_back);
+    }
+    /// What was learned of the training rows, beside the weights of arms.
+    fn forget(&mut self) {
+        self.fits.clear();
+        self.sources.iter_mut().for_each(Source::forget);
+    }
+
     /// Takes steps with an arm; see [`Fit::advance`].
     pub fn advance(
         &mut self,
@@ -523,16 +548,16 @@ impl Session {
         self.val_answers.unwrap_or_else(|| self.examples.rows(Split::Val))
     }
 
-    /// The metric of the sources' own answers on validation, where they can teach classes.
-    pub fn teacher_score(&mut self) -> Result<Option<f64>> {
+    /// How good the sources' own answers are on a part of the data, where they can teach beside labels.
+    pub fn teacher_tally(&mut self, split: Split) -> Result<Option<Tally>> {
         if !(self.means.teacher && self.objective.wants_labels()) {
             return Ok(None);
         }
-        let rows: Vec<usize> = (0..self.examples.rows(Split::Val)).collect();
-        let answers = taught(&mut self.sources, &self.examples, Split::Val, &rows)?;
+        let rows: Vec<usize> = (0..self.examples.rows(split)).collect();
+        let answers = taught(&mut self.sources, &self.examples, split, &rows)?;
         let mut tally = Tally::new();
-        self.examples.tally(Split::Val, &rows, &answers, &mut tally);
-        Ok(Some(self.ranks.first_number(tally.value())))
+        self.examples.tally(split, &rows, &answers, &mut tally);
+        Ok(Some(tally))
     }
 
     /// What arms change as it came, in the order of [`Fit::weights`].

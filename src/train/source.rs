@@ -163,6 +163,11 @@ impl Source {
         Ok(())
     }
 
+    /// Its choices are made anew, by other rows perhaps.
+    pub fn forget(&mut self) {
+        self.choices.clear();
+    }
+
     /// Reads the source's weights at earlier times.
     pub fn remember(&mut self, checkpoints: &[PathBuf], executor: &dyn Executor) -> Result<()> {
         let now = self.weights();

@@ -192,7 +192,7 @@ fn sentences() -> Dataset {
 fn step(path: &Path, data: &Dataset, rows: usize) -> Result<Vec<f64>> {
     let executor = TractExecutor::new(1)?;
     let mut network = Network::open(path, rows, Purpose::on(data), &executor)?;
-    let data = Data { train: data, val: Some(data), test: None, unlabelled: None };
+    let data = Data { train: data, val: Some(data), test: None, unlabelled: None, made_of: &[] };
     let mut examples = Examples::new(data, &network.file.model.graph, 0)?;
     let layout = examples.class_placement(&network.head.known())?.layout;
     network.lay_out(layout);
