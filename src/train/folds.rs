@@ -39,7 +39,16 @@ fn share(count: usize) -> f64 {
     1.0 / (1.0 + count / (count - 1.0))
 }
 
-/// Asks the training rows, where validation leaves the gain of `candidate` open and they can tell; `None` where they weren't asked.
+/// What asking came to.
+#[derive(Default)]
+pub struct Answer {
+    /// `None` where they weren't asked, or can't tell.
+    pub folds: Option<Folds>,
+    /// Why they can't.
+    pub note: Option<String>,
+}
+
+/// Asks the training rows, where validation leaves the gain of `candidate` open and they could tell.
 ///
 /// # Errors
 /// A training that fails, other than by divergence.
@@ -49,24 +58,27 @@ pub fn ask(
     candidate: &Candidate,
     before: &Measured,
     observer: &mut dyn Observer,
-) -> Result<Option<Folds>> {
+) -> Result<Answer> {
     let config = &contest.session.config;
     let rows = before.train.measured().len();
     let (count, limit) = (config.folds.unwrap_or_else(|| folds_for(rows)), config.significance);
-    let (Some(winner), false) = (&chosen.winner, contest.stopped || count < 2) else { return Ok(None) };
+    let (Some(winner), false) = (&chosen.winner, contest.stopped || count < 2) else {
+        return Ok(Answer::default());
+    };
     let folds = contest.session.examples().folds(count);
     let mut inquiry = Inquiry { val: candidate.evidence, seen: None, share: share(count), rows };
     if !candidate.is_open(config) || folds.iter().any(Vec::is_empty) || inquiry.at_best() > limit {
-        return Ok(None);
+        return Ok(Answer::default());
     }
     if let Some(why) = knows_them(contest.session, chosen)?.or_else(|| too_slow(contest, winner, count)) {
-        observer.event(&Event::Note(&why));
-        return Ok(None);
+        return Ok(Answer { folds: None, note: Some(why) });
     }
     observer.event(&Event::Note(&announcement(winner, count, candidate.gain, &contest.session.metric)));
     let (mut measured, mut gains) = (0, vec![]);
     for (i, fold) in folds.iter().enumerate() {
-        let Some(tally) = without(contest, chosen, winner, (i, &folds), observer)? else { return Ok(None) };
+        let Some(tally) = without(contest, chosen, winner, (i, &folds), observer)? else {
+            return Ok(Answer::default());
+        };
         let untouched = Tally::from(fold.iter().map(|&row| before.train.measured()[row]).collect());
         let metric = &contest.session.metric;
         let seen = Evidence::of(&untouched, &tally, metric);
@@ -80,11 +92,11 @@ pub fn ask(
         }
     }
     if let Some(why) = inquiry.too_good() {
-        observer.event(&Event::Note(why));
-        return Ok(None);
+        return Ok(Answer { folds: None, note: Some(why.to_owned()) });
     }
     let all = inquiry.all();
-    Ok(all.gain().map(|gain| Folds { measured, of: count, gain, luck: all.luck() }))
+    let folds = all.gain().map(|gain| Folds { measured, of: count, gain, luck: all.luck() });
+    Ok(Answer { folds, note: None })
 }
 
 /// What is known so far.
@@ -254,4 +266,63 @@ fn tally_from(saved: &[(ValueId, Tensor)]) -> Option<Tally> {
         |name: &str| saved.iter().find(|(id, _)| id.as_str() == name).map(|(_, tensor)| tensor.to_f64());
     let rows = find(SUMS)?.into_iter().zip(find(COUNTS)?).map(|(sum, count)| Row { sum, count });
     Some(Tally::from(rows.collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of rows that only the trained model gets right, that only the target does, and of others.
+    fn rows(wins: usize, losses: usize, others: usize) -> Evidence {
+        let tally = |first: f64, second: f64| {
+            let sums = [(first, wins), (second, losses), (1.0, others)];
+            Tally::from(sums.iter().flat_map(|&(sum, n)| vec![Row { sum, count: 1.0 }; n]).collect())
+        };
+        Evidence::of(&tally(0.0, 1.0), &tally(1.0, 0.0), &Metric::accuracy())
+    }
+
+    fn inquiry(val: Evidence, seen: Option<Evidence>) -> Inquiry {
+        Inquiry { val, seen, share: share(4), rows: 400 }
+    }
+
+    #[test]
+    fn rows_of_folds_count_less_than_half() {
+        assert_eq!([2, 3, 5].map(share), [1.0 / 3.0, 0.4, 4.0 / 9.0]);
+        assert_eq!([100, 1999, 2000, 100_000].map(folds_for), [4, 4, 2, 2]);
+    }
+
+    #[test]
+    fn folds_are_asked_while_they_could_tell() {
+        // Three rows of a hundred are luck; four times as many, half counted, need not be.
+        let (open, hardly) = (rows(3, 1, 96), rows(1, 0, 3000));
+        assert!(open.luck() > 0.16 && inquiry(open, None).at_best() < 0.16);
+        assert!(inquiry(hardly, None).at_best() > 0.16);
+        // A first fold that speaks against it can be too much for the others.
+        assert!(inquiry(open, Some(rows(4, 2, 94))).at_best() < 0.16);
+        assert!(inquiry(open, Some(rows(0, 20, 80))).at_best() > 0.16);
+    }
+
+    #[test]
+    fn all_folds_together_decide() {
+        let (more, less) = (rows(20, 6, 374), rows(10, 9, 381));
+        assert!(inquiry(rows(3, 1, 96), Some(more)).all().luck() < 0.05);
+        assert!(inquiry(rows(3, 1, 96), Some(less)).all().luck() > 0.16);
+        assert_eq!(inquiry(rows(3, 1, 96), Some(more)).all().gain().map(|gain| gain.n), Some(500));
+        let done = inquiry(rows(3, 1, 96), Some(less));
+        assert_eq!(done.at_best(), done.all().luck());
+    }
+
+    #[test]
+    fn folds_that_gain_far_more_than_validation_do_not_count() {
+        assert!(inquiry(rows(3, 1, 96), Some(rows(20, 6, 374))).too_good().is_none());
+        assert!(inquiry(rows(3, 1, 96), Some(rows(80, 0, 320))).too_good().is_some());
+        assert!(inquiry(rows(3, 1, 96), None).too_good().is_none());
+    }
+
+    #[test]
+    fn what_was_measured_comes_back_from_a_checkpoint() {
+        let tally = Tally::from(vec![Row { sum: 2.0, count: 3.0 }, Row { sum: 0.1, count: 1.0 }]);
+        assert_eq!(tally_from(&tensors_of(&tally)).unwrap().measured(), tally.measured());
+        assert!(tally_from(&[]).is_none());
+    }
 }

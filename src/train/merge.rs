@@ -179,10 +179,11 @@ fn run(request: &mut MergeRequest, made: Option<&str>, observer: &mut dyn Observ
         results::run_arms(&mut contest, candidates, steps, observer)?;
     notes.extend(contest.planned.take());
     let candidate = gate::judge(contest.session, chosen.winner.as_ref(), &untouched)?;
-    let folds = match candidate.as_ref().filter(|_| !request.invented) {
+    let asked = match candidate.as_ref().filter(|_| !request.invented) {
         Some(candidate) => folds::ask(&mut contest, &chosen, candidate, &untouched, observer)?,
-        None => None,
+        None => folds::Answer::default(),
     };
+    let folds = asked.folds;
     let interrupted = contest.stopped && request.ranks.decide(observer.interrupted());
     let checkpoint = contest.checkpoint;
     let trained = begun.elapsed() - read - plan;
@@ -191,9 +192,8 @@ fn run(request: &mut MergeRequest, made: Option<&str>, observer: &mut dyn Observ
     let writing = Instant::now();
     let passed = gate::pass(&mut session, candidate, folds.as_ref(), &untouched)?;
     let gate::Passed { weights, scores: shipped, gains, note } = passed;
-    if let Some(note) = &note {
-        observer.event(&Event::Note(note));
-    }
+    let last: Vec<String> = asked.note.into_iter().chain(note).collect();
+    last.iter().for_each(|note| observer.event(&Event::Note(note)));
     let improved = weights.is_some();
     let changed = match &weights {
         Some(weights) => session.named(weights)?,
@@ -249,7 +249,7 @@ fn run(request: &mut MergeRequest, made: Option<&str>, observer: &mut dyn Observ
         target: request.target.clone(),
         rows: session.examples().row_counts(),
         verified: !request.invented,
-        notes: notes.into_iter().chain(note).collect(),
+        notes: notes.into_iter().chain(last).collect(),
         curves,
         attention,
     })
