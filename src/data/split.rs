@@ -35,9 +35,10 @@ pub fn folds(classes: &[i64], count: usize) -> Vec<Vec<usize>> {
     let mut of_class: BTreeMap<i64, Vec<usize>> = BTreeMap::new();
     classes.iter().enumerate().for_each(|(row, class)| of_class.entry(*class).or_default().push(row));
     let mut folds = vec![vec![]; count];
-    for (first, rows) in of_class.values().enumerate() {
+    for (class, rows) in of_class.values().enumerate() {
+        // Classes of fewer rows than folds begin with different ones.
+        let first = if rows.len() < count { class } else { 0 };
         for (i, row) in rows.iter().enumerate() {
-            // Classes of few rows begin with different folds.
             folds[(first + i * count / rows.len()) % count].push(*row);
         }
     }

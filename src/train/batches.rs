@@ -277,6 +277,18 @@ impl Examples {
         Ok(())
     }
 
+    /// At most `count` training rows (numbers within the part), evenly spread.
+    pub fn spread(&self, count: usize) -> Vec<usize> {
+        let all = self.rows(Split::Train);
+        let count = count.min(all);
+        (0..count).map(|i| i * all / count).collect()
+    }
+    /// The classes of some training rows (numbers within the part) and where they lie in answers, once they were read as such.
+    pub fn classes(&self, picked: &[usize]) -> Option<(Vec<i64>, Layout)> {
+        let classes = self.train.classes.as_ref()?;
+        Some((classes.pick(&self.places(Split::Train, picked), picked.len()), self.layout))
+    }
+
     /// The training rows' labels, where they were read as vectors, row after row.
     pub fn vectors(&self) -> Vec<f32> {
         let part = &self.train;
@@ -349,6 +361,8 @@ pub struct Data<'a> {
 pub struct Help<'a> {
     pub guide: &'a mut Guide,
     pub teaches: bool,
+    /// What its answers are multiplied by.
+    pub loudness: f64,
     /// Its activations' factors, one an alignment of this source; empty where nothing is aligned.
     pub scales: &'a [f64],
     /// Its weights in this arm, where they aren't as they came.
@@ -487,7 +501,8 @@ fn helped(
         if taught && help.teaches {
             let mut views = help.guide.observe(split, rows, shift, None)?.into_iter();
             if let Some(answer) = views.next() {
-                answers.push(answer.reshaped(&[rows.len(), answer.len() / rows.len().max(1)]));
+                let answer = answer.reshaped(&[rows.len(), answer.len() / rows.len().max(1)]);
+                answers.push(scaled(&answer, help.loudness));
             }
             own = Some(views.collect::<Vec<_>>()).filter(|_| help.weights.is_none());
         }
@@ -503,7 +518,11 @@ fn helped(
     Ok((answers, activations))
 }
 
-fn scaled(tensor: &Tensor, by: f64) -> Tensor {
+/// A tensor multiplied by a number.
+pub fn scaled(tensor: &Tensor, by: f64) -> Tensor {
+    if by == 1.0 {
+        return tensor.clone();
+    }
     let values: Vec<f32> = tensor.to_f32().iter().map(|v| v * by as f32).collect();
     Tensor::f32(tensor.shape(), &values)
 }

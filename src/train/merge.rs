@@ -149,7 +149,8 @@ fn run(request: &mut MergeRequest, made: Option<&str>, observer: &mut dyn Observ
         ranks: request.ranks.clone(),
     };
     let mut session = Session::open(parts, observer)?;
-    let mut notes: Vec<String> = settled.into_iter().chain(session.examples().notes()).collect();
+    let mut notes: Vec<String> =
+        settled.into_iter().chain(session.examples().notes()).chain(session.notes.clone()).collect();
     notes.extend(other_outputs(&config, &session.target));
     notes.extend(shared_out(&request.ranks, &config));
     notes.iter().for_each(|note| observer.event(&Event::Note(note)));

@@ -25,6 +25,7 @@ pub mod grad;
 mod guide;
 pub mod head;
 pub mod loss;
+mod loudness;
 mod merge;
 pub mod metric;
 pub mod model_step;

@@ -65,6 +65,8 @@ pub struct Session {
     statistics: Vec<Statistic>,
     /// What alignment counts by in the loss.
     unit: f64,
+    /// What was done to the sources' answers, for the user.
+    pub notes: Vec<String>,
     /// As how many independent labels those of validation tell, where rows have several.
     val_answers: Option<usize>,
 }
@@ -137,6 +139,10 @@ impl Session {
         measure_target(&mut sources, &target, target_data, &rows, &*model_executor)?;
         let teaches = sources.iter().any(|s| s.teaches);
         let objective = objective::choose(task, &config, &mut examples, &target, teaches)?;
+        let mut notes = vec![];
+        for source in sources.iter_mut().filter(|_| config.distils()) {
+            notes.extend(source.tune_loudness(&examples)?);
+        }
         let measure = match objective {
             Objective::Classes { .. } | Objective::ClassesAndTeacher { .. } => Measure::Accuracy,
             _ => Measure::MeanSquaredError,
@@ -186,6 +192,7 @@ impl Session {
             moved,
             statistics,
             unit: 1.0,
+            notes,
             val_answers: None,
         };
         session.unit = session.unit_of_loss()?;
@@ -368,8 +375,8 @@ impl Session {
     }
 
     /// Leaves some training rows (numbers within the part) out of all that follows, to be measured as [`Split::HeldOut`] until
-    /// [`Self::take_back`]; whether enough others are left to train on. Only how strongly the target's activations vary, and the
-    /// unit of the loss, stay as they were measured on all: two numbers or three.
+    /// [`Self::take_back`]; whether enough others are left to train on. Only how strongly the target's activations vary, how loud the
+    /// sources are, and the unit of the loss stay as they were measured on all: a handful of numbers.
     pub fn leave_out(&mut self, rows: &[usize]) -> bool {
         self.forget();
         let left = self.examples.leave_out(rows);
@@ -430,7 +437,8 @@ impl Session {
             let part = parts.get(i).unwrap_or(&nothing);
             if let Some(guide) = &mut source.guide {
                 let (weights, scales) = (part.weights.as_deref(), &part.scales[..]);
-                helpers.push(Help { guide, teaches: source.teaches, scales, weights });
+                let (teaches, loudness) = (source.teaches, source.loudness);
+                helpers.push(Help { guide, teaches, loudness, scales, weights });
             }
         }
         let by = (fit.seed, &self.ranks);
@@ -578,12 +586,9 @@ impl Session {
 
 /// What the teaching sources answer to some rows of a part, on average.
 fn taught(sources: &mut [Source], examples: &Examples, split: Split, picked: &[usize]) -> Result<Tensor> {
-    let rows = examples.places(split, picked);
     let mut answers = vec![];
-    for source in sources.iter_mut().filter(|s| s.teaches) {
-        if let Some(guide) = &mut source.guide {
-            answers.push(guide.answers(split, &rows, None)?);
-        }
+    for source in sources {
+        answers.extend(source.answers(examples, split, picked)?);
     }
     mean_of(&answers).ok_or_else(|| Error::usage("there is no source to answer for the target"))
 }
