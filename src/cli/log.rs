@@ -89,6 +89,10 @@ impl Log {
                 self.of_arm("validation", own);
             }
             Event::ArmEnd { metric, .. } => self.of_arm("arm_end", json!({ "metric": metric })),
+            Event::Fold { fold, folds, rows, untouched, metric } => {
+                let own = json!({ "fold": fold, "folds": folds, "rows": rows, "untouched": untouched, "metric": metric });
+                self.of_arm("fold", own);
+            }
             // Every step comes by itself.
             Event::Step { .. } => {}
         }
@@ -102,10 +106,10 @@ impl Log {
 
     /// Writes how the run ended, and says what of the log couldn't be written.
     fn finish(mut self, report: &Report) -> Result<()> {
-        let Report { outcome, method, metric, untouched, shipped, gains, .. } = report;
+        let Report { outcome, method, metric, untouched, shipped, gains, folds, .. } = report;
         let own = json!({
             "outcome": outcome, "method": method, "metric": metric.name, "untouched": untouched, "shipped": shipped,
-            "gains": gains,
+            "gains": gains, "folds": folds,
         });
         self.line("end", own);
         let failed = self.failed.take().or_else(|| self.file.flush().err());

@@ -34,7 +34,7 @@ impl Board {
         let done = match *event {
             Event::ArmStart { arm, seed, .. } => self.begin(arm, seed),
             Event::Validation { step, metric, .. } => self.number("validation", step, metric),
-            Event::ArmEnd { .. } => self.end(),
+            Event::ArmEnd { .. } | Event::Fold { .. } => self.end(),
             _ => Ok(()),
         };
         self.keep(done);

@@ -135,18 +135,27 @@ impl Watcher {
         }
     }
 
-    fn end_arm(&mut self, metric: f64) {
+    /// Says what an arm came to.
+    fn end_arm(&mut self, result: String) {
+        self.clear_bar();
+        if !self.quiet {
+            self.line(format!("  {}: {result}", self.arm));
+        }
+    }
+
+    fn clear_bar(&mut self) {
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
-        }
-        if !self.quiet {
-            self.line(format!("  {}: {metric:.4} on validation", self.arm));
         }
     }
 }
 
 impl Observer for Watcher {
     fn event(&mut self, event: &Event<'_>) {
+        if let Event::Phase(_) = event {
+            // What was interrupted has not ended.
+            self.clear_bar();
+        }
         match *event {
             Event::Phase(phase) if !self.quiet => self.line(self.paint.dim(phase)),
             Event::Note(text) if !self.quiet => self.line(format!("{} {text}", self.paint.cyan("note:"))),
@@ -155,7 +164,10 @@ impl Observer for Watcher {
             Event::ArmStart { arm, seed, steps } => self.start_arm(arm, seed, steps),
             Event::Step { step, loss, rows_per_second, .. } => self.step(step, loss, rows_per_second),
             Event::Validation { metric, best, .. } => self.metric = Some((metric, best)),
-            Event::ArmEnd { metric, .. } => self.end_arm(metric),
+            Event::Fold { rows, untouched, metric, .. } => self.end_arm(format!(
+                "{metric:.4} on the {rows} rows that were left out, the untouched target {untouched:.4}"
+            )),
+            Event::ArmEnd { metric, .. } => self.end_arm(format!("{metric:.4} on validation")),
         }
     }
     fn interrupted(&self) -> bool {

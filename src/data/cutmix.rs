@@ -30,10 +30,17 @@ struct Cut {
     right: Extent,
 }
 
+/// Rows made of others.
+pub struct Mixed {
+    pub dataset: Dataset,
+    /// Of which two rows each is made.
+    pub of: Vec<[usize; 2]>,
+}
+
 impl Dataset {
     /// `count` rows made of `rows` of this data set, without labels; the same for the same seed. Several inputs of a row are
     /// cut in the same place, as they show the same thing. `None` where an input isn't an image, or words in a row.
-    pub fn cutmix(&self, rows: &[usize], count: usize, seed: u64) -> Option<Dataset> {
+    pub fn cutmix(&self, rows: &[usize], count: usize, seed: u64) -> Option<Mixed> {
         let planes: Vec<[usize; 3]> = self.inputs.iter().map(plane).collect::<Option<_>>()?;
         if rows.len() < 2 || count == 0 {
             return None;
@@ -46,7 +53,8 @@ impl Dataset {
             sizes.into_iter().map(|(down, right)| Cut { one: pick(), other: pick(), down, right }).collect();
         let inputs = self.inputs.iter().zip(planes).map(|(column, plane)| column.cut(plane, &cuts));
         let inputs = inputs.collect::<Option<_>>()?;
-        Some(Dataset { inputs, labels: None, ..self.clone() })
+        let dataset = Dataset { inputs, labels: None, ..self.clone() };
+        Some(Mixed { dataset, of: cuts.iter().map(|cut| [cut.one, cut.other]).collect() })
     }
 }
 
@@ -92,7 +100,7 @@ mod tests {
     #[test]
     fn a_row_shows_a_rectangle_of_another() {
         let dataset = Dataset::new(vec![images("x", 1.0), images("negative", -1.0)], None).unwrap();
-        let made = dataset.cutmix(&[1, 3], 50, 7).unwrap();
+        let Mixed { dataset: made, of } = dataset.cutmix(&[1, 3], 50, 7).unwrap();
         assert_eq!(made.rows(), 50);
         let (x, negative) = (made.inputs[0].values.to_f32(), made.inputs[1].values.to_f32());
         assert!(x.iter().zip(negative.iter()).all(|(a, b)| *a == -b), "both inputs are cut alike");
@@ -103,7 +111,9 @@ mod tests {
             assert!(edge < 64);
         }
         assert!(mixed.count() > 10);
-        let again = dataset.cutmix(&[1, 3], 50, 7).unwrap();
+        let first = x.chunks(64).zip(&of).filter(|(_, [one, other])| one == other);
+        assert!(first.clone().count() > 10 && first.clone().all(|(row, [one, _])| row[0] == *one as f32));
+        let again = dataset.cutmix(&[1, 3], 50, 7).unwrap().dataset;
         assert_eq!(made.inputs[0].values, again.inputs[0].values);
     }
 

@@ -24,11 +24,12 @@ mod words;
 pub use augment::{Fill, Shift, shift_images};
 pub use bind::{Bound, BoundInput};
 pub use class_labels::{Classes, IGNORED};
+pub use cutmix::Mixed;
 pub use labels::Labels;
 pub use layout::{Answer, Layout, Placement};
 pub use npy::{read_npz, write_npz};
 pub use options::{DataOptions, parse_number, parse_numbers, parse_size};
-pub use split::split;
+pub use split::{folds, split};
 
 use crate::error::{Error, Result};
 use crate::onnx::Tensor;

@@ -98,6 +98,21 @@ pub struct Gains {
     pub test: Option<Worth>,
 }
 
+/// What training rows showed of a gain that validation left open: the winner was trained again without one fold of them after the
+/// other, and measured on that fold.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Folds {
+    /// How many folds were measured, until it was clear that the others couldn't make up for them.
+    pub measured: usize,
+    /// How many there are.
+    pub of: usize,
+    /// The gain over the rows of validation and of these folds. A row of a fold counts less than one of validation.
+    pub gain: Worth,
+    /// The chance that luck alone shows as much.
+    pub luck: f64,
+}
+
 /// A mean of paired differences, positive when it is a gain: over seeds (the real source's arm minus the better of its empty
 /// twins, say) or over rows.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]

@@ -7,7 +7,7 @@ mod figures;
 mod html;
 mod plot;
 
-pub use figures::{Better, Gains, Metric, Scores, Worth, mean_and_stderr};
+pub use figures::{Better, Folds, Gains, Metric, Scores, Worth, mean_and_stderr};
 pub use html::{document, escape, name};
 
 use serde::{Deserialize, Serialize};
@@ -39,6 +39,9 @@ pub struct Report {
     /// `shipped` against `untouched`, row by row; null where the target was kept.
     #[serde(default)]
     pub gains: Gains,
+    /// What training rows showed where validation alone left a gain open; null where they weren't asked.
+    #[serde(default)]
+    pub folds: Option<Folds>,
     pub arms: Vec<Arm>,
     /// What the source's knowledge was worth; absent without control arms.
     pub source_worth: Option<Worth>,
@@ -316,6 +319,7 @@ mod tests {
             untouched: Scores { train: Some(0.9), val: Some(0.8), test: None },
             shipped: Scores { train: Some(0.95), val: Some(0.9), test: None },
             gains: Gains { val: Worth::of(&[0.0, 0.2]), test: None },
+            folds: Some(Folds { measured: 4, of: 4, gain: Worth::of(&[0.0, 0.2]).unwrap(), luck: 0.04 }),
             arms: vec![
                 arm("lpka+kd", ArmSource::Real, 0.9),
                 arm("lpka+kd, shuffled", ArmSource::Shuffled, 0.85),

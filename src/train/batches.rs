@@ -10,12 +10,13 @@ use super::ranks::Ranks;
 use super::schedule::{Sampler, generator, stream};
 use super::session::Split;
 use crate::data::{
-    Answer, Bound, Classes, Dataset, Fill, IGNORED, Labels, Layout, Placement, Shift, classes, split,
+    Answer, Bound, Classes, Dataset, Fill, IGNORED, Labels, Layout, Placement, Shift, classes, folds, split,
 };
 use crate::error::{Error, Result};
 use crate::onnx::{DType, Fact, Graph, Tensor, ValueId};
 use crate::report::Rows;
 use crate::runtime::Value;
+use std::collections::HashSet;
 
 /// All data of a run, bound to the target's inputs.
 pub struct Examples {
@@ -23,6 +24,10 @@ pub struct Examples {
     val: Part,
     test: Part,
     unlabelled: Part,
+    /// Of which two training rows each of those is made; empty where it isn't.
+    made_of: Vec<[usize; 2]>,
+    /// Rows of the training data that aren't trained on for now, but measured.
+    held_out: Vec<usize>,
     /// Of all parts.
     class_names: Vec<String>,
     /// Where classes lie in answers, once labels are read as such.
@@ -81,7 +86,7 @@ impl Examples {
     /// Binds data to the inputs of `graph`, the target's as its file has it. Without `val`, a fifth of the training
     /// rows is set aside for it.
     pub fn new(data: Data<'_>, graph: &Graph, seed: u64) -> Result<Self> {
-        let Data { train, val, test, unlabelled } = data;
+        let Data { train, val, test, unlabelled, made_of } = data;
         let labelled: Vec<&Dataset> = [Some(train), val, test].into_iter().flatten().collect();
         let class_names = classes::common(&labelled)?;
         let numbered = |set: &Dataset| set.clone().numbered_as(&class_names);
@@ -106,6 +111,8 @@ impl Examples {
             val: val_part,
             test: test_part,
             unlabelled,
+            made_of: made_of.to_vec(),
+            held_out: vec![],
             class_names,
             layout: Layout::default(),
             notes,
@@ -114,7 +121,7 @@ impl Examples {
 
     fn part(&self, split: Split) -> &Part {
         match split {
-            Split::Train => &self.train,
+            Split::Train | Split::HeldOut => &self.train,
             Split::Val => &self.val,
             Split::Test => &self.test,
             Split::Unlabelled => &self.unlabelled,
@@ -123,12 +130,49 @@ impl Examples {
     fn parts(&mut self) -> [&mut Part; 3] {
         [&mut self.train, &mut self.val, &mut self.test]
     }
-    pub fn rows(&self, split: Split) -> usize {
-        self.part(split).rows.len()
-    }
     /// The rows of a part, as numbers within its data set.
+    fn chosen(&self, split: Split) -> &[usize] {
+        match split {
+            Split::HeldOut => &self.held_out,
+            split => &self.part(split).rows,
+        }
+    }
+    pub fn rows(&self, split: Split) -> usize {
+        self.chosen(split).len()
+    }
+    /// Some rows of a part, as numbers within its data set.
     pub fn places(&self, split: Split, picked: &[usize]) -> Vec<usize> {
-        picked.iter().map(|&i| self.part(split).rows[i]).collect()
+        let chosen = self.chosen(split);
+        picked.iter().map(|&i| chosen[i]).collect()
+    }
+
+    /// Deals the training part's rows (numbers within the part) out to `count` folds; classes evenly, where each row is of one.
+    pub fn folds(&self, count: usize) -> Vec<Vec<usize>> {
+        let rows = &self.train.rows;
+        let classes = self.train.classes.as_ref().filter(|_| !self.labels_have_places());
+        folds(&classes.map_or_else(|| vec![0; rows.len()], |classes| classes.pick(rows, rows.len())), count)
+    }
+
+    /// Leaves a fold's rows out of training, and the rows that are made of them, until [`Self::take_back`]; whether there are
+    /// others left.
+    pub fn leave_out(&mut self, fold: &[usize]) -> bool {
+        self.held_out = self.places(Split::Train, fold);
+        let out: HashSet<usize> = self.held_out.iter().copied().collect();
+        self.train.rows.retain(|row| !out.contains(row));
+        let had = !self.unlabelled.rows.is_empty();
+        let made_of = &self.made_of;
+        let apart =
+            |made: &usize| made_of.get(*made).is_none_or(|of| of.iter().all(|row| !out.contains(row)));
+        self.unlabelled.rows.retain(apart);
+        !self.train.rows.is_empty() && (!had || !self.unlabelled.rows.is_empty())
+    }
+    /// All rows are trained on again.
+    pub fn take_back(&mut self) {
+        self.train.rows.append(&mut self.held_out);
+        self.train.rows.sort_unstable();
+        if !self.made_of.is_empty() {
+            self.unlabelled.rows = (0..self.made_of.len()).collect();
+        }
     }
     pub fn row_counts(&self) -> Rows {
         Rows { train: self.rows(Split::Train), val: self.rows(Split::Val), test: self.rows(Split::Test) }
@@ -233,6 +277,18 @@ impl Examples {
         Ok(())
     }
 
+    /// At most `count` training rows (numbers within the part), evenly spread.
+    pub fn spread(&self, count: usize) -> Vec<usize> {
+        let all = self.rows(Split::Train);
+        let count = count.min(all);
+        (0..count).map(|i| i * all / count).collect()
+    }
+    /// The classes of some training rows (numbers within the part) and where they lie in answers, once they were read as such.
+    pub fn classes(&self, picked: &[usize]) -> Option<(Vec<i64>, Layout)> {
+        let classes = self.train.classes.as_ref()?;
+        Some((classes.pick(&self.places(Split::Train, picked), picked.len()), self.layout))
+    }
+
     /// The training rows' labels, where they were read as vectors, row after row.
     pub fn vectors(&self) -> Vec<f32> {
         let part = &self.train;
@@ -241,9 +297,8 @@ impl Examples {
 
     /// The inputs of some rows of a part (numbers within the part), for `target`'s batch.
     pub fn inputs(&self, split: Split, picked: &[usize], target: &Network) -> Result<Vec<Tensor>> {
-        let part = self.part(split);
-        let rows: Vec<usize> = picked.iter().map(|&i| part.rows[i]).collect();
-        match &part.bound {
+        let rows = self.places(split, picked);
+        match &self.part(split).bound {
             Some(bound) => bound.batch_as(&rows, target.batch, &target.inputs),
             None => Ok(vec![]),
         }
@@ -251,8 +306,7 @@ impl Examples {
 
     /// Compares answers for some rows of a part with their labels.
     pub fn tally(&self, split: Split, picked: &[usize], answer: &Tensor, tally: &mut Tally) {
-        let part = self.part(split);
-        let rows: Vec<usize> = picked.iter().map(|&i| part.rows[i]).collect();
+        let (part, rows) = (self.part(split), self.places(split, picked));
         match &part.classes {
             None => {
                 let wanted = Labels::pick(&part.vectors, part.width(), &rows, rows.len());
@@ -299,12 +353,16 @@ pub struct Data<'a> {
     pub val: Option<&'a Dataset>,
     pub test: Option<&'a Dataset>,
     pub unlabelled: Option<&'a Dataset>,
+    /// As in [`super::DataSets`].
+    pub made_of: &'a [[usize; 2]],
 }
 
 /// What a source gives to each step of an arm.
 pub struct Help<'a> {
     pub guide: &'a mut Guide,
     pub teaches: bool,
+    /// What its answers are multiplied by.
+    pub loudness: f64,
     /// Its activations' factors, one an alignment of this source; empty where nothing is aligned.
     pub scales: &'a [f64],
     /// Its weights in this arm, where they aren't as they came.
@@ -385,7 +443,7 @@ impl<'a> Batches<'a> {
         step: usize,
     ) -> Result<Vec<Vec<Value>>> {
         let part = self.examples.part(split);
-        let all: Vec<usize> = picked.iter().map(|&i| part.rows[i]).collect();
+        let all = self.examples.places(split, &picked);
         let rows = all[self.ranks.share(all.len())].to_vec();
         let Some(bound) = part.bound.as_ref().filter(|_| !rows.is_empty()) else { return Ok(vec![]) };
         let shift = (self.shift > 0).then(|| {
@@ -443,7 +501,8 @@ fn helped(
         if taught && help.teaches {
             let mut views = help.guide.observe(split, rows, shift, None)?.into_iter();
             if let Some(answer) = views.next() {
-                answers.push(answer.reshaped(&[rows.len(), answer.len() / rows.len().max(1)]));
+                let answer = answer.reshaped(&[rows.len(), answer.len() / rows.len().max(1)]);
+                answers.push(scaled(&answer, help.loudness));
             }
             own = Some(views.collect::<Vec<_>>()).filter(|_| help.weights.is_none());
         }
@@ -459,7 +518,11 @@ fn helped(
     Ok((answers, activations))
 }
 
-fn scaled(tensor: &Tensor, by: f64) -> Tensor {
+/// A tensor multiplied by a number.
+pub fn scaled(tensor: &Tensor, by: f64) -> Tensor {
+    if by == 1.0 {
+        return tensor.clone();
+    }
     let values: Vec<f32> = tensor.to_f32().iter().map(|v| v * by as f32).collect();
     Tensor::f32(tensor.shape(), &values)
 }
@@ -483,7 +546,8 @@ const FEW_ROWS: usize = 2000;
 /// Few images are moved by up to a fourteenth of their side: 2 pixels for 28, none for 8. With thousands of rows
 /// shifts cost more than they bring (docs/transfer.md).
 fn default_shift(examples: &Examples) -> usize {
-    if examples.rows(Split::Train) >= FEW_ROWS {
+    // A fold that is left out for a while is no reason to train otherwise.
+    if examples.rows(Split::Train) + examples.rows(Split::HeldOut) >= FEW_ROWS {
         return 0;
     }
     let shapes = examples.train.dataset.iter().flat_map(|d| &d.inputs).filter_map(|c| c.image_shape());

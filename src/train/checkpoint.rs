@@ -21,6 +21,9 @@ pub struct ArmState {
     pub step: usize,
     /// The best validation so far and the step it was seen at.
     pub best: Option<(f64, usize)>,
+    /// As in [`super::contest::Best`].
+    #[serde(default)]
+    pub best_schedule: Option<(usize, f64)>,
     pub validations: Vec<(usize, f64)>,
     pub curve: Vec<(usize, f64)>,
     /// File in the checkpoint's folder that holds the tensors.
@@ -36,6 +39,18 @@ pub struct RunState {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub steps: Option<usize>,
     pub arms: Vec<ArmState>,
+    /// Held-out folds that were measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub folds: Option<FoldsState>,
+}
+
+/// How far the winner's training without single folds of the training rows has come.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct FoldsState {
+    pub arm: Arm,
+    pub seed: u64,
+    /// Files in the checkpoint's folder that hold what was measured, fold by fold.
+    pub files: Vec<String>,
 }
 
 /// The folder. Only the first rank reads and writes it, and tells the others what it read.

@@ -200,6 +200,10 @@ pub struct TrainConfig {
     pub min_gain: f64,
     /// The largest chance, by luck alone, of what validation shows that is shipped; 1 ships any gain.
     pub significance: f64,
+    /// Where validation leaves a gain open: into how many folds the training rows are dealt, each of which is left out of a
+    /// training of the winner and measured; 0 for none, `None` by how many rows there are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub folds: Option<usize>,
     pub executor: ExecutorChoice,
     /// The adapter's executor, where it isn't the model's.
     pub adapter_executor: Option<ExecutorChoice>,
@@ -246,6 +250,7 @@ impl Default for TrainConfig {
             ablate: false,
             min_gain: 0.0,
             significance: 0.16,
+            folds: None,
             executor: ExecutorChoice::Auto,
             adapter_executor: None,
             precision: Precision::F32,

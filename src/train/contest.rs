@@ -29,6 +29,8 @@ pub struct Contender {
     /// What the short training that chose its learning rate came to on validation.
     pub trial: Option<f64>,
     pub validations: Vec<(usize, f64)>,
+    /// Seconds a step takes, validations included, once it has taken some.
+    pub pace: Option<f64>,
     /// Whether its loss left what numbers can hold: it takes no more steps.
     pub diverged: bool,
     file: String,
@@ -39,6 +41,8 @@ pub struct Contender {
 pub struct Best {
     pub metric: f64,
     pub step: usize,
+    /// Of the training they come from: how many steps its schedule was laid out for, and the highest learning rate.
+    pub schedule: (usize, f64),
     pub weights: Vec<Value>,
 }
 
@@ -66,6 +70,7 @@ impl Contender {
             trial: self.trial,
             step: self.fit.step,
             best: self.best.as_ref().map(|b| (b.metric, b.step)),
+            best_schedule: self.best.as_ref().map(|b| b.schedule),
             validations: self.validations.clone(),
             curve: self.fit.curve.clone(),
             file: self.file.clone(),
@@ -228,8 +233,9 @@ impl Contest<'_> {
             contender.validations = saved.validations;
             contender.trial = saved.trial;
             let weights = self.session.weights_from(&best);
-            contender.best =
-                saved.best.zip(weights).map(|((metric, step), weights)| Best { metric, step, weights });
+            let schedule = saved.best_schedule.unwrap_or((steps, saved.lr));
+            let best = |((metric, step), weights)| Best { metric, step, schedule, weights };
+            contender.best = saved.best.zip(weights).map(best);
             return Ok(contender);
         }
         match self.session.config.lr {
@@ -241,7 +247,8 @@ impl Contest<'_> {
     pub(super) fn begin(&mut self, arm: Arm, seed: u64, schedule: (usize, f64)) -> Result<Contender> {
         let fit = self.session.start(&arm, seed, schedule)?;
         let file = format!("{}-{seed}.onnx", arm.label().replace([',', '+', ' ', '.'], "-"));
-        Ok(Contender { arm, fit, best: None, trial: None, validations: vec![], diverged: false, file })
+        let (best, trial, pace, validations) = (None, None, None, vec![]);
+        Ok(Contender { arm, fit, best, trial, validations, pace, diverged: false, file })
     }
 
     /// Trains one arm up to step `until`. Where it diverges, what was best before that counts.
@@ -265,7 +272,8 @@ impl Contest<'_> {
             // With few labels nothing may be better than the fit itself.
             self.validate(contender, observer)?;
         }
-        let mut saved = (contender.fit.step, Instant::now());
+        let (first, begun) = (contender.fit.step, Instant::now());
+        let mut saved = (first, begun);
         let mut divergence = None;
         while contender.fit.step < until && !self.stopped {
             let next = ((contender.fit.step / every + 1) * every).min(until);
@@ -289,6 +297,9 @@ impl Contest<'_> {
                 saved = (contender.fit.step, Instant::now());
             }
         }
+        if contender.fit.step > first {
+            contender.pace = Some(begun.elapsed().as_secs_f64() / (contender.fit.step - first) as f64);
+        }
         if contender.fit.step > saved.0 && !contender.diverged {
             self.save(contender)?;
         }
@@ -311,18 +322,18 @@ impl Contest<'_> {
         let kept = contender.best.as_ref().map(|best| best.metric);
         let seen = contender.validations.iter().map(|v| v.1);
         if kept.is_none_or(|kept| is_as_good(metric, value, seen, kept, rows)) {
-            contender.best = Some(self.keep(value, step, weights));
+            contender.best = Some(self.keep(value, &contender.fit, weights));
         }
         observer.event(&Event::Validation { step, metric: value, best: contender.metric() });
         Ok(())
     }
 
-    /// Weights to come back to, out of the way of those that are trained on.
-    pub fn keep(&self, metric: f64, step: usize, mut weights: Vec<Value>) -> Best {
+    /// A fit's weights to come back to, out of the way of those that are trained on.
+    pub fn keep(&self, metric: f64, fit: &Fit, mut weights: Vec<Value>) -> Best {
         if self.session.adapter_executor.on_host() {
             weights = shelve(weights, self.checkpoint.place());
         }
-        Best { metric, step, weights }
+        Best { metric, step: fit.step, schedule: (fit.steps, fit.lr), weights }
     }
 
     /// Writes where this arm stands. Arms saved before keep their entries.

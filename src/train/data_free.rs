@@ -80,6 +80,7 @@ pub fn invent(
         val: Some(part(TRAIN_ROWS, VAL_ROWS)?),
         test: None,
         unlabelled: None,
+        made_of: vec![],
     })
 }
 

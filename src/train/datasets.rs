@@ -13,6 +13,8 @@ pub struct DataSets {
     pub test: Option<Dataset>,
     /// Rows for whatever wants no labels.
     pub unlabelled: Option<Dataset>,
+    /// Of which two training rows each of `unlabelled` is made, where it is (`multiply`); else empty.
+    pub made_of: Vec<[usize; 2]>,
 }
 
 /// Rows made by CutMix where nobody said how many, and the training rows from which on none are made: what they add shrinks
@@ -35,6 +37,7 @@ impl DataSets {
             val: self.val.as_ref().map(part),
             test: self.test.as_ref().map(part),
             unlabelled: self.unlabelled.as_ref().map(part),
+            made_of: self.made_of.clone(),
         }
     }
 
@@ -44,6 +47,7 @@ impl DataSets {
             val: self.val.as_ref(),
             test: self.test.as_ref(),
             unlabelled: self.unlabelled.as_ref(),
+            made_of: &self.made_of,
         }
     }
 
@@ -67,7 +71,9 @@ impl DataSets {
         }
         let row: usize = self.train.inputs.iter().map(|c| c.values.bytes().len()).sum();
         let most = MOST / (row / self.train.rows().max(1)).max(1);
-        self.unlabelled = self.train.cutmix(&rows, count.unwrap_or(MADE.min(most)), config.seed);
+        if let Some(made) = self.train.cutmix(&rows, count.unwrap_or(MADE.min(most)), config.seed) {
+            (self.unlabelled, self.made_of) = (Some(made.dataset), made.of);
+        }
         match (&self.unlabelled, count) {
             (None, Some(_)) => Err(Error::data(&self.train.path, "no rows can be made of these by --cutmix")
                 .hint("it needs two training rows at least, of images (channels first) or of words")),

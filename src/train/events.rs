@@ -15,6 +15,9 @@ pub enum Event<'a> {
     Step { step: usize, loss: f64, learning_rate: f64, rows_per_second: f64 },
     /// The validation metric was computed.
     Validation { step: usize, metric: f64, best: f64 },
+    /// An arm that was trained without a fold of the training rows was measured on these, after [`Event::ArmStart`] and instead
+    /// of [`Event::ArmEnd`]: the fold's number from 1 of how many, its rows, and the metric of the untouched target and of the arm.
+    Fold { fold: usize, folds: usize, rows: usize, untouched: f64, metric: f64 },
     /// The arm is over.
     ArmEnd { arm: &'a str, seed: u64, metric: f64 },
 }

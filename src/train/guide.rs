@@ -83,7 +83,7 @@ impl Guide {
         weights: Option<&[Value]>,
     ) -> Result<Vec<Tensor>> {
         let bound = match split {
-            Split::Train => &self.train,
+            Split::Train | Split::HeldOut => &self.train,
             Split::Val => self.val.as_ref().unwrap_or(&self.train),
             Split::Test => self.test.as_ref().unwrap_or(&self.train),
             Split::Unlabelled => self.unlabelled.as_ref().unwrap_or(&self.train),

@@ -3,14 +3,16 @@
 use super::arms::{self, Arm, SourceKind};
 use super::batches::{Data, Examples};
 use super::checkpoint::{Checkpoint, RunState};
-use super::contest::{Contender, Contest};
+use super::contest::Contest;
 use super::data_free;
 use super::datasets::DataSets;
+use super::folds;
 use super::gate;
 use super::network::{Network, Purpose};
 use super::objective;
 use super::output;
 use super::ranks::Ranks;
+use super::results;
 use super::runs;
 use super::session::{Parts, Session, Split};
 use super::worth;
@@ -18,7 +20,7 @@ use super::{Event, Method, Observer, Start, TrainConfig};
 use crate::error::{Error, Result};
 use crate::onnx::{self, ValueId};
 use crate::report::{self, Report};
-use crate::runtime::{self, Executor, ExecutorChoice, ExecutorOptions, Value};
+use crate::runtime::{self, Executor, ExecutorChoice, ExecutorOptions};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -100,7 +102,7 @@ fn multiply(request: &mut MergeRequest) -> Result<Option<String>> {
     }
     let made = request.data.multiply(&request.config)?;
     if let Some(theirs) = request.source_data.as_mut().filter(|theirs| theirs.unlabelled.is_none()) {
-        theirs.unlabelled = request.data.unlabelled.clone();
+        (theirs.unlabelled, theirs.made_of) = (request.data.unlabelled.clone(), request.data.made_of.clone());
         if let Some(made) = &mut theirs.unlabelled {
             made.options = theirs.train.options.clone();
         }
@@ -147,7 +149,8 @@ fn run(request: &mut MergeRequest, made: Option<&str>, observer: &mut dyn Observ
         ranks: request.ranks.clone(),
     };
     let mut session = Session::open(parts, observer)?;
-    let mut notes: Vec<String> = settled.into_iter().chain(session.examples().notes()).collect();
+    let mut notes: Vec<String> =
+        settled.into_iter().chain(session.examples().notes()).chain(session.notes.clone()).collect();
     notes.extend(other_outputs(&config, &session.target));
     notes.extend(shared_out(&request.ranks, &config));
     notes.iter().for_each(|note| observer.event(&Event::Note(note)));
@@ -173,20 +176,25 @@ fn run(request: &mut MergeRequest, made: Option<&str>, observer: &mut dyn Observ
     let deadline = config.time.map(|s| Instant::now() + Duration::from_secs_f64(s.max(0.0)));
     let mut contest =
         Contest { session: &mut session, checkpoint, state, deadline, stopped: false, planned: None };
-    let results = run_arms(&mut contest, candidates, steps, observer)?;
+    let results::Results { chosen, arms, curves, attention } =
+        results::run_arms(&mut contest, candidates, steps, observer)?;
     notes.extend(contest.planned.take());
+    let candidate = gate::judge(contest.session, chosen.winner.as_ref(), &untouched)?;
+    let asked = match candidate.as_ref().filter(|_| !request.invented) {
+        Some(candidate) => folds::ask(&mut contest, &chosen, candidate, &untouched, observer)?,
+        None => folds::Answer::default(),
+    };
+    let folds = asked.folds;
     let interrupted = contest.stopped && request.ranks.decide(observer.interrupted());
     let checkpoint = contest.checkpoint;
     let trained = begun.elapsed() - read - plan;
 
     observer.event(&Event::Phase("writing"));
     let writing = Instant::now();
-    let Results { chosen, arms, curves, attention } = results;
-    let passed = gate::pass(&mut session, chosen.weights, &untouched)?;
+    let passed = gate::pass(&mut session, candidate, folds.as_ref(), &untouched)?;
     let gate::Passed { weights, scores: shipped, gains, note } = passed;
-    if let Some(note) = &note {
-        observer.event(&Event::Note(note));
-    }
+    let last: Vec<String> = asked.note.into_iter().chain(note).collect();
+    last.iter().for_each(|note| observer.event(&Event::Note(note)));
     let improved = weights.is_some();
     let changed = match &weights {
         Some(weights) => session.named(weights)?,
@@ -226,6 +234,7 @@ fn run(request: &mut MergeRequest, made: Option<&str>, observer: &mut dyn Observ
         untouched: untouched.scores,
         shipped,
         gains,
+        folds,
         arms,
         source_worth,
         rivals,
@@ -241,7 +250,7 @@ fn run(request: &mut MergeRequest, made: Option<&str>, observer: &mut dyn Observ
         target: request.target.clone(),
         rows: session.examples().row_counts(),
         verified: !request.invented,
-        notes: notes.into_iter().chain(note).collect(),
+        notes: notes.into_iter().chain(last).collect(),
         curves,
         attention,
     })
@@ -339,7 +348,8 @@ fn worthwhile_gpu(request: &MergeRequest, target: &Network) -> Option<Arc<dyn Ex
 /// Whether the source answers the validation data at least as well as the target does. A worse teacher pulls its
 /// student down, and trying it costs half of all arms.
 fn teaches(session: &mut Session, target: Option<f64>, observer: &mut dyn Observer) -> Result<bool> {
-    let (Some(source), Some(target)) = (session.teacher_score()?, target) else { return Ok(true) };
+    let source = session.teacher_tally(Split::Val)?.map(|tally| session.ranks.first_number(tally.value()));
+    let (Some(source), Some(target)) = (source, target) else { return Ok(true) };
     let worse = session.metric.gain(target, source) < 0.0;
     if worse {
         let (source, target) = (session.metric.show(source), session.metric.show(target));
@@ -393,154 +403,6 @@ fn note_unused<'a>(session: &Session, candidates: &[Arm], made: Option<&'a str>)
     notes
 }
 
-/// What came out of all arms.
-struct Results {
-    chosen: Chosen,
-    arms: Vec<report::Arm>,
-    curves: Vec<report::Curve>,
-    /// Of the best arm with an adapter.
-    attention: Vec<report::Attention>,
-}
-
-struct Chosen {
-    arm: Arm,
-    weights: Option<Vec<Value>>,
-}
-
-fn run_arms(
-    contest: &mut Contest<'_>,
-    candidates: Vec<Arm>,
-    steps: usize,
-    observer: &mut dyn Observer,
-) -> Result<Results> {
-    let config = contest.session.config.clone();
-    let mut results = Table::default();
-    let field = contest.run(candidates, config.seed, steps, observer)?;
-    let steps = contest.state.steps.unwrap_or(steps);
-    let chosen = field.first().map(|c| c.arm.clone()).unwrap_or_else(Arm::finetune);
-    for contender in &field {
-        results.add(contest, contender, contender.is_done(steps))?;
-    }
-    let best_gate = field.iter().find(|c| c.arm.source == SourceKind::Real).map(|c| c.arm.gate);
-    let mut repeats = vec![chosen.clone()];
-    if config.ablate {
-        let mut reference = chosen.clone();
-        if let (SourceKind::None, Some(gate)) = (chosen.source, best_gate) {
-            reference = Arm { source: SourceKind::None, gate, ..chosen.clone() };
-        }
-        repeats.extend(arms::controls(&reference, contest.session.means, contest.session.supervised()));
-    }
-    let adapted = field.iter().find(|c| c.arm.source == SourceKind::Real && !c.diverged);
-    let attention = adapted.map(attention_in).transpose()?.unwrap_or_default();
-    drop(field);
-    for seed in (0..config.seeds.max(1) as u64).map(|i| config.seed + i) {
-        for arm in &repeats {
-            if contest.stopped || results.has(arm, seed) {
-                continue;
-            }
-            let mut contender = contest.enter(arm.clone(), seed, steps, observer)?;
-            contest.train(&mut contender, steps, observer)?;
-            results.add(contest, &contender, contender.is_done(steps))?;
-        }
-    }
-    let best = results.best(&chosen, &contest.session.metric);
-    let chosen = Chosen { arm: chosen, weights: best };
-    Ok(Results { chosen, arms: results.rows(&repeats), curves: results.curves, attention })
-}
-
-/// What an arm's adapter attends to at the end of its training.
-fn attention_in(contender: &Contender) -> Result<Vec<report::Attention>> {
-    let arm = contender.arm.label();
-    let seen = contender.fit.attention()?;
-    let shown = seen.into_iter().map(|s| report::Attention {
-        arm: arm.clone(),
-        target: s.target,
-        source: s.source,
-        row_names: s.row_names,
-        column_names: s.column_names,
-        rows: s.rows,
-        columns: s.columns,
-        values: s.values,
-    });
-    Ok(shown.collect())
-}
-
-/// Results by arm and seed.
-#[derive(Default)]
-struct Table {
-    entries: Vec<Entry>,
-    curves: Vec<report::Curve>,
-}
-
-struct Entry {
-    arm: Arm,
-    seed: u64,
-    val: f64,
-    test: Option<f64>,
-    lr: f64,
-    complete: bool,
-    weights: Option<Vec<Value>>,
-}
-
-impl Table {
-    /// Test figures are measured here, once an arm is done, and decide nothing.
-    fn add(&mut self, contest: &mut Contest<'_>, contender: &Contender, complete: bool) -> Result<()> {
-        let weights = contender.best.as_ref().map(|b| b.weights.clone());
-        let test = match &weights {
-            Some(weights) if complete => {
-                Some(contest.session.evaluate(weights, Split::Test)?).filter(|v| !v.is_nan())
-            }
-            _ => None,
-        };
-        self.curves.push(contender.curve());
-        let (arm, seed, val) = (contender.arm.clone(), contender.fit.seed, contender.metric());
-        let lr = contender.fit.lr;
-        self.entries.push(Entry { arm, seed, val, test, lr, complete, weights });
-        Ok(())
-    }
-    fn has(&self, arm: &Arm, seed: u64) -> bool {
-        self.entries.iter().any(|e| e.arm == *arm && e.seed == seed && e.complete)
-    }
-    /// The best validated weights among the seeds of `arm`.
-    fn best(&self, arm: &Arm, metric: &report::Metric) -> Option<Vec<Value>> {
-        let mut found: Option<(f64, &Vec<Value>)> = None;
-        for entry in self.entries.iter().filter(|e| e.arm == *arm) {
-            let better = found.as_ref().is_none_or(|(val, _)| super::metric::better(metric, entry.val, *val));
-            if let (Some(weights), true) = (&entry.weights, better) {
-                found = Some((entry.val, weights));
-            }
-        }
-        found.map(|(_, weights)| weights.clone())
-    }
-    /// A row an arm: those of `repeats` over all seeds, then the others that took part.
-    fn rows(&self, repeats: &[Arm]) -> Vec<report::Arm> {
-        let mut arms: Vec<&Arm> = repeats.iter().collect();
-        arms.extend(self.entries.iter().map(|e| &e.arm).filter(|a| !repeats.contains(a)));
-        let mut rows: Vec<report::Arm> = vec![];
-        for arm in arms {
-            let mine: Vec<&Entry> = self
-                .entries
-                .iter()
-                .filter(|e| e.arm == *arm && (e.complete || !repeats.contains(arm)))
-                .collect();
-            rows.push(report::Arm {
-                name: arm.label(),
-                source: match arm.source {
-                    SourceKind::None => report::ArmSource::None,
-                    SourceKind::Real => report::ArmSource::Real,
-                    SourceKind::Shuffled => report::ArmSource::Shuffled,
-                    SourceKind::Untrained => report::ArmSource::Untrained,
-                },
-                // An arm that an interruption kept from its first validation has no value; JSON knows no NaN.
-                val: mine.iter().map(|e| e.val).filter(|v| !v.is_nan()).collect(),
-                test: mine.iter().filter_map(|e| e.test).collect(),
-                lr: mine.iter().map(|e| e.lr).collect(),
-            });
-        }
-        rows
-    }
-}
-
 fn executors_used(request: &MergeRequest) -> report::Executors {
     let used = |e: &dyn Executor| report::ExecutorUsed { name: e.name().to_owned(), device: e.device() };
     report::Executors {
@@ -556,7 +418,7 @@ fn fingerprint(request: &MergeRequest) -> Result<String> {
         hash.update(std::fs::read(path).map_err(|e| Error::io(path, e))?);
     }
     hash.update(serde_json::to_vec(&request.config).unwrap_or_default());
-    let Data { train, val, test, unlabelled } = request.data.borrow();
+    let Data { train, val, test, unlabelled, .. } = request.data.borrow();
     for data in [Some(train), val, test, unlabelled].into_iter().flatten() {
         for column in &data.inputs {
             hash.update(column.name.as_bytes());

@@ -62,6 +62,8 @@ pub struct Trainer {
     config: TrainConfig,
     executor: Arc<dyn Executor>,
     ranks: Ranks,
+    /// Whether these are other rows than the target's.
+    pub apart: bool,
 }
 
 impl Trainer {
@@ -103,7 +105,15 @@ impl Trainer {
         let config = TrainConfig { low_rank: None, ..config.clone() };
         let losses = Losses { labelled, unlabelled: None };
         let (order, ranks) = (step.weights, ranks.clone());
-        Ok(Self { examples, objective, losses, order, weights, config, executor, ranks })
+        Ok(Self { examples, objective, losses, order, weights, config, executor, ranks, apart: false })
+    }
+
+    /// As [`Examples::leave_out`], where the source is trained on the target's rows.
+    pub fn leave_out(&mut self, rows: &[usize]) -> bool {
+        self.apart || self.examples.leave_out(rows)
+    }
+    pub fn take_back(&mut self) {
+        self.examples.take_back();
     }
 
     fn start(&self, source: &Network, seed: u64, steps: usize) -> Result<Fit> {

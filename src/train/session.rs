@@ -31,6 +31,8 @@ pub enum Split {
     Val,
     Test,
     Unlabelled,
+    /// Training rows that are left out of training ([`Session::leave_out`]).
+    HeldOut,
 }
 
 /// Models, data and programs of one run.
@@ -63,6 +65,8 @@ pub struct Session {
     statistics: Vec<Statistic>,
     /// What alignment counts by in the loss.
     unit: f64,
+    /// What was done to the sources' answers, for the user.
+    pub notes: Vec<String>,
     /// As how many independent labels those of validation tell, where rows have several.
     val_answers: Option<usize>,
 }
@@ -124,7 +128,10 @@ impl Session {
             Some(source) => {
                 let data = joint_data.unwrap_or(source_data);
                 let adapter = adapter_executor.clone();
-                Some(Trainer::open(&source.network, data, &config, &*model_executor, adapter, &ranks)?)
+                let mut trainer =
+                    Trainer::open(&source.network, data, &config, &*model_executor, adapter, &ranks)?;
+                trainer.apart = joint_data.is_some();
+                Some(trainer)
             }
             None => None,
         };
@@ -132,6 +139,10 @@ impl Session {
         measure_target(&mut sources, &target, target_data, &rows, &*model_executor)?;
         let teaches = sources.iter().any(|s| s.teaches);
         let objective = objective::choose(task, &config, &mut examples, &target, teaches)?;
+        let mut notes = vec![];
+        for source in sources.iter_mut().filter(|_| config.distils()) {
+            notes.extend(source.tune_loudness(&examples)?);
+        }
         let measure = match objective {
             Objective::Classes { .. } | Objective::ClassesAndTeacher { .. } => Measure::Accuracy,
             _ => Measure::MeanSquaredError,
@@ -181,6 +192,7 @@ impl Session {
             moved,
             statistics,
             unit: 1.0,
+            notes,
             val_answers: None,
         };
         session.unit = session.unit_of_loss()?;
@@ -362,6 +374,26 @@ impl Session {
         Ok(())
     }
 
+    /// Leaves some training rows (numbers within the part) out of all that follows, to be measured as [`Split::HeldOut`] until
+    /// [`Self::take_back`]; whether enough others are left to train on. Only how strongly the target's activations vary, how loud the
+    /// sources are, and the unit of the loss stay as they were measured on all: a handful of numbers.
+    pub fn leave_out(&mut self, rows: &[usize]) -> bool {
+        self.forget();
+        let left = self.examples.leave_out(rows);
+        self.trainer.as_mut().is_none_or(|trainer| trainer.leave_out(rows)) && left
+    }
+    /// Trains on all training rows again.
+    pub fn take_back(&mut self) {
+        self.forget();
+        self.examples.take_back();
+        self.trainer.iter_mut().for_each(Trainer::take_back);
+    }
+    /// What was learned of the training rows, beside the weights of arms.
+    fn forget(&mut self) {
+        self.fits.clear();
+        self.sources.iter_mut().for_each(Source::forget);
+    }
+
     /// Takes steps with an arm; see [`Fit::advance`].
     pub fn advance(
         &mut self,
@@ -405,7 +437,8 @@ impl Session {
             let part = parts.get(i).unwrap_or(&nothing);
             if let Some(guide) = &mut source.guide {
                 let (weights, scales) = (part.weights.as_deref(), &part.scales[..]);
-                helpers.push(Help { guide, teaches: source.teaches, scales, weights });
+                let (teaches, loudness) = (source.teaches, source.loudness);
+                helpers.push(Help { guide, teaches, loudness, scales, weights });
             }
         }
         let by = (fit.seed, &self.ranks);
@@ -523,16 +556,16 @@ impl Session {
         self.val_answers.unwrap_or_else(|| self.examples.rows(Split::Val))
     }
 
-    /// The metric of the sources' own answers on validation, where they can teach classes.
-    pub fn teacher_score(&mut self) -> Result<Option<f64>> {
+    /// How good the sources' own answers are on a part of the data, where they can teach beside labels.
+    pub fn teacher_tally(&mut self, split: Split) -> Result<Option<Tally>> {
         if !(self.means.teacher && self.objective.wants_labels()) {
             return Ok(None);
         }
-        let rows: Vec<usize> = (0..self.examples.rows(Split::Val)).collect();
-        let answers = taught(&mut self.sources, &self.examples, Split::Val, &rows)?;
+        let rows: Vec<usize> = (0..self.examples.rows(split)).collect();
+        let answers = taught(&mut self.sources, &self.examples, split, &rows)?;
         let mut tally = Tally::new();
-        self.examples.tally(Split::Val, &rows, &answers, &mut tally);
-        Ok(Some(self.ranks.first_number(tally.value())))
+        self.examples.tally(split, &rows, &answers, &mut tally);
+        Ok(Some(tally))
     }
 
     /// What arms change as it came, in the order of [`Fit::weights`].
@@ -553,12 +586,9 @@ impl Session {
 
 /// What the teaching sources answer to some rows of a part, on average.
 fn taught(sources: &mut [Source], examples: &Examples, split: Split, picked: &[usize]) -> Result<Tensor> {
-    let rows = examples.places(split, picked);
     let mut answers = vec![];
-    for source in sources.iter_mut().filter(|s| s.teaches) {
-        if let Some(guide) = &mut source.guide {
-            answers.push(guide.answers(split, &rows, None)?);
-        }
+    for source in sources {
+        answers.extend(source.answers(examples, split, picked)?);
     }
     mean_of(&answers).ok_or_else(|| Error::usage("there is no source to answer for the target"))
 }

@@ -2,11 +2,13 @@
 
 use super::align::{Alignment, Show, alignments};
 use super::arms::SourceKind;
-use super::batches::Data;
+use super::batches::{Data, Examples, scaled};
 use super::fitted::{Teaching, Tutor, Unit, choose};
 use super::guide::{Guide, can_teach};
+use super::loudness;
 use super::network::{Network, Purpose};
 use super::ranks::Ranks;
+use super::session::Split;
 use super::{Event, Observer, Preset, TrainConfig};
 use crate::error::{Error, Result};
 use crate::lpka::{self, Choices, Origin, Side};
@@ -25,6 +27,8 @@ pub struct Source {
     /// Runs it on the target's data; `None` where it can't read them.
     pub guide: Option<Guide>,
     pub teaches: bool,
+    /// What its answers are multiplied by before they teach.
+    pub loudness: f64,
     pub alignments: Vec<Alignment>,
     /// Its weights at earlier times, the earliest first; it itself comes after the last.
     pub past: Vec<Weights>,
@@ -35,6 +39,9 @@ pub struct Source {
     /// Standard deviations of the target's activations as it came, one an alignment.
     deviations: Vec<f64>,
 }
+
+/// Training rows that tell how loud its answers should be.
+const MEASURED: usize = 1000;
 
 /// Weights by name.
 pub type Weights = HashMap<ValueId, Tensor>;
@@ -99,6 +106,7 @@ impl Source {
             hints,
             guide,
             teaches,
+            loudness: 1.0,
             alignments,
             past: vec![],
             tutor: None,
@@ -161,6 +169,32 @@ impl Source {
         }
         self.choices.insert((kind, seed), choices);
         Ok(())
+    }
+
+    /// What it answers to training rows (numbers within the part), as it teaches it.
+    pub fn answers(&mut self, examples: &Examples, split: Split, picked: &[usize]) -> Result<Option<Tensor>> {
+        let loudness = self.loudness;
+        let Some(guide) = self.guide.as_mut().filter(|_| self.teaches) else { return Ok(None) };
+        let answers = guide.answers(split, &examples.places(split, picked), None)?;
+        Ok(Some(scaled(&answers, loudness)))
+    }
+
+    /// Finds out how loud its answers should be, where labels of classes tell; what was done, in a sentence.
+    pub fn tune_loudness(&mut self, examples: &Examples) -> Result<Option<String>> {
+        let rows = examples.spread(MEASURED);
+        let Some((labels, layout)) = examples.classes(&rows) else { return Ok(None) };
+        let Some(answers) = self.answers(examples, Split::Train, &rows)? else { return Ok(None) };
+        let Some(factor) = loudness::correction(&answers.to_f32(), &labels, layout) else { return Ok(None) };
+        self.loudness = factor;
+        Ok(Some(format!(
+            "the source's answers aren't logits of the usual scale: as a teacher's they are multiplied by {factor:.3}, with which they \
+             explain the training labels best"
+        )))
+    }
+
+    /// Its choices are made anew, by other rows perhaps.
+    pub fn forget(&mut self) {
+        self.choices.clear();
     }
 
     /// Reads the source's weights at earlier times.

@@ -7,6 +7,7 @@ use super::loss::{Counting, cross_entropy, distillation};
 use super::model_step::Objective;
 use super::network::{Network, Purpose};
 use super::ranks::Ranks;
+use super::session::Split;
 use crate::autodiff;
 use crate::data::{Column, Dataset, IGNORED, Labels, Layout};
 use crate::error::Result;
@@ -192,7 +193,7 @@ fn sentences() -> Dataset {
 fn step(path: &Path, data: &Dataset, rows: usize) -> Result<Vec<f64>> {
     let executor = TractExecutor::new(1)?;
     let mut network = Network::open(path, rows, Purpose::on(data), &executor)?;
-    let data = Data { train: data, val: Some(data), test: None, unlabelled: None };
+    let data = Data { train: data, val: Some(data), test: None, unlabelled: None, made_of: &[] };
     let mut examples = Examples::new(data, &network.file.model.graph, 0)?;
     let layout = examples.class_placement(&network.head.known())?.layout;
     network.lay_out(layout);
@@ -223,5 +224,47 @@ fn a_batch_that_is_cut_has_the_gradient_of_the_whole() -> Result<()> {
             assert!((cut - whole).abs() < 1e-6, "{i}: {cut} in runs of {rows} rows, {whole} in one");
         }
     }
+    Ok(())
+}
+
+/// With a fold go its rows and those that are made of them; then all come back.
+#[test]
+fn a_fold_leaves_nothing_of_its_rows_behind() -> Result<()> {
+    let picture = |i: usize| [i as f32; 64];
+    let values = Tensor::f32(&[12, 1, 8, 8], &(0..12).flat_map(picture).collect::<Vec<f32>>());
+    let classes: Vec<i64> = (0..12).map(|i| i % 3).collect();
+    let labels = Labels::from_tensor(Path::new("d"), "y", &Tensor::i64(&[12], &classes)).unwrap();
+    let train = Dataset::new(vec![Column { name: "x".into(), values }], Some(labels))?;
+    let made = train.cutmix(&(0..12).collect::<Vec<_>>(), 40, 1).unwrap();
+    let mut b = Builder::new("reader");
+    let x = b.input("x", Fact::new(DType::F32, &[4, 1, 8, 8]));
+    let y = b.add(&x, &x);
+    b.output_as("y", &y);
+    let data = Data {
+        train: &train,
+        val: Some(&train),
+        test: None,
+        unlabelled: Some(&made.dataset),
+        made_of: &made.of,
+    };
+    let mut examples = Examples::new(data, &b.finish().0, 0)?;
+    examples.use_classes(Layout::rows(3))?;
+    let rows =
+        |examples: &Examples, split| examples.places(split, &(0..examples.rows(split)).collect::<Vec<_>>());
+    let folds = examples.folds(2);
+    assert_eq!(folds, [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]);
+    for fold in &folds {
+        assert!(examples.leave_out(fold));
+        assert_eq!(rows(&examples, Split::HeldOut), *fold);
+        assert!(rows(&examples, Split::Train).iter().all(|row| !fold.contains(row)));
+        let left = rows(&examples, Split::Unlabelled);
+        let apart = |row: &usize| made.of[*row].iter().all(|one| !fold.contains(one));
+        assert_eq!(left, (0..40).filter(apart).collect::<Vec<_>>());
+        assert!(!left.is_empty());
+        examples.take_back();
+        assert_eq!((rows(&examples, Split::Train), examples.rows(Split::HeldOut)), ((0..12).collect(), 0));
+        assert_eq!(examples.rows(Split::Unlabelled), 40);
+    }
+    assert!(!examples.leave_out(&(0..12).collect::<Vec<_>>()));
     Ok(())
 }

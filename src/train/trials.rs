@@ -118,7 +118,7 @@ impl Contest<'_> {
         let metric = self.session.evaluate(&weights, Split::Val)?;
         observer.event(&Event::Validation { step, metric, best: metric });
         observer.event(&Event::ArmEnd { arm: &label, seed, metric });
-        let best = self.keep(metric, step, weights);
+        let best = self.keep(metric, fit, weights);
         tried.bests.push((rate, best));
         Ok(())
     }
@@ -161,7 +161,7 @@ mod tests {
 
     /// The rate that is picked of those whose trials came to `values`, of 400 rows.
     fn picked(began: f64, values: &[(f64, f64)]) -> f64 {
-        let best = |metric| Best { metric, step: 1, weights: vec![] };
+        let best = |metric| Best { metric, step: 1, schedule: (1, 1e-3), weights: vec![] };
         let tried: Vec<_> = values.iter().map(|&(rate, metric)| (rate, best(metric))).collect();
         pick(&tried, began, &Metric::accuracy(), 400).unwrap().0
     }

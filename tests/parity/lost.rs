@@ -43,6 +43,7 @@ fn request(output: &Path, executor: Arc<dyn Executor>) -> Result<MergeRequest> {
             val: Some(open("digits_val.npz")?),
             test: None,
             unlabelled: None,
+            made_of: vec![],
         },
         invented: false,
         source_data: None,

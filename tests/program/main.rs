@@ -5,6 +5,7 @@ mod action;
 mod book;
 mod browser;
 mod commands;
+mod folds;
 mod grad;
 mod inspect;
 mod kill;

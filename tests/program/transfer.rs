@@ -3,7 +3,7 @@
 use crate::merge::{only_weights_differ, report, run};
 use crate::transcript::Sandbox;
 use onnx_merge::data::{read_npz, write_npz};
-use onnx_merge::onnx::{Attr, DType, Fact, Node, Tensor, ValueId, ValueInfo};
+use onnx_merge::onnx::{self, Attr, DType, Fact, Node, Tensor, ValueId, ValueInfo};
 use onnx_merge::params::{Matrix, low_rank};
 use onnx_merge::report::{ArmSource, Report};
 
@@ -332,4 +332,26 @@ fn without_data_the_source_teaches_and_nothing_is_promised() {
          x.onnx is unverified. There were no data: [..]
          [exit 6]",
     );
+}
+
+/// A twentieth of the logits is right as often, but its softmax says nothing: as a teacher it is made as loud as its labels allow.
+#[test]
+fn a_teacher_too_quiet_for_its_softmax_teaches_all_the_same() {
+    let sandbox = sandbox();
+    let mut model = onnx::read(sandbox.path("digits_cnn.onnx")).unwrap().model;
+    for name in ["fc2.weight", "fc2.bias"] {
+        let tensor = &mut model.graph.initializers[&ValueId::new(name)];
+        let quiet: Vec<f32> = tensor.to_f32().iter().map(|w| w / 20.0).collect();
+        *tensor = Tensor::f32(tensor.shape(), &quiet);
+    }
+    onnx::save(&model, sandbox.path("quiet.onnx")).unwrap();
+    let run = |source: &str| {
+        let run =
+            format!("{source} digits_small_cnn.onnx -o out.onnx {DATA} --method kd --steps 150 --lr 0.01");
+        report(&sandbox, &run, 0)
+    };
+    let (usual, quiet) = (run("digits_cnn.onnx"), run("quiet.onnx"));
+    let told = |report: &Report| report.notes.iter().any(|note| note.contains("are multiplied by"));
+    assert!(told(&quiet) && !told(&usual), "{:?}", usual.notes);
+    assert!(test(&quiet) > test(&usual) - 0.02, "{} and {}", test(&quiet), test(&usual));
 }

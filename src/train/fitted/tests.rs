@@ -137,7 +137,7 @@ fn taught(path: &Path, source: &Path, layers: usize) -> Result<(usize, usize)> {
     }
     crate::onnx::save(&model, &blank)?;
     let train = data::open(&fixture("digits_train.npz"), &DataOptions::default())?;
-    let all = Data { train: &train, val: None, test: None, unlabelled: None };
+    let all = Data { train: &train, val: None, test: None, unlabelled: None, made_of: &[] };
     let source = Network::open(source, 32, Purpose::on(&train), &executor)?;
     let target = Network::open(&blank, 32, Purpose::on(&train), &executor)?;
     let examples = Examples::new(all, &target.file.model.graph, 0)?;
