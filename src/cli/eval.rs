@@ -2,12 +2,12 @@
 
 use super::args::{ExecutorArgs, OptionArgs, choice, required};
 use super::idle::unread;
-use crate::data::{Answer, Bound, Dataset, IGNORED, Labels, Layout, Placement, Uses, classes};
+use crate::data::{Answer, Bound, Dataset, IGNORED, Placement, Uses, classes};
 use crate::error::{Error, Result, ResultExt};
 use crate::onnx::{Fact, Facts, Model, Tensor, ValueId, ValueInfo};
 use crate::runtime::{Compiled, Executor, Value, pick, run_jobs};
 use crate::train::metric::spread;
-use crate::train::{Task, TrainConfig};
+use crate::train::{Task, TrainConfig, foreseen};
 use serde::Serialize;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -78,15 +78,19 @@ pub fn run(args: Args) -> Result<u8> {
     }
     let bound = dataset.bind_to(&model.graph)?;
     bound.notes.iter().for_each(note);
+    let (task, output) = (args.task.unwrap_or_default(), chosen_output(model, args.output.as_deref())?);
+    match foreseen::answer(model, &bound, Some(model.graph.outputs[output].id.as_str())) {
+        Some(answer) => check_labels(&Answer::of_shape(&answer.shape), &dataset, task)?,
+        None => dataset.expect_labels().map(|_| ())?,
+    }
     let mut config = TrainConfig::default();
     args.executor.apply(&mut config);
     let executor = pick(config.executor, &super::args::executor_options(&config), &[model])?;
     let begun = Instant::now();
-    let runner = Runner::new(model, &bound, &*executor, args.batch as usize, args.output.as_deref());
+    let runner = Runner::new(model, &bound, &*executor, args.batch as usize, output);
     let runner = runner.context(|| args.model.display().to_string())?;
     let answers = runner.answers(&bound).context(|| args.model.display().to_string())?;
-    let Judgement { accuracy, r2, loss, labels, place } =
-        judge(&answers, &dataset, args.task.unwrap_or_default())?;
+    let Judgement { accuracy, r2, loss, labels, place } = judge(&answers, &dataset, task)?;
     if let Some(place) = place {
         let names = &dataset.class_names;
         classes::numbering(names).iter().chain(&classes::doubt(names, place.layout.classes)).for_each(note);
@@ -131,6 +135,20 @@ fn describe(figures: &Figures) -> String {
     )
 }
 
+/// Which output is judged: the one of this name, or the first of numbers.
+fn chosen_output(model: &Model, name: Option<&str>) -> Result<usize> {
+    let outputs = &model.graph.outputs;
+    let numeric = |o: &ValueInfo| o.dtype.is_none_or(|d| d.is_float());
+    let index = match name {
+        Some(name) => outputs.iter().position(|o| o.id.as_str() == name),
+        None => outputs.iter().position(numeric),
+    };
+    index.ok_or_else(|| {
+        let names: Vec<&str> = outputs.iter().map(|o| o.id.as_str()).collect();
+        Error::usage(format!("there is no such output of numbers; the model has {}", names.join(", ")))
+    })
+}
+
 /// A model compiled for batches of one size.
 struct Runner {
     program: Box<dyn Compiled>,
@@ -154,23 +172,19 @@ impl Runner {
         bound: &Bound,
         executor: &dyn Executor,
         batch: usize,
-        output: Option<&str>,
+        output: usize,
     ) -> Result<Self> {
-        let outputs = &model.graph.outputs;
-        let numeric = |o: &ValueInfo| o.dtype.is_none_or(|d| d.is_float());
-        let index = match output {
-            Some(name) => outputs.iter().position(|o| o.id.as_str() == name),
-            None => outputs.iter().position(numeric),
-        };
-        let index = index.ok_or_else(|| {
-            let names: Vec<&str> = outputs.iter().map(|o| o.id.as_str()).collect();
-            Error::usage(format!("there is no such output of numbers; the model has {}", names.join(", ")))
-        })?;
         let batch = bound.fixed_batch().unwrap_or(batch);
         let facts: Facts =
             bound.facts(batch).into_iter().collect::<Vec<(ValueId, Fact)>>().into_iter().collect();
         let program = executor.compile(model, &facts)?;
-        Ok(Self { program, batch, lanes: executor.lanes(), output: index, name: outputs[index].id.clone() })
+        Ok(Self {
+            program,
+            batch,
+            lanes: executor.lanes(),
+            output,
+            name: model.graph.outputs[output].id.clone(),
+        })
     }
 
     fn answers(mut self, bound: &Bound) -> Result<Answers> {
@@ -211,26 +225,41 @@ struct Judgement {
     place: Option<Placement>,
 }
 
-fn judge(answers: &Answers, dataset: &Dataset, task: Task) -> Result<Judgement> {
-    let (labels, answer) = (dataset.expect_labels()?, Answer::of_shape(&answers.shape));
-    let place = match task {
+/// Where classes lie in such answers, if the labels are classes.
+///
+/// # Errors
+/// No labels, or such as are said to be classes and don't correspond to the answers.
+fn placement(answer: &Answer, dataset: &Dataset, task: Task) -> Result<Option<Placement>> {
+    let labels = dataset.expect_labels()?;
+    Ok(match task {
         // Who says on which axis classes lie says that they are classes.
         Task::Auto if dataset.options.class_axis.is_some() => {
-            Some(labels.class_placement(&dataset.path, &answer, &dataset.options)?)
+            Some(labels.class_placement(&dataset.path, answer, &dataset.options)?)
         }
-        Task::Classify => Some(labels.class_placement(&dataset.path, &answer, &dataset.options)?),
-        Task::Auto => labels.placement(&answer, &dataset.options),
+        Task::Classify => Some(labels.class_placement(&dataset.path, answer, &dataset.options)?),
+        Task::Auto => labels.placement(answer, &dataset.options),
         _ => None,
-    };
-    match place {
-        Some(place) => judge_classes(answers, dataset, labels, place),
-        None => judge_numbers(answers, dataset, labels),
+    })
+}
+
+/// Refuses labels that such answers can't be compared with, before there are any.
+fn check_labels(answer: &Answer, dataset: &Dataset, task: Task) -> Result<()> {
+    match placement(answer, dataset, task)? {
+        Some(place) => dataset.classes(place.layout.told_apart()).map(|_| ()),
+        None => dataset.expect_labels()?.check_width(&dataset.path, answer.width()),
     }
 }
 
-fn judge_numbers(answers: &Answers, dataset: &Dataset, labels: &Labels) -> Result<Judgement> {
+fn judge(answers: &Answers, dataset: &Dataset, task: Task) -> Result<Judgement> {
+    match placement(&Answer::of_shape(&answers.shape), dataset, task)? {
+        Some(place) => judge_classes(answers, dataset, place),
+        None => judge_numbers(answers, dataset),
+    }
+}
+
+fn judge_numbers(answers: &Answers, dataset: &Dataset) -> Result<Judgement> {
     let width = answers.shape.iter().product();
-    let wanted = labels.vectors(&dataset.path, width)?;
+    let wanted = dataset.expect_labels()?.vectors(&dataset.path, width)?;
     let total: f64 = answers.values.iter().zip(&wanted).map(|(a, w)| f64::from(a - w).powi(2)).sum();
     let loss = total / wanted.len() as f64;
     let variance = spread(&wanted, width);
@@ -239,15 +268,9 @@ fn judge_numbers(answers: &Answers, dataset: &Dataset, labels: &Labels) -> Resul
 }
 
 /// Means over all labels that count.
-fn judge_classes(
-    answers: &Answers,
-    dataset: &Dataset,
-    labels: &Labels,
-    place: Placement,
-) -> Result<Judgement> {
+fn judge_classes(answers: &Answers, dataset: &Dataset, place: Placement) -> Result<Judgement> {
     let layout = place.layout;
-    let told_apart = Layout { classes: layout.classes.max(2), ..layout };
-    let classes = labels.classes(&dataset.path, told_apart, &dataset.options)?;
+    let classes = dataset.classes(layout.told_apart())?;
     let rows = || answers.values.chunks_exact(layout.width());
     let places = || rows().flat_map(|row| (0..layout.positions()).map(move |position| (row, position)));
     let as_they_are = places().all(|(row, position)| are_chances(layout.scores(row, position)));
@@ -294,6 +317,7 @@ fn chances(scores: impl Iterator<Item = f32>, as_they_are: bool) -> Vec<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::Labels;
 
     fn dataset(classes: &[i64]) -> Dataset {
         let values = Tensor::zeros(crate::onnx::DType::F32, &[classes.len(), 1]);

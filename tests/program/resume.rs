@@ -1,0 +1,85 @@
+//! A checkpoint is only gone on from by the same run: anything else that decides the result is named, and refused.
+
+use crate::transcript::Sandbox;
+use onnx_merge::data::read_npz;
+use onnx_merge::onnx::Tensor;
+use std::time::Duration;
+
+const RUN: &str = "tune digits_mlp.onnx -o out.onnx --data train.npz --val digits_val.npz --steps 1000000 --lr 0.003 \
+                   --executor tract --threads 1 -q";
+
+/// Training data with two arrays of labels, some of which may be others.
+fn train(sandbox: Sandbox, shift: f32, second: i64) -> Sandbox {
+    let arrays = read_npz(&sandbox.path("digits_train100.npz")).expect("the fixture");
+    let array = |name: &str| &arrays.iter().find(|(own, _)| own == name).expect("an array").1;
+    let mut x = array("x").to_f32().into_owned();
+    x[7] += shift;
+    let mut y = array("y").to_i64().into_owned();
+    let other = Tensor::i64(&[y.len()], &y);
+    y[1] = second;
+    let (x, y) = (Tensor::f32(array("x").shape(), &x), Tensor::i64(&[y.len()], &y));
+    sandbox.npz("train.npz", &[("x", &x), ("y", &y), ("other", &other)])
+}
+
+fn checkpoint(sandbox: &Sandbox) -> Option<Vec<u8>> {
+    std::fs::read(sandbox.path("out.onnx.checkpoint").join("run.json")).ok()
+}
+
+/// Runs the program, and ends it once something is `done`.
+fn until(sandbox: &Sandbox, command: &str, done: impl Fn() -> bool) {
+    let arguments: Vec<String> = command.split_whitespace().map(str::to_owned).collect();
+    let mut child = sandbox.program(&arguments).stderr(std::process::Stdio::null()).spawn().unwrap();
+    while !done() {
+        assert!(child.try_wait().unwrap().is_none(), "the run ended by itself");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn what_differs_from_the_interrupted_run_is_named() {
+    let sandbox = train(Sandbox::digits(), 0.0, 3);
+    until(&sandbox, RUN, || checkpoint(&sandbox).is_some());
+    let refused = |sandbox: &Sandbox, command: &str, differs: &str| {
+        sandbox.transcript(&format!(
+            "$ onnx-merge {command} --resume\n\
+             error: out.onnx.checkpoint/run.json: is of another run: this one differs in {differs}\n\
+             hint: repeat the interrupted run's command [..]\n[exit 3]\n"
+        ));
+    };
+    let with =
+        |sandbox: &Sandbox, more: &str, differs: &str| refused(sandbox, &format!("{RUN} {more}"), differs);
+    with(&sandbox, "--scale 0.5", "--scale (not given then, 0.5 now)");
+    with(
+        &sandbox,
+        "--mean 0.5 --std 2",
+        "--mean (not given then, [0.5] now), --std (not given then, [2.0] now)",
+    );
+    with(&sandbox, "--ignore-label 9", "--ignore-label (not given then, 9 now)");
+    with(&sandbox, "--label other", "--label (not given then, other now), the labels of training data");
+    with(&sandbox, "--seed 5", "--seed (0 then, 5 now)");
+    with(&sandbox, "--test digits_test.npz", "the inputs of test data, the labels of test data");
+    refused(
+        &sandbox,
+        &RUN.replace("--val digits_val.npz", "--val digits_test.npz"),
+        "the inputs of validation data, the labels of validation data",
+    );
+    refused(&sandbox, &RUN.replace("0.003", "0.004"), "--lr (0.003 then, 0.004 now)");
+
+    let sandbox = train(sandbox, 0.0, 4);
+    refused(&sandbox, RUN, "the labels of training data");
+    let sandbox = train(sandbox, 1.0, 3);
+    refused(&sandbox, RUN, "the inputs of training data");
+    let sandbox = train(sandbox, 0.0, 3);
+    let model = std::fs::read(sandbox.path("digits_mlp.onnx")).unwrap();
+    std::fs::copy(sandbox.path("digits_cnn.onnx"), sandbox.path("digits_mlp.onnx")).unwrap();
+    refused(&sandbox, RUN, "the target");
+
+    // And nothing else stands in the way: with all as it was, the run goes on.
+    let sandbox = sandbox.file("digits_mlp.onnx", model);
+    let before = checkpoint(&sandbox);
+    until(&sandbox, &format!("{RUN} --resume"), || {
+        checkpoint(&sandbox).is_some_and(|now| Some(now) != before)
+    });
+}
