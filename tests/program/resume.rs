@@ -5,20 +5,21 @@ use onnx_merge::data::read_npz;
 use onnx_merge::onnx::Tensor;
 use std::time::Duration;
 
-const RUN: &str = "tune digits_mlp.onnx -o out.onnx --data train.npz --val digits_val.npz --steps 1000000 --lr 0.003 \
+const RUN: &str = "tune digits_mlp.onnx -o out.onnx --data train.npz --val val.npz --steps 4000 --lr 0.003 \
                    --executor tract --threads 1 -q";
 
-/// Training data with two arrays of labels, some of which may be others.
-fn train(sandbox: Sandbox, shift: f32, second: i64) -> Sandbox {
-    let arrays = read_npz(&sandbox.path("digits_train100.npz")).expect("the fixture");
+/// Data with two arrays of labels, of which the second row's may be another in the first; so may the first row's input.
+fn data(sandbox: Sandbox, part: &str, shift: f32, label: i64) -> Sandbox {
+    let fixture = if part == "train" { "digits_train100.npz" } else { "digits_val.npz" };
+    let arrays = read_npz(&sandbox.path(fixture)).expect("the fixture");
     let array = |name: &str| &arrays.iter().find(|(own, _)| own == name).expect("an array").1;
     let mut x = array("x").to_f32().into_owned();
     x[7] += shift;
     let mut y = array("y").to_i64().into_owned();
     let other = Tensor::i64(&[y.len()], &y);
-    y[1] = second;
+    y[1] = label;
     let (x, y) = (Tensor::f32(array("x").shape(), &x), Tensor::i64(&[y.len()], &y));
-    sandbox.npz("train.npz", &[("x", &x), ("y", &y), ("other", &other)])
+    sandbox.npz(&format!("{part}.npz"), &[("image", &x), ("y", &y), ("other", &other)])
 }
 
 fn checkpoint(sandbox: &Sandbox) -> Option<Vec<u8>> {
@@ -39,7 +40,7 @@ fn until(sandbox: &Sandbox, command: &str, done: impl Fn() -> bool) {
 
 #[test]
 fn what_differs_from_the_interrupted_run_is_named() {
-    let sandbox = train(Sandbox::digits(), 0.0, 3);
+    let sandbox = data(data(Sandbox::digits(), "val", 0.0, 3), "train", 0.0, 3);
     until(&sandbox, RUN, || checkpoint(&sandbox).is_some());
     let refused = |sandbox: &Sandbox, command: &str, differs: &str| {
         sandbox.transcript(&format!(
@@ -57,21 +58,26 @@ fn what_differs_from_the_interrupted_run_is_named() {
         "--mean (not given then, [0.5] now), --std (not given then, [2.0] now)",
     );
     with(&sandbox, "--ignore-label 9", "--ignore-label (not given then, 9 now)");
-    with(&sandbox, "--label other", "--label (not given then, other now), the labels of training data");
+    with(
+        &sandbox,
+        "--label other",
+        "--label (not given then, other now), the inputs of training data, the inputs of validation data, \
+         the labels of training data, the labels of validation data",
+    );
     with(&sandbox, "--seed 5", "--seed (0 then, 5 now)");
     with(&sandbox, "--test digits_test.npz", "the inputs of test data, the labels of test data");
     refused(
         &sandbox,
-        &RUN.replace("--val digits_val.npz", "--val digits_test.npz"),
+        &RUN.replace("--val val.npz", "--val digits_test.npz"),
         "the inputs of validation data, the labels of validation data",
     );
     refused(&sandbox, &RUN.replace("0.003", "0.004"), "--lr (0.003 then, 0.004 now)");
 
-    let sandbox = train(sandbox, 0.0, 4);
+    let sandbox = data(sandbox, "train", 0.0, 4);
     refused(&sandbox, RUN, "the labels of training data");
-    let sandbox = train(sandbox, 1.0, 3);
+    let sandbox = data(sandbox, "train", 1.0, 3);
     refused(&sandbox, RUN, "the inputs of training data");
-    let sandbox = train(sandbox, 0.0, 3);
+    let sandbox = data(sandbox, "train", 0.0, 3);
     let model = std::fs::read(sandbox.path("digits_mlp.onnx")).unwrap();
     std::fs::copy(sandbox.path("digits_cnn.onnx"), sandbox.path("digits_mlp.onnx")).unwrap();
     refused(&sandbox, RUN, "the target");
