@@ -5,7 +5,7 @@ use onnx_merge::data::read_npz;
 use onnx_merge::onnx::Tensor;
 use std::time::Duration;
 
-const RUN: &str = "tune digits_mlp.onnx -o out.onnx --data train.npz --val val.npz --steps 4000 --lr 0.003 \
+const RUN: &str = "tune digits_mlp.onnx -o out.onnx --data train.npz --val val.npz --steps 40000 --lr 0.003 \
                    --executor tract --threads 1 -q";
 
 /// Data with two arrays of labels, of which the second row's may be another in the first; so may the first row's input.
