@@ -52,6 +52,9 @@ struct Figures {
     output: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     accuracy: Option<f64>,
+    /// Where each position of a row has a label: intersection over union, the mean over all classes that labels or answers have.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mean_iou: Option<f64>,
     /// Of numbers: the share of the labels' variance that the model explains. 0 is what their mean as every answer comes to.
     #[serde(skip_serializing_if = "Option::is_none")]
     r2: Option<f64>,
@@ -90,7 +93,7 @@ pub fn run(args: Args) -> Result<u8> {
     let runner = Runner::new(model, &bound, &*executor, args.batch as usize, output);
     let runner = runner.context(|| args.model.display().to_string())?;
     let answers = runner.answers(&bound).context(|| args.model.display().to_string())?;
-    let Judgement { accuracy, r2, loss, labels, place } = judge(&answers, &dataset, task)?;
+    let Judgement { accuracy, mean_iou, r2, loss, labels, place } = judge(&answers, &dataset, task)?;
     if let Some(place) = place {
         let names = &dataset.class_names;
         classes::numbering(names).iter().chain(&classes::doubt(names, place.layout.classes)).for_each(note);
@@ -102,6 +105,7 @@ pub fn run(args: Args) -> Result<u8> {
         labels: labels.filter(|&labels| labels != dataset.rows()),
         output: answers.output.to_string(),
         accuracy,
+        mean_iou,
         r2,
         loss,
         executor: executor.name().to_owned(),
@@ -122,7 +126,9 @@ fn note(text: &String) {
 fn describe(figures: &Figures) -> String {
     let loss = match (figures.accuracy, figures.r2) {
         (Some(accuracy), _) => {
-            format!("accuracy {:.2} %, cross-entropy {:.4}", accuracy * 100.0, figures.loss)
+            let overlap = figures.mean_iou.map(|iou| format!(", mean IoU {:.2} %", iou * 100.0));
+            let overlap = overlap.unwrap_or_default();
+            format!("accuracy {:.2} %{overlap}, cross-entropy {:.4}", accuracy * 100.0, figures.loss)
         }
         (_, Some(r2)) => format!("mean squared error {:.6}, R² {r2:.4}", figures.loss),
         _ => format!("mean squared error {:.6}", figures.loss),
@@ -218,6 +224,7 @@ fn row_shape(answer: &Tensor, batch: usize, name: &ValueId) -> Result<Vec<usize>
 /// What [`Figures`] says of the answers.
 struct Judgement {
     accuracy: Option<f64>,
+    mean_iou: Option<f64>,
     r2: Option<f64>,
     loss: f64,
     /// How many labels count, and how they place the answers, where they are classes.
@@ -264,7 +271,7 @@ fn judge_numbers(answers: &Answers, dataset: &Dataset) -> Result<Judgement> {
     let loss = total / wanted.len() as f64;
     let variance = spread(&wanted, width);
     let r2 = (variance > 0.0).then(|| 1.0 - loss / variance);
-    Ok(Judgement { accuracy: None, r2, loss, labels: None, place: None })
+    Ok(Judgement { accuracy: None, mean_iou: None, r2, loss, labels: None, place: None })
 }
 
 /// Means over all labels that count.
@@ -275,18 +282,46 @@ fn judge_classes(answers: &Answers, dataset: &Dataset, place: Placement) -> Resu
     let places = || rows().flat_map(|row| (0..layout.positions()).map(move |position| (row, position)));
     let as_they_are = places().all(|(row, position)| are_chances(layout.scores(row, position)));
     let (mut right, mut loss, mut count) = (0.0, 0.0, 0);
+    let mut overlaps = vec![Overlap::default(); layout.told_apart().classes];
     for (row, answer) in rows().enumerate() {
         let labels = classes.pick(&[row], 1);
         for (position, &class) in labels.iter().enumerate().filter(|(_, class)| **class != IGNORED) {
             let chances = chances(layout.scores(answer, position), as_they_are);
             let best = (0..chances.len()).reduce(|a, b| if chances[b] > chances[a] { b } else { a });
-            right += f64::from(u8::from(best == Some(class as usize) && chances.iter().all(|c| !c.is_nan())));
+            let best = best.filter(|_| chances.iter().all(|c| !c.is_nan()));
+            right += f64::from(u8::from(best == Some(class as usize)));
+            overlaps[class as usize].labelled += 1;
+            if let Some(best) = best {
+                overlaps[best].answered += 1;
+                overlaps[best].both += usize::from(best == class as usize);
+            }
             loss -= chances[class as usize].max(1e-30).ln();
             count += 1;
         }
     }
     let (accuracy, loss) = (Some(right / count as f64), loss / count as f64);
-    Ok(Judgement { accuracy, r2: None, loss, labels: Some(count), place: Some(place) })
+    let mean_iou = (layout.positions() > 1).then(|| Overlap::mean(&overlaps));
+    Ok(Judgement { accuracy, mean_iou, r2: None, loss, labels: Some(count), place: Some(place) })
+}
+
+/// Where a class is, by labels and by answers.
+#[derive(Clone, Default)]
+struct Overlap {
+    labelled: usize,
+    answered: usize,
+    both: usize,
+}
+
+impl Overlap {
+    /// Intersection over union, the mean over classes that are anywhere.
+    fn mean(all: &[Self]) -> f64 {
+        let shares = all.iter().filter_map(|own| match own.labelled + own.answered - own.both {
+            0 => None,
+            union => Some(own.both as f64 / union as f64),
+        });
+        let shares: Vec<f64> = shares.collect();
+        shares.iter().sum::<f64>() / shares.len().max(1) as f64
+    }
 }
 
 /// Whether the scores of all classes may be their probabilities; a single one that of the second of two classes.
@@ -357,6 +392,8 @@ mod tests {
         let answers = Answers { output: "o".into(), values, shape: vec![2, 3] };
         let judged = judge(&answers, &dataset, Task::Auto).unwrap();
         assert_eq!((judged.labels, judged.accuracy), (Some(3), Some(2.0 / 3.0)));
+        // Labels 1, 0, 1 are answered with 1, 0, 0: each class is in two places, one of them right.
+        assert_eq!(judged.mean_iou, Some(0.5));
         let expected =
             [(0.0f64, 3.0f64), (0.0, 5.0), (2.0, 0.0)].map(|(other, own)| (1.0 + (other - own).exp()).ln());
         assert!((judged.loss - expected.iter().sum::<f64>() / 3.0).abs() < 1e-9, "{}", judged.loss);
