@@ -81,7 +81,8 @@ pub fn run(args: Args) -> Result<u8> {
     }
     let bound = dataset.bind_to(&model.graph)?;
     bound.notes.iter().for_each(note);
-    let (task, output) = (args.task.unwrap_or_default(), chosen_output(model, args.output.as_deref())?);
+    let task = args.task.unwrap_or_default();
+    let output = chosen_output(model, args.output.as_deref()).context(|| args.model.display().to_string())?;
     match foreseen::answer(model, &bound, Some(model.graph.outputs[output].id.as_str())) {
         Some(answer) => check_labels(&Answer::of_shape(&answer.shape), &dataset, task)?,
         None => dataset.expect_labels().map(|_| ())?,

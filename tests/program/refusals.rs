@@ -172,7 +172,9 @@ fn what_tract_cannot_do_is_named_with_a_way_out() {
         let y = b.matmul(x, &w);
         let scale = b.reshape(x, &[4]);
         let other = b.constant(Tensor::f32(&[4], &[1.0; 4]));
-        b.op("BatchNormalization", &[&y, &scale, &other, &other, &other])
+        let normed = b.op("BatchNormalization", &[&y, &scale, &other, &other, &other]);
+        b.set_fact(&normed, Fact::new(DType::F32, &[1, 4]));
+        normed
     });
     refused(
         &table_sandbox(&computed),
