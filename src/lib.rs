@@ -13,6 +13,7 @@ pub mod lpka;
 mod memory;
 pub mod onnx;
 pub mod params;
+mod patterns;
 pub mod report;
 pub mod runtime;
 pub mod train;

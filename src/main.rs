@@ -2,5 +2,6 @@
 
 fn main() -> std::process::ExitCode {
     onnx_merge::runtime::silence_telemetry();
+    onnx_merge::runtime::silence_drivers();
     onnx_merge::cli::run()
 }

@@ -2,12 +2,12 @@
 
 use super::args::{ExecutorArgs, OptionArgs, choice, required};
 use super::idle::unread;
-use crate::data::{Answer, Bound, Dataset, IGNORED, Labels, Layout, Placement, Uses, classes};
+use crate::data::{Answer, Bound, Dataset, IGNORED, Placement, Uses, classes};
 use crate::error::{Error, Result, ResultExt};
 use crate::onnx::{Fact, Facts, Model, Tensor, ValueId, ValueInfo};
 use crate::runtime::{Compiled, Executor, Value, pick, run_jobs};
 use crate::train::metric::spread;
-use crate::train::{Task, TrainConfig};
+use crate::train::{Task, TrainConfig, foreseen};
 use serde::Serialize;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -52,6 +52,9 @@ struct Figures {
     output: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     accuracy: Option<f64>,
+    /// Where each position of a row has a label: intersection over union, the mean over all classes that labels or answers have.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mean_iou: Option<f64>,
     /// Of numbers: the share of the labels' variance that the model explains. 0 is what their mean as every answer comes to.
     #[serde(skip_serializing_if = "Option::is_none")]
     r2: Option<f64>,
@@ -78,15 +81,20 @@ pub fn run(args: Args) -> Result<u8> {
     }
     let bound = dataset.bind_to(&model.graph)?;
     bound.notes.iter().for_each(note);
+    let task = args.task.unwrap_or_default();
+    let output = chosen_output(model, args.output.as_deref()).context(|| args.model.display().to_string())?;
+    match foreseen::answer(model, &bound, Some(model.graph.outputs[output].id.as_str())) {
+        Some(answer) => check_labels(&Answer::of_shape(&answer.shape), &dataset, task)?,
+        None => dataset.expect_labels().map(|_| ())?,
+    }
     let mut config = TrainConfig::default();
     args.executor.apply(&mut config);
     let executor = pick(config.executor, &super::args::executor_options(&config), &[model])?;
     let begun = Instant::now();
-    let runner = Runner::new(model, &bound, &*executor, args.batch as usize, args.output.as_deref());
+    let runner = Runner::new(model, &bound, &*executor, args.batch as usize, output);
     let runner = runner.context(|| args.model.display().to_string())?;
     let answers = runner.answers(&bound).context(|| args.model.display().to_string())?;
-    let Judgement { accuracy, r2, loss, labels, place } =
-        judge(&answers, &dataset, args.task.unwrap_or_default())?;
+    let Judgement { accuracy, mean_iou, r2, loss, labels, place } = judge(&answers, &dataset, task)?;
     if let Some(place) = place {
         let names = &dataset.class_names;
         classes::numbering(names).iter().chain(&classes::doubt(names, place.layout.classes)).for_each(note);
@@ -98,6 +106,7 @@ pub fn run(args: Args) -> Result<u8> {
         labels: labels.filter(|&labels| labels != dataset.rows()),
         output: answers.output.to_string(),
         accuracy,
+        mean_iou,
         r2,
         loss,
         executor: executor.name().to_owned(),
@@ -118,7 +127,9 @@ fn note(text: &String) {
 fn describe(figures: &Figures) -> String {
     let loss = match (figures.accuracy, figures.r2) {
         (Some(accuracy), _) => {
-            format!("accuracy {:.2} %, cross-entropy {:.4}", accuracy * 100.0, figures.loss)
+            let overlap = figures.mean_iou.map(|iou| format!(", mean IoU {:.2} %", iou * 100.0));
+            let overlap = overlap.unwrap_or_default();
+            format!("accuracy {:.2} %{overlap}, cross-entropy {:.4}", accuracy * 100.0, figures.loss)
         }
         (_, Some(r2)) => format!("mean squared error {:.6}, R² {r2:.4}", figures.loss),
         _ => format!("mean squared error {:.6}", figures.loss),
@@ -129,6 +140,20 @@ fn describe(figures: &Figures) -> String {
         "{}: {loss} ({rows} rows{labels}, output '{output}', {seconds:.1} s on {executor}: {device})\n",
         model.display()
     )
+}
+
+/// Which output is judged: the one of this name, or the first of numbers.
+fn chosen_output(model: &Model, name: Option<&str>) -> Result<usize> {
+    let outputs = &model.graph.outputs;
+    let numeric = |o: &ValueInfo| o.dtype.is_none_or(|d| d.is_float());
+    let index = match name {
+        Some(name) => outputs.iter().position(|o| o.id.as_str() == name),
+        None => outputs.iter().position(numeric),
+    };
+    index.ok_or_else(|| {
+        let names: Vec<&str> = outputs.iter().map(|o| o.id.as_str()).collect();
+        Error::usage(format!("there is no such output of numbers; the model has {}", names.join(", ")))
+    })
 }
 
 /// A model compiled for batches of one size.
@@ -154,23 +179,19 @@ impl Runner {
         bound: &Bound,
         executor: &dyn Executor,
         batch: usize,
-        output: Option<&str>,
+        output: usize,
     ) -> Result<Self> {
-        let outputs = &model.graph.outputs;
-        let numeric = |o: &ValueInfo| o.dtype.is_none_or(|d| d.is_float());
-        let index = match output {
-            Some(name) => outputs.iter().position(|o| o.id.as_str() == name),
-            None => outputs.iter().position(numeric),
-        };
-        let index = index.ok_or_else(|| {
-            let names: Vec<&str> = outputs.iter().map(|o| o.id.as_str()).collect();
-            Error::usage(format!("there is no such output of numbers; the model has {}", names.join(", ")))
-        })?;
         let batch = bound.fixed_batch().unwrap_or(batch);
         let facts: Facts =
             bound.facts(batch).into_iter().collect::<Vec<(ValueId, Fact)>>().into_iter().collect();
         let program = executor.compile(model, &facts)?;
-        Ok(Self { program, batch, lanes: executor.lanes(), output: index, name: outputs[index].id.clone() })
+        Ok(Self {
+            program,
+            batch,
+            lanes: executor.lanes(),
+            output,
+            name: model.graph.outputs[output].id.clone(),
+        })
     }
 
     fn answers(mut self, bound: &Bound) -> Result<Answers> {
@@ -204,6 +225,7 @@ fn row_shape(answer: &Tensor, batch: usize, name: &ValueId) -> Result<Vec<usize>
 /// What [`Figures`] says of the answers.
 struct Judgement {
     accuracy: Option<f64>,
+    mean_iou: Option<f64>,
     r2: Option<f64>,
     loss: f64,
     /// How many labels count, and how they place the answers, where they are classes.
@@ -211,59 +233,96 @@ struct Judgement {
     place: Option<Placement>,
 }
 
-fn judge(answers: &Answers, dataset: &Dataset, task: Task) -> Result<Judgement> {
-    let (labels, answer) = (dataset.expect_labels()?, Answer::of_shape(&answers.shape));
-    let place = match task {
+/// Where classes lie in such answers, if the labels are classes.
+///
+/// # Errors
+/// No labels, or such as are said to be classes and don't correspond to the answers.
+fn placement(answer: &Answer, dataset: &Dataset, task: Task) -> Result<Option<Placement>> {
+    let labels = dataset.expect_labels()?;
+    Ok(match task {
         // Who says on which axis classes lie says that they are classes.
         Task::Auto if dataset.options.class_axis.is_some() => {
-            Some(labels.class_placement(&dataset.path, &answer, &dataset.options)?)
+            Some(labels.class_placement(&dataset.path, answer, &dataset.options)?)
         }
-        Task::Classify => Some(labels.class_placement(&dataset.path, &answer, &dataset.options)?),
-        Task::Auto => labels.placement(&answer, &dataset.options),
+        Task::Classify => Some(labels.class_placement(&dataset.path, answer, &dataset.options)?),
+        Task::Auto => labels.placement(answer, &dataset.options),
         _ => None,
-    };
-    match place {
-        Some(place) => judge_classes(answers, dataset, labels, place),
-        None => judge_numbers(answers, dataset, labels),
+    })
+}
+
+/// Refuses labels that such answers can't be compared with, before there are any.
+fn check_labels(answer: &Answer, dataset: &Dataset, task: Task) -> Result<()> {
+    match placement(answer, dataset, task)? {
+        Some(place) => dataset.classes(place.layout.told_apart()).map(|_| ()),
+        None => dataset.expect_labels()?.check_width(&dataset.path, answer.width()),
     }
 }
 
-fn judge_numbers(answers: &Answers, dataset: &Dataset, labels: &Labels) -> Result<Judgement> {
+fn judge(answers: &Answers, dataset: &Dataset, task: Task) -> Result<Judgement> {
+    match placement(&Answer::of_shape(&answers.shape), dataset, task)? {
+        Some(place) => judge_classes(answers, dataset, place),
+        None => judge_numbers(answers, dataset),
+    }
+}
+
+fn judge_numbers(answers: &Answers, dataset: &Dataset) -> Result<Judgement> {
     let width = answers.shape.iter().product();
-    let wanted = labels.vectors(&dataset.path, width)?;
+    let wanted = dataset.expect_labels()?.vectors(&dataset.path, width)?;
     let total: f64 = answers.values.iter().zip(&wanted).map(|(a, w)| f64::from(a - w).powi(2)).sum();
     let loss = total / wanted.len() as f64;
     let variance = spread(&wanted, width);
     let r2 = (variance > 0.0).then(|| 1.0 - loss / variance);
-    Ok(Judgement { accuracy: None, r2, loss, labels: None, place: None })
+    Ok(Judgement { accuracy: None, mean_iou: None, r2, loss, labels: None, place: None })
 }
 
 /// Means over all labels that count.
-fn judge_classes(
-    answers: &Answers,
-    dataset: &Dataset,
-    labels: &Labels,
-    place: Placement,
-) -> Result<Judgement> {
+fn judge_classes(answers: &Answers, dataset: &Dataset, place: Placement) -> Result<Judgement> {
     let layout = place.layout;
-    let told_apart = Layout { classes: layout.classes.max(2), ..layout };
-    let classes = labels.classes(&dataset.path, told_apart, &dataset.options)?;
+    let classes = dataset.classes(layout.told_apart())?;
     let rows = || answers.values.chunks_exact(layout.width());
     let places = || rows().flat_map(|row| (0..layout.positions()).map(move |position| (row, position)));
     let as_they_are = places().all(|(row, position)| are_chances(layout.scores(row, position)));
     let (mut right, mut loss, mut count) = (0.0, 0.0, 0);
+    let mut overlaps = vec![Overlap::default(); layout.told_apart().classes];
     for (row, answer) in rows().enumerate() {
         let labels = classes.pick(&[row], 1);
         for (position, &class) in labels.iter().enumerate().filter(|(_, class)| **class != IGNORED) {
             let chances = chances(layout.scores(answer, position), as_they_are);
             let best = (0..chances.len()).reduce(|a, b| if chances[b] > chances[a] { b } else { a });
-            right += f64::from(u8::from(best == Some(class as usize) && chances.iter().all(|c| !c.is_nan())));
+            let best = best.filter(|_| chances.iter().all(|c| !c.is_nan()));
+            right += f64::from(u8::from(best == Some(class as usize)));
+            overlaps[class as usize].labelled += 1;
+            if let Some(best) = best {
+                overlaps[best].answered += 1;
+                overlaps[best].both += usize::from(best == class as usize);
+            }
             loss -= chances[class as usize].max(1e-30).ln();
             count += 1;
         }
     }
     let (accuracy, loss) = (Some(right / count as f64), loss / count as f64);
-    Ok(Judgement { accuracy, r2: None, loss, labels: Some(count), place: Some(place) })
+    let mean_iou = (layout.positions() > 1).then(|| Overlap::mean(&overlaps));
+    Ok(Judgement { accuracy, mean_iou, r2: None, loss, labels: Some(count), place: Some(place) })
+}
+
+/// Where a class is, by labels and by answers.
+#[derive(Clone, Default)]
+struct Overlap {
+    labelled: usize,
+    answered: usize,
+    both: usize,
+}
+
+impl Overlap {
+    /// Intersection over union, the mean over classes that are anywhere.
+    fn mean(all: &[Self]) -> f64 {
+        let shares = all.iter().filter_map(|own| match own.labelled + own.answered - own.both {
+            0 => None,
+            union => Some(own.both as f64 / union as f64),
+        });
+        let shares: Vec<f64> = shares.collect();
+        shares.iter().sum::<f64>() / shares.len().max(1) as f64
+    }
 }
 
 /// Whether the scores of all classes may be their probabilities; a single one that of the second of two classes.
@@ -294,6 +353,7 @@ fn chances(scores: impl Iterator<Item = f32>, as_they_are: bool) -> Vec<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::Labels;
 
     fn dataset(classes: &[i64]) -> Dataset {
         let values = Tensor::zeros(crate::onnx::DType::F32, &[classes.len(), 1]);
@@ -333,6 +393,8 @@ mod tests {
         let answers = Answers { output: "o".into(), values, shape: vec![2, 3] };
         let judged = judge(&answers, &dataset, Task::Auto).unwrap();
         assert_eq!((judged.labels, judged.accuracy), (Some(3), Some(2.0 / 3.0)));
+        // Labels 1, 0, 1 are answered with 1, 0, 0: each class is in two places, one of them right.
+        assert_eq!(judged.mean_iou, Some(0.5));
         let expected =
             [(0.0f64, 3.0f64), (0.0, 5.0), (2.0, 0.0)].map(|(other, own)| (1.0 + (other - own).exp()).ln());
         assert!((judged.loss - expected.iter().sum::<f64>() / 3.0).abs() < 1e-9, "{}", judged.loss);

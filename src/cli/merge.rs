@@ -9,6 +9,7 @@ use super::tensorboard::Board;
 use super::terminal::{Paint, Watcher, message, table};
 use crate::data::{DataOptions, parse_number, parse_numbers};
 use crate::error::{Error, Result};
+use crate::patterns::Patterns;
 use crate::report::{KEPT, Outcome, Report, Worth};
 use crate::runtime::{self, Profile};
 use crate::train::{
@@ -356,15 +357,13 @@ fn folds(text: &str) -> std::result::Result<usize, String> {
 fn checkpoints(pattern: &str) -> Result<Vec<PathBuf>> {
     let path = Path::new(pattern);
     let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-    let glob = globset::Glob::new(name)
-        .map_err(|e| Error::usage(format!("--trajectory '{pattern}' is no pattern: {}", e.kind())))?
-        .compile_matcher();
+    let names = Patterns::new(&[name]).map_err(|e| e.context("--trajectory"))?;
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let entries = std::fs::read_dir(folder).map_err(|e| Error::io(folder, e))?;
     let mut found: Vec<PathBuf> = vec![];
     for entry in entries {
         let entry = entry.map_err(|e| Error::io(folder, e))?.path();
-        if let Some(name) = entry.file_name().filter(|n| glob.is_match(Path::new(n))) {
+        if let Some(name) = entry.file_name().filter(|n| names.matches(&n.to_string_lossy())) {
             found.push(path.with_file_name(name));
         }
     }

@@ -51,8 +51,9 @@ impl Dataset {
     pub fn bind(&self, inputs: &[ValueInfo]) -> Result<Bound> {
         let mut bound = Bound { inputs: vec![], notes: vec![], path: self.path.clone(), rows: self.rows() };
         for (i, input) in inputs.iter().enumerate() {
+            let dtype = self.number_type(input)?;
             let column = self.column_for(inputs, i)?;
-            let fitted = self.fit(input, column, &mut bound.notes)?;
+            let fitted = self.fit(input, dtype, column, &mut bound.notes)?;
             bound.inputs.push(fitted);
         }
         if self.options.transforms() && !bound.inputs.iter().any(|i| i.dtype.is_float()) {
@@ -115,12 +116,21 @@ impl Dataset {
         )))
     }
 
-    fn fit(&self, input: &ValueInfo, column: &Column, notes: &mut Vec<String>) -> Result<BoundInput> {
+    fn number_type(&self, input: &ValueInfo) -> Result<DType> {
         let dtype = input.dtype.filter(|d| d.is_float() || d.is_int() || *d == DType::Bool);
-        let dtype = dtype.ok_or_else(|| {
+        dtype.ok_or_else(|| {
             self.refuse(format!("the model's input '{}' takes no numbers, so no data can feed it", input.id))
                 .hint(ONLY_NUMBERS)
-        })?;
+        })
+    }
+
+    fn fit(
+        &self,
+        input: &ValueInfo,
+        dtype: DType,
+        column: &Column,
+        notes: &mut Vec<String>,
+    ) -> Result<BoundInput> {
         let stored = column.row_shape();
         let (recolour, shape, place) = self.place(input, stored).ok_or_else(|| self.misfit(input, column))?;
         let Place { row_shape, batched, fixed_batch, order } = place;

@@ -160,8 +160,9 @@ impl Labels {
         Classes::checked(path, values, layout, options.ignored())
     }
 
-    /// The labels as vectors of `width` numbers, row after row.
-    pub fn vectors(&self, path: &Path, width: usize) -> Result<Vec<f32>> {
+    /// # Errors
+    /// Labels that aren't vectors of `width` numbers.
+    pub fn check_width(&self, path: &Path, width: usize) -> Result<()> {
         if self.width() != width {
             let what =
                 format!("its labels have {} numbers a row, but the model's output has {width}", self.width());
@@ -170,6 +171,15 @@ impl Labels {
                  number for each of its, or a class for each of its positions",
             ));
         }
+        Ok(())
+    }
+
+    /// The labels as vectors of `width` numbers, row after row.
+    ///
+    /// # Errors
+    /// As [`Self::check_width`].
+    pub fn vectors(&self, path: &Path, width: usize) -> Result<Vec<f32>> {
+        self.check_width(path, width)?;
         Ok(match self {
             Labels::Classes(classes) => classes.iter().map(|&c| c as f32).collect(),
             Labels::Vectors(values) => values.to_f32().into_owned(),

@@ -22,6 +22,11 @@ impl Layout {
         Self { before: product(&shape[..axis]), classes: shape[axis], after: product(&shape[axis + 1..]) }
     }
 
+    /// The same with both of two classes where there is one number for each label, the chance or the logit of the second.
+    pub fn told_apart(self) -> Self {
+        Self { classes: self.classes.max(2), ..self }
+    }
+
     /// Labels a row.
     pub fn positions(self) -> usize {
         self.before * self.after

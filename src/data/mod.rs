@@ -247,6 +247,14 @@ impl Dataset {
         })
     }
 
+    /// The labels as classes of answers of this layout.
+    ///
+    /// # Errors
+    /// As [`Self::expect_labels`] and [`Labels::classes`].
+    pub fn classes(&self, layout: Layout) -> Result<Classes> {
+        self.expect_labels()?.classes(&self.path, layout, &self.options)
+    }
+
     /// At least one input and one row, and as many of each input and label.
     fn checked(self) -> Result<Self> {
         let fail = |what: String| Err(Error::data(&self.path, what));

@@ -3,13 +3,37 @@
 //! Foreign graphs are *probed* instead (run once, see `autodiff::facts`), which is exact for every operator.
 //! Shapes follow the operator specifications of opset 18 and later.
 
-use super::{DType, Fact, Node, Tensor};
+use super::{DType, Fact, Facts, Graph, Node, Tensor};
 
 /// What inference sees of one input.
 pub struct Operand<'a> {
     pub fact: &'a Fact,
     /// The value itself, where it is a constant of the graph.
     pub value: Option<&'a Tensor>,
+}
+
+/// What follows for a whole graph from `known` facts of its inputs, without running it: facts of them, of the initializers,
+/// and of what nodes make as far as [`infer`] knows it.
+pub fn infer_graph(graph: &Graph, known: Facts) -> Facts {
+    let mut facts = known;
+    facts.extend(graph.initializers.iter().map(|(id, tensor)| (id.clone(), Fact::of(tensor))));
+    for node in graph.nodes.iter().filter(|node| node.domain.is_empty()) {
+        let operands: Option<Vec<Option<Operand<'_>>>> = node
+            .inputs
+            .iter()
+            .map(|input| match input {
+                None => Some(None),
+                Some(id) => {
+                    facts.get(id).map(|fact| Some(Operand { fact, value: graph.initializers.get(id) }))
+                }
+            })
+            .collect();
+        if let Some(made) = operands.and_then(|operands| infer(node, &operands)) {
+            let named = node.outputs.iter().cloned().zip(made);
+            facts.extend(named.filter_map(|(output, fact)| Some((output?, fact))).collect::<Vec<_>>());
+        }
+    }
+    facts
 }
 
 /// Shapes that two operands broadcast to (ONNX "multidirectional broadcasting").

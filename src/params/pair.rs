@@ -7,7 +7,7 @@
 
 use super::{InterfaceId, InterfaceKind, ParamGraph, Role, Weight, WeightId};
 use crate::error::{Error, Result};
-use globset::{Glob, GlobMatcher};
+use crate::patterns::Patterns;
 use serde::Serialize;
 use std::collections::HashMap;
 
@@ -378,10 +378,8 @@ impl Rule {
 
 /// The matrices whose name, or a user's name, a glob matches.
 fn matching(rule: &str, glob: &str, graph: &ParamGraph, side: &str) -> Result<Vec<WeightId>> {
-    let matcher: GlobMatcher = Glob::new(glob)
-        .map_err(|e| Error::usage(format!("--map '{rule}': '{glob}' is no pattern: {}", e.kind())))?
-        .compile_matcher();
-    let hit = |w: &Weight| matcher.is_match(w.name.as_str()) || w.nodes.iter().any(|n| matcher.is_match(n));
+    let pattern = Patterns::new(&[glob]).map_err(|e| e.context(format!("--map '{rule}'")))?;
+    let hit = |w: &Weight| pattern.matches(w.name.as_str()) || w.nodes.iter().any(|n| pattern.matches(n));
     let found: Vec<WeightId> = graph.matrices().filter(|(_, w)| hit(w)).map(|(id, _)| id).collect();
     if !found.is_empty() {
         return Ok(found);

@@ -77,6 +77,10 @@ impl Candidate {
 pub const HINT: &str = "install it with `pip install onnxruntime` in an active virtual environment, or name the \
                         library with --ort-lib FILE; `onnx-merge doctor` lists what was found";
 
+/// What to do about a model that tract can't run.
+pub const BEYOND_TRACT: &str = "ONNX Runtime runs more than tract, the built-in executor: install it with `pip install onnxruntime` in \
+                                an active virtual environment, or name its library with --ort-lib FILE, and leave out --executor tract";
+
 /// The library to use: the one asked for, or the newest usable one of the first place that has any.
 ///
 /// # Errors

@@ -52,6 +52,17 @@ pub fn silence_telemetry() {
     unsafe { std::env::set_var("ORT_DISABLE_TELEMETRY", "1") };
 }
 
+/// Keeps Mesa's layer that sorts GPUs from asking the desktop which one it runs on where there is no desktop: it would complain on
+/// the terminal. To be called before there are threads, as [`silence_telemetry`].
+pub fn silence_drivers() {
+    let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    // Who chooses a GPU by that layer still does.
+    if !set("XDG_RUNTIME_DIR") && !set("MESA_VK_DEVICE_SELECT") {
+        // SAFETY: the caller is at the start of `main`, where no other thread can be reading the environment.
+        unsafe { std::env::set_var("NODEVICE_SELECT", "1") };
+    }
+}
+
 /// [`Executor::enough`] of CPUs (docs/benchmarks.md).
 const ENOUGH_FOR_A_CPU: usize = 8 << 20;
 

@@ -114,8 +114,8 @@ pub fn pick(
         report.push(format!("{}: {}", second.name(), misses.join(", ")));
     }
     let name = if choice == ExecutorChoice::Auto { "auto" } else { first.name() };
-    let hint = match (name, first.name()) {
-        ("auto", "tract") => discover::HINT,
+    let hint = match first.name() {
+        "tract" => discover::BEYOND_TRACT,
         _ => "see `onnx-merge doctor` for other executors, or freeze the weights before these nodes",
     };
     Err(Error::executor(name, format!("can't run this program: {}", report.join("; "))).hint(hint))

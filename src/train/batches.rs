@@ -201,9 +201,34 @@ impl Examples {
         let said = self.train.dataset.as_ref().is_some_and(|dataset| dataset.options.class_axis.is_some());
         said && self.has_labels() || self.placement(answer).is_some()
     }
+    /// The parts that labels are read of.
+    fn labelled(&self) -> impl Iterator<Item = &Dataset> {
+        [&self.train, &self.val, &self.test].into_iter().filter_map(|part| part.dataset.as_ref())
+    }
+    /// # Errors
+    /// A part without labels.
+    pub fn expect_labels(&self) -> Result<()> {
+        self.labelled().try_for_each(|dataset| dataset.expect_labels().map(|_| ()))
+    }
+    /// # Errors
+    /// What [`Self::use_classes`] of such answers would refuse.
+    pub fn check_classes(&self, answer: &Answer) -> Result<()> {
+        let layout = self.class_placement(answer)?.layout.told_apart();
+        self.labelled().try_for_each(|dataset| dataset.classes(layout).map(|_| ()))
+    }
+    /// # Errors
+    /// What [`Self::use_vectors`] would refuse.
+    pub fn check_vectors(&self, width: usize) -> Result<()> {
+        self.labelled().try_for_each(|dataset| dataset.expect_labels()?.check_width(&dataset.path, width))
+    }
+
     /// Whether a row has several labels, each at its place: then images can't be moved without them.
     pub fn labels_have_places(&self) -> bool {
         self.layout.positions() > 1
+    }
+    /// The training data as the target's inputs take them.
+    pub fn bound(&self) -> Option<&Bound> {
+        self.train.bound.as_ref()
     }
     /// Whether some input of the target is an image.
     pub fn has_images(&self) -> bool {
@@ -221,7 +246,7 @@ impl Examples {
         self.layout = layout;
         for part in self.parts() {
             let Some(dataset) = &part.dataset else { continue };
-            part.classes = Some(dataset.expect_labels()?.classes(&dataset.path, layout, &dataset.options)?);
+            part.classes = Some(dataset.classes(layout)?);
         }
         self.notes.extend(classes::numbering(&self.class_names));
         self.notes.extend(classes::doubt(&self.class_names, layout.classes));

@@ -4,6 +4,7 @@
 //! of a small ONNX file. `run.json` is replaced last and atomically, so a kill leaves the previous state whole.
 
 use super::arms::Arm;
+use super::fingerprint::Fingerprint;
 use super::ranks::Ranks;
 use crate::error::{Error, Result};
 use crate::onnx::{self, Graph, Model, Tensor, ValueId, WORKING_OPSET};
@@ -33,8 +34,8 @@ pub struct ArmState {
 /// All of a run's progress.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct RunState {
-    /// Of the models, the data and the configuration: a checkpoint of another run is refused.
-    pub fingerprint: String,
+    /// A checkpoint of another run is refused.
+    pub fingerprint: Fingerprint,
     /// Steps an arm, where time is limited: as many as it had room for when the run began.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub steps: Option<usize>,
@@ -86,16 +87,20 @@ impl Checkpoint {
     }
 
     /// The run's progress, which must belong to a run with this fingerprint.
-    pub fn load(&self, fingerprint: &str) -> Result<RunState> {
+    pub fn load(&self, fingerprint: &Fingerprint) -> Result<RunState> {
         let path = self.folder.join(RUN);
         let text = self.ranks.first_bytes(|| std::fs::read(&path).map_err(|e| Error::io(&path, e)))?;
         let state: RunState = serde_json::from_slice(&text)
             .map_err(|e| Error::data(&path, format!("is no checkpoint of this program: {e}")))?;
-        if state.fingerprint != fingerprint {
-            return Err(Error::data(&path, "belongs to a run with other models, data or options")
-                .hint("repeat the options of the interrupted run, or leave out --resume to begin anew"));
+        match fingerprint.differences(&state.fingerprint)[..] {
+            [] => Ok(state),
+            ref different => {
+                let what = format!("is of another run: this one differs in {}", different.join(", "));
+                Err(Error::data(&path, what).hint(
+                    "repeat the interrupted run's command with the files as they were, or leave out --resume to begin anew",
+                ))
+            }
         }
-        Ok(state)
     }
     pub fn save_run(&self, state: &RunState) -> Result<()> {
         if !self.ranks.is_first() {

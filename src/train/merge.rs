@@ -6,8 +6,11 @@ use super::checkpoint::{Checkpoint, RunState};
 use super::contest::Contest;
 use super::data_free;
 use super::datasets::DataSets;
+use super::fingerprint::Fingerprint;
 use super::folds;
+use super::foreseen;
 use super::gate;
+use super::moving;
 use super::network::{Network, Purpose};
 use super::objective;
 use super::output;
@@ -21,7 +24,6 @@ use crate::error::{Error, Result};
 use crate::onnx::{self, ValueId};
 use crate::report::{self, Report};
 use crate::runtime::{self, Executor, ExecutorChoice, ExecutorOptions};
-use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -56,7 +58,7 @@ pub struct MergeRequest {
 
 impl MergeRequest {
     /// The target and the sources.
-    fn models(&self) -> impl Iterator<Item = &PathBuf> {
+    pub(super) fn models(&self) -> impl Iterator<Item = &PathBuf> {
         std::iter::once(&self.target).chain(&self.sources).chain(&self.trajectory)
     }
 }
@@ -116,19 +118,24 @@ fn run(request: &mut MergeRequest, made: Option<&str>, observer: &mut dyn Observ
     let inputs: Vec<&Path> = request.models().map(PathBuf::as_path).collect();
     onnx::surgery::refuse_overwriting(&request.output, &inputs)?;
     observer.event(&Event::Phase("reading"));
-    let fingerprint = fingerprint(request)?;
     let config = request.config.clone();
+    let examples = fitting_data(request)?;
+    let fingerprint = Fingerprint::of(request)?;
     check_ranks(&request.ranks, &config, &fingerprint)?;
-    let (mut target, mut sources) = open_networks(request, observer)?;
+    let checkpoint = Checkpoint::beside(&request.output, &request.ranks);
+    let state = match request.resume && checkpoint.exists() {
+        true => checkpoint.load(&fingerprint)?,
+        false => RunState { fingerprint, ..RunState::default() },
+    };
+    let (mut target, mut sources) = open_networks(request, &examples, observer)?;
     if let Some(gpu) = worthwhile_gpu(request, &target) {
         observer.event(&Event::Note(&format!("a step is worth a GPU: training on {}", gpu.device())));
         (request.model_executor, request.adapter_executor) = (gpu.clone(), gpu);
-        (target, sources) = open_networks(request, observer)?;
+        (target, sources) = open_networks(request, &examples, observer)?;
     }
     let read = begun.elapsed();
 
     observer.event(&Event::Phase("planning"));
-    let examples = Examples::new(request.data.borrow(), &target.file.model.graph, config.seed)?;
     let (task, settled) = objective::settle(&config, &examples, &mut target, &mut sources)?;
     let steps = match (config.steps, config.epochs) {
         (None, None) if request.invented => data_free::DEFAULT_STEPS,
@@ -165,11 +172,6 @@ fn run(request: &mut MergeRequest, made: Option<&str>, observer: &mut dyn Observ
     let plan = begun.elapsed() - read;
 
     observer.event(&Event::Phase("training"));
-    let checkpoint = Checkpoint::beside(&request.output, &request.ranks);
-    let state = match request.resume && checkpoint.exists() {
-        true => checkpoint.load(&fingerprint)?,
-        false => RunState { fingerprint, ..RunState::default() },
-    };
     if request.resume && state.arms.is_empty() {
         observer.event(&Event::Note("there is no checkpoint to go on from: starting anew"));
     }
@@ -260,13 +262,13 @@ fn run(request: &mut MergeRequest, made: Option<&str>, observer: &mut dyn Observ
 ///
 /// # Errors
 /// [`Error::Usage`] where a step needs all its rows in one place, or ranks were given other inputs than the first.
-fn check_ranks(ranks: &Ranks, config: &TrainConfig, fingerprint: &str) -> Result<()> {
+fn check_ranks(ranks: &Ranks, config: &TrainConfig, fingerprint: &Fingerprint) -> Result<()> {
     if config.train_bn && ranks.are_several() {
         let what = "--train-bn needs the rows of a step side by side, and several processes share them out";
         return Err(Error::usage(what).hint("start it without mpirun, or leave out --train-bn"));
     }
-    let first = ranks.first_bytes(|| Ok(fingerprint.as_bytes().to_vec()))?;
-    match first == fingerprint.as_bytes() {
+    let ours = serde_json::to_vec(fingerprint).unwrap_or_default();
+    match ranks.first_bytes(|| Ok(ours.clone()))? == ours {
         true => Ok(()),
         false => Err(Error::usage("other models, data or options were read here than by the first process")
             .hint("every process reads all files: they must be the same on every machine")),
@@ -286,9 +288,38 @@ fn shared_out(ranks: &Ranks, config: &TrainConfig) -> Option<String> {
         .then(|| format!("{size} processes share the {batch} rows of each step: {of} for each"))
 }
 
-fn open_networks(request: &MergeRequest, observer: &mut dyn Observer) -> Result<(Network, Vec<Network>)> {
+/// The data, bound to the target. What doesn't fit is refused here as far as the models' files tell, before anything large
+/// is read or run: models may take a minute to get ready.
+///
+/// # Errors
+/// Data that don't fit the inputs of a model that is to be trained, or labels that don't fit its answers.
+fn fitting_data(request: &MergeRequest) -> Result<Examples> {
+    let TrainConfig { of, src_of, joint, seed, .. } = &request.config;
+    let bind = |data: Data<'_>, path: &Path, of: &Option<String>| -> Result<_> {
+        let model = onnx::read(path)?.model;
+        let examples = Examples::new(data, &model.graph, *seed)?;
+        let answer = examples.bound().and_then(|bound| foreseen::answer(&model, bound, of.as_deref()));
+        Ok((examples, answer))
+    };
+    let (examples, answer) = bind(request.data.borrow(), &request.target, of)?;
+    objective::check_labels(&request.config, &examples, answer.as_ref(), !request.sources.is_empty())?;
+    if let Some(source) = request.sources.first().filter(|_| *joint) {
+        let data = request.joint_data.as_ref().or(request.source_data.as_ref()).unwrap_or(&request.data);
+        let (mut examples, answer) = bind(data.borrow(), source, src_of)?;
+        answer.map(|answer| moving::objective(&mut examples, &answer)).transpose()?;
+    }
+    Ok(examples)
+}
+
+fn open_networks(
+    request: &MergeRequest,
+    examples: &Examples,
+    observer: &mut dyn Observer,
+) -> Result<(Network, Vec<Network>)> {
     let executor = &*request.model_executor;
     let target = open_target(request)?;
+    let answer = target.head.known();
+    objective::check_labels(&request.config, examples, Some(&answer), !request.sources.is_empty())?;
     target.check_repeatable()?;
     if let Some(why) = target.single_rows_because() {
         observer.event(&Event::Warning(&format!(
@@ -409,21 +440,4 @@ fn executors_used(request: &MergeRequest) -> report::Executors {
         model: used(&*request.model_executor),
         adapter: Some(used(&*request.adapter_executor)),
     }
-}
-
-/// Identifies a run: the models, the data, the configuration.
-fn fingerprint(request: &MergeRequest) -> Result<String> {
-    let mut hash = Sha256::new();
-    for path in request.models() {
-        hash.update(std::fs::read(path).map_err(|e| Error::io(path, e))?);
-    }
-    hash.update(serde_json::to_vec(&request.config).unwrap_or_default());
-    let Data { train, val, test, unlabelled, .. } = request.data.borrow();
-    for data in [Some(train), val, test, unlabelled].into_iter().flatten() {
-        for column in &data.inputs {
-            hash.update(column.name.as_bytes());
-            hash.update(column.values.bytes());
-        }
-    }
-    Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
 }

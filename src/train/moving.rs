@@ -11,7 +11,7 @@ use super::ranks::Ranks;
 use super::session::Split;
 use super::source::Weights;
 use super::{Silent, TrainConfig};
-use crate::data::Placement;
+use crate::data::{Answer, Placement};
 use crate::error::{Error, Result};
 use crate::lpka::{self, Side};
 use crate::onnx::{Tensor, ValueId};
@@ -52,6 +52,26 @@ impl Pace {
     }
 }
 
+/// What a source that answers so is trained for. Reads the labels.
+///
+/// # Errors
+/// Data without labels, or labels that don't fit the answers.
+pub fn objective(examples: &mut Examples, answer: &Answer) -> Result<Objective> {
+    match (examples.placement(answer), examples.has_labels()) {
+        (Some(Placement { layout, .. }), _) => {
+            let ignores = examples.use_classes(layout)?;
+            Ok(Objective::Classes { layout, ignores })
+        }
+        (None, true) => {
+            let width = answer.width();
+            examples.use_vectors(width)?;
+            Ok(Objective::Vectors { width })
+        }
+        _ => Err(Error::usage("--joint needs labels to train the source on")
+            .hint("give data with labels in the source's terms: --src-data FILE")),
+    }
+}
+
 /// Trains a source beside the target.
 pub struct Trainer {
     examples: Examples,
@@ -78,25 +98,11 @@ impl Trainer {
         ranks: &Ranks,
     ) -> Result<Self> {
         let mut examples = Examples::new(data, &source.file.model.graph, config.seed)?;
-        let width = source.head.width();
         if source.head.is_empty() {
             let what = "has no output with an answer for each row to train it on";
             return Err(Error::model(&source.file.path, what).hint("leave out --joint"));
         }
-        let objective = match (examples.placement(&source.head.known()), examples.has_labels()) {
-            (Some(Placement { layout, .. }), _) => {
-                let ignores = examples.use_classes(layout)?;
-                Objective::Classes { layout, ignores }
-            }
-            (None, true) => {
-                examples.use_vectors(width)?;
-                Objective::Vectors { width }
-            }
-            _ => {
-                return Err(Error::usage("--joint needs labels to train the source on")
-                    .hint("give data with labels in the source's terms: --src-data FILE"));
-            }
-        };
+        let objective = objective(&mut examples, &source.head.known())?;
         let weights = source.trainable(&[])?;
         let names: Vec<ValueId> = weights.iter().map(|(id, _)| id.clone()).collect();
         let step = source.step(&names, objective)?;

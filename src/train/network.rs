@@ -11,8 +11,8 @@ use crate::data::{Dataset, Layout};
 use crate::error::{Error, Result, ResultExt};
 use crate::onnx::{Dim, Fact, Facts, Forms, Graph, Model, ModelFile, Tensor, ValueId, ValueInfo};
 use crate::params::{ParamGraph, Role, WeightId};
+use crate::patterns::Patterns;
 use crate::runtime::Executor;
-use globset::{Glob, GlobSet, GlobSetBuilder};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -191,9 +191,9 @@ impl Network {
     pub fn named(&self, patterns: &[String], option: &str) -> Result<Vec<WeightId>> {
         let mut found = vec![];
         for pattern in patterns {
-            let glob = globs(std::slice::from_ref(pattern))?;
+            let names = Patterns::new(&[pattern])?;
             let weights = self.params.weights.iter().enumerate();
-            let matching = weights.filter(|(_, w)| glob.is_match(w.name.as_str())).map(|(i, _)| WeightId(i));
+            let matching = weights.filter(|(_, w)| names.matches(w.name.as_str())).map(|(i, _)| WeightId(i));
             let before = found.len();
             found.extend(matching);
             if found.len() == before {
@@ -209,10 +209,10 @@ impl Network {
     /// # Errors
     /// Where there is no such layer, or where a run has a single row.
     pub fn train_norms(&mut self, freeze: &[String]) -> Result<()> {
-        let frozen = globs(freeze)?;
+        let frozen = Patterns::new(freeze)?;
         let initializers = &self.model.graph.initializers;
         let stored = |id: &ValueId| initializers.get(id).is_some_and(|t| t.site.is_some());
-        let free = |id: &ValueId| stored(id) && !frozen.is_match(id.as_str());
+        let free = |id: &ValueId| stored(id) && !frozen.matches(id.as_str());
         let following = batch_norm::statistics(&self.model.graph, free);
         batch_norm::check(&self.file.path, &following, self.batch, self.single_rows_because())?;
         self.following = following;
@@ -253,16 +253,6 @@ impl Network {
 
 fn is_trained(role: Role) -> bool {
     !matches!(role, Role::RunningStat | Role::Other)
-}
-
-/// A set of globs over weight names, in which `*` matches anything, slashes and dots included.
-pub fn globs(patterns: &[String]) -> Result<GlobSet> {
-    let mut set = GlobSetBuilder::new();
-    for pattern in patterns {
-        let glob = Glob::new(pattern).map_err(|e| Error::usage(format!("'{pattern}' is no pattern: {e}")))?;
-        set.add(glob);
-    }
-    set.build().map_err(|e| Error::usage(e.to_string()))
 }
 
 /// Fills in dimensions that the file leaves open, all but the first, from facts for a batch of one.

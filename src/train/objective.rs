@@ -4,16 +4,43 @@ use super::batches::Examples;
 use super::model_step::Objective;
 use super::network::Network;
 use super::{Task, TrainConfig};
+use crate::data::Answer;
 use crate::error::{Error, Result};
 
-/// What the target is to do: what was asked for, or what the labels look like.
-fn task(config: &TrainConfig, examples: &Examples, target: &Network) -> Task {
+/// What a model that answers so is to do: what was asked for, or what the labels look like.
+fn task(config: &TrainConfig, examples: &Examples, answer: &Answer) -> Task {
     match config.task {
-        Task::Auto if examples.are_classes(&target.head.known()) => Task::Classify,
+        Task::Auto if examples.are_classes(answer) => Task::Classify,
         Task::Auto if examples.has_labels() => Task::Regress,
         Task::Auto => Task::MatchOutputs,
         task => task,
     }
+}
+
+/// Refuses labels that a model that answers so, as far as that is known, couldn't learn from: before it is got ready for that.
+///
+/// # Errors
+/// Labels that are missing from a part, don't correspond to the answer, or are out of range; none at all where no source could
+/// `teach`.
+pub fn check_labels(
+    config: &TrainConfig,
+    examples: &Examples,
+    answer: Option<&Answer>,
+    teach: bool,
+) -> Result<()> {
+    match (answer.map(|answer| (task(config, examples, answer), answer)), config.task) {
+        (Some((Task::Classify, answer)), _) => examples.check_classes(answer),
+        (Some((Task::Regress, answer)), _) => examples.check_vectors(answer.width()),
+        (None, Task::Classify | Task::Regress) => examples.expect_labels(),
+        (None, Task::Auto) if examples.has_labels() => examples.expect_labels(),
+        _ if teach => Ok(()),
+        _ => Err(nothing_to_learn()),
+    }
+}
+
+fn nothing_to_learn() -> Error {
+    Error::usage("there are no labels to learn from, and the source can't answer for the target")
+        .hint("give labels (an array `y`), or a source whose inputs and outputs fit the target's")
 }
 
 /// Settles what the target is to do, and where in their answers it and the sources have what that is about; returns this task,
@@ -30,7 +57,7 @@ pub fn settle(
     let long = |shape: &[usize]| -> Vec<usize> { shape.iter().copied().filter(|&d| d != 1).collect() };
     let shape = long(&target.head.shape);
     let alike = |source: &&mut Network| long(&source.head.shape) == shape;
-    let task = task(config, examples, target);
+    let task = task(config, examples, &target.head.known());
     let told = match task {
         Task::Classify => {
             let place = examples.class_placement(&target.head.known())?;
@@ -77,9 +104,6 @@ pub fn choose(
         Task::MatchOutputs | Task::Auto if teacher => {
             Ok(Objective::Teacher { layout, logits: target.head.softmax, temperature: config.temperature })
         }
-        Task::MatchOutputs | Task::Auto => {
-            Err(Error::usage("there are no labels to learn from, and the source can't answer for the target")
-                .hint("give labels (an array `y`), or a source whose inputs and outputs fit the target's"))
-        }
+        Task::MatchOutputs | Task::Auto => Err(nothing_to_learn()),
     }
 }

@@ -81,6 +81,15 @@ fn the_doctor_knows_the_embedded_executor() {
     );
 }
 
+/// Mesa's drivers complain where there is no desktop; who runs this in a terminal of a server can do nothing about it.
+#[cfg(target_os = "linux")]
+#[test]
+fn drivers_keep_quiet_without_a_desktop() {
+    let sandbox = Sandbox::new();
+    let output = sandbox.program(&["doctor".into()]).env_remove("XDG_RUNTIME_DIR").output().unwrap();
+    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
 #[test]
 fn operators_are_listed() {
     Sandbox::new().transcript(

@@ -74,7 +74,7 @@ fn another_label_may_mean_that_there_is_none() {
          [exit 3]
          $ onnx-merge eval m.onnx --data d.npz --executor tract --ignore-label 255
          note: the 4 classes lie on axis 2 of output 'tags'
-         m.onnx: accuracy [..] %, cross-entropy [..] (60 rows, [..] labels, output 'tags', [..])",
+         m.onnx: accuracy [..] %, mean IoU [..] %, cross-entropy [..] (60 rows, [..] labels, output 'tags', [..])",
     );
 }
 

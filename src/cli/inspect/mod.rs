@@ -8,7 +8,7 @@ use super::args::{ExecutorArgs, choice, executor_options};
 use super::terminal::message;
 use crate::autodiff::{facts, prepare};
 use crate::error::Result;
-use crate::onnx::infer::{Operand, infer};
+use crate::onnx::infer::infer_graph;
 use crate::onnx::surgery::refuse_overwriting;
 use crate::onnx::{Dim, Fact, Facts, Graph, Model, ValueInfo, atomic, read};
 use crate::params::{Pairing, ParamGraph, spectrum};
@@ -163,33 +163,12 @@ fn probed_at(executor: &dyn Executor, model: &Model, size: usize) -> Result<(Mod
 
 /// What can be known of shapes without running anything.
 fn guessed(graph: &Graph) -> Facts {
-    let mut facts: Facts =
-        graph.initializers.iter().map(|(id, tensor)| (id.clone(), Fact::of(tensor))).collect();
-    for input in graph.required_inputs() {
+    let input = |input: &ValueInfo| {
         let dims = input.shape.iter().flatten().map(|d| if let Dim::Known(d) = d { *d } else { 1 });
-        let fact = input
-            .dtype
-            .zip(input.shape.as_ref())
-            .map(|(dtype, _)| Fact::new(dtype, &dims.collect::<Vec<_>>()));
-        facts.extend(fact.map(|fact| (input.id.clone(), fact)));
-    }
-    for node in &graph.nodes {
-        let operands: Option<Vec<Option<Operand<'_>>>> = node
-            .inputs
-            .iter()
-            .map(|input| match input {
-                None => Some(None),
-                Some(id) => {
-                    facts.get(id).map(|fact| Some(Operand { fact, value: graph.initializers.get(id) }))
-                }
-            })
-            .collect();
-        if let Some(made) = operands.and_then(|operands| infer(node, &operands)) {
-            let named = node.outputs.iter().cloned().zip(made);
-            facts.extend(named.filter_map(|(output, fact)| Some((output?, fact))).collect::<Vec<_>>());
-        }
-    }
-    facts
+        let (dtype, _) = input.dtype.zip(input.shape.as_ref())?;
+        Some((input.id.clone(), Fact::new(dtype, &dims.collect::<Vec<_>>())))
+    };
+    infer_graph(graph, graph.required_inputs().filter_map(input).collect())
 }
 
 #[cfg(test)]

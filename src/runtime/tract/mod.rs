@@ -175,7 +175,7 @@ impl Lane {
             let outputs = state.run(inputs)?;
             Ok((state, outputs))
         })
-        .map_err(|what| Error::executor(NAME, shorten(&what)))?;
+        .map_err(|what| failed(shorten(&what)))?;
         // Loops begin where they stopped in the run before, as in streaming: those are begun anew.
         self.0 = state.op_states.iter().all(Option::is_none).then_some(state);
         outputs.into_iter().map(|v| Ok(Value::new(TractValue(plain(v)?)))).collect()
@@ -304,7 +304,7 @@ fn attempt<T>(f: impl FnOnce() -> tract::TractResult<T>) -> Result<T, String> {
 }
 
 fn failed(what: impl std::fmt::Display) -> Error {
-    Error::executor(NAME, what)
+    Error::executor(NAME, what).hint(super::discover::BEYOND_TRACT)
 }
 
 /// An error with the node of ours that tract's message mentions first.
@@ -312,15 +312,11 @@ fn blame(graph: &Graph, what: String) -> Error {
     let quoted = what.split('"').skip(1).step_by(2);
     let built = what.split("Building node ").skip(1).filter_map(|rest| rest.split(" (").next());
     let node = built.chain(quoted).find_map(|name| graph.nodes.iter().find(|n| n.label() == name));
-    let error = match node {
+    match node {
         Some(node) => {
             failed(format!("node '{}' ({}): {}", node.label(), node.qualified_op(), shorten(&what)))
         }
         None => failed(shorten(&what)),
-    };
-    match what.contains("Unimplemented(") {
-        true => error.hint(format!("ONNX Runtime knows more operators: {}", super::discover::HINT)),
-        false => error,
     }
 }
 

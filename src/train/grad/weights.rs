@@ -5,7 +5,7 @@
 use crate::error::{Error, Result};
 use crate::onnx::{Facts, Graph, Model, Node, Tensor, ValueId};
 use crate::params::{ParamGraph, Role};
-use crate::train::network::globs;
+use crate::patterns::Patterns;
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
@@ -65,8 +65,8 @@ pub fn select(
     let patterns = if patterns.is_empty() { &everything } else { patterns };
     let mut picked: HashSet<&ValueId> = HashSet::new();
     for pattern in patterns {
-        let glob = globs(std::slice::from_ref(pattern))?;
-        let named: Vec<&ValueId> = all.iter().copied().filter(|id| glob.is_match(id.as_str())).collect();
+        let names = Patterns::new(&[pattern])?;
+        let named: Vec<&ValueId> = all.iter().copied().filter(|id| names.matches(id.as_str())).collect();
         let mut found: Vec<&ValueId> = named.iter().copied().filter(|id| trained(id)).collect();
         if found.is_empty() && pattern != "*" {
             found = named;
