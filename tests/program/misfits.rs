@@ -85,7 +85,7 @@ fn refusal(target: &Model, train: Dataset, val: Option<Dataset>, task: Task) -> 
         sources: vec![],
         target: sandbox.path("tgt.onnx"),
         output: sandbox.path("out.onnx"),
-        data: DataSets { train, val, test: None, unlabelled: None },
+        data: DataSets { train, val, test: None, unlabelled: None, made_of: vec![] },
         invented: false,
         source_data: None,
         joint_data: None,
