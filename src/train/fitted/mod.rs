@@ -130,30 +130,53 @@ impl Fit<'_> {
         self.trainable.iter().any(|(name, _)| name == id)
     }
 
+    fn value(&self, id: &ValueId) -> Option<&Tensor> {
+        self.target.model.graph.initializers.get(id)
+    }
+
+    /// How a layer's weight is a matrix, where it may be changed to any end.
+    fn moving_view(&self, layer: &Layer) -> Option<&MatrixView> {
+        let weight = self.target.params.weight(layer.weight);
+        let moves = self.may(&weight.name) && layer.scale.iter().all(|s| s.is_normal());
+        weight.view.as_ref().filter(|_| moves)
+    }
+
+    /// A layer's bias, where it may be changed.
+    fn moving_bias<'l>(&'l self, layer: &'l Layer) -> Option<(&'l ValueId, &'l Tensor)> {
+        let id = layer.bias.as_ref().filter(|id| self.may(id))?;
+        Some((id, self.value(id)?))
+    }
+
+    /// A layer's new matrix and offsets as the weight and the bias that store them; the latter only where it may be changed.
+    fn placed(
+        &self,
+        layer: &Layer,
+        view: &MatrixView,
+        matrix: &Matrix,
+        offsets: &[f64],
+    ) -> Vec<(ValueId, Tensor)> {
+        let weight = self.target.params.weight(layer.weight);
+        let mut found = vec![(weight.name.clone(), view.tensor_of(matrix, &weight.shape, weight.dtype))];
+        let bias = self.moving_bias(layer);
+        found.extend(bias.map(|(id, old)| (id.clone(), Tensor::from_f64(old.dtype(), old.shape(), offsets))));
+        found
+    }
+
     /// The layer's weight and bias that come closest to what is wanted, as far as they may be changed; `now` are the target's
     /// weights. Nothing for a layer that can't be fitted.
     fn solve(&self, layer: &Layer, now: &[Value], wanted: &Tensor) -> Result<Vec<(ValueId, Tensor)>> {
-        let weight = self.target.params.weight(layer.weight);
-        let moves = self.may(&weight.name) && layer.scale.iter().all(|s| s.is_normal());
-        let view = weight.view.as_ref().filter(|v| moves && v.cols() <= normal::MOST_FEATURES);
+        let view = self.moving_view(layer).filter(|view| view.cols() <= normal::MOST_FEATURES);
         let Some(view) = view else { return Ok(vec![]) };
         let program = normal::program(self.target, layer, view)?;
         let sums = self.sums(&program, now, wanted, view)?;
-        let value = |id: &ValueId| self.target.model.graph.initializers.get(id);
-        let bias = layer.bias.as_ref().and_then(|id| Some((id, value(id)?)));
-        let moving = bias.filter(|(id, _)| self.may(id));
-        let fixed = match (bias, moving) {
+        let bias = layer.bias.as_ref().and_then(|id| self.value(id));
+        let fixed = match (bias, self.moving_bias(layer)) {
             (_, Some(_)) => None,
-            (Some((_, values)), None) => Some(values.to_f64()),
+            (Some(values), None) => Some(values.to_f64()),
             (None, None) => Some(vec![0.0; view.out]),
         };
         let solved = sums.solve(&layer.scale, &layer.shift, fixed.as_deref());
-        let Some((matrix, offset)) = solved else { return Ok(vec![]) };
-        let mut found = vec![(weight.name.clone(), view.tensor_of(&matrix, &weight.shape, weight.dtype))];
-        found.extend(
-            moving.map(|(id, old)| (id.clone(), Tensor::from_f64(old.dtype(), old.shape(), &offset))),
-        );
-        Ok(found)
+        Ok(solved.map_or_else(Vec::new, |(matrix, offsets)| self.placed(layer, view, &matrix, &offsets)))
     }
 
     /// The weight and bias of a layer that mixes channels for a filter behind it, of which `wanted` is wanted: of the source's
@@ -165,23 +188,17 @@ impl Fit<'_> {
         wanted: &Tensor,
         features: &[Option<usize>],
     ) -> Result<Vec<(ValueId, Tensor)>> {
-        let weight = self.target.params.weight(mixer.weight);
-        let moves = self.may(&weight.name) && mixer.scale.iter().all(|s| s.is_normal());
-        let view = weight.view.as_ref().filter(|_| moves);
-        let Some((view, (whole, its))) = view.zip(mixed::as_one(self.target, mixer, filter)) else {
-            return Ok(vec![]);
-        };
+        let both = self.moving_view(mixer).zip(mixed::as_one(self.target, mixer, filter));
+        let Some((view, (whole, its))) = both else { return Ok(vec![]) };
         if its.cols() > normal::MOST_FEATURES {
             return Ok(vec![]);
         }
         let program = normal::program(self.target, &whole, &its)?;
         let sums = self.sums(&program, now, wanted, &its)?;
         let Some(mixtures) = mixed::mixtures(sums, &its, features) else { return Ok(vec![]) };
-        let value = |id: &ValueId| self.target.model.graph.initializers.get(id);
-        let Some(old) = value(&weight.name) else { return Ok(vec![]) };
+        let Some(old) = self.value(&self.target.params.weight(mixer.weight).name) else { return Ok(vec![]) };
         let mut matrix = view.matrix_of(old);
-        let bias = mixer.bias.as_ref().filter(|id| self.may(id)).and_then(|id| Some((id, value(id)?)));
-        let mut offsets = bias.map(|(_, values)| values.to_f64()).unwrap_or_default();
+        let mut offsets = self.moving_bias(mixer).map(|(_, values)| values.to_f64()).unwrap_or_default();
         for (c, mixture) in mixtures.into_iter().enumerate() {
             let Some(mixture) = mixture else { continue };
             let row = &mut matrix.data[c * view.cols()..][..view.cols()];
@@ -190,10 +207,7 @@ impl Fit<'_> {
                 *offset = (mixture.offset - mixer.shift[c]) / mixer.scale[c];
             }
         }
-        let mut found = vec![(weight.name.clone(), view.tensor_of(&matrix, &weight.shape, weight.dtype))];
-        found
-            .extend(bias.map(|(id, old)| (id.clone(), Tensor::from_f64(old.dtype(), old.shape(), &offsets))));
-        Ok(found)
+        Ok(self.placed(mixer, view, &matrix, &offsets))
     }
 
     /// The same for a recurrent layer.
