@@ -65,19 +65,33 @@ pub struct Origin<'a> {
     pub aligned: Vec<(InterfaceId, InterfaceId)>,
     /// Where these aren't simply even selections.
     pub choices: Choices,
+    pub cells: Cells,
 }
 
-/// For (target, source) interfaces which source channel each target channel starts from.
+/// For (target, source) interfaces which source channel each target channel starts from; which cell of a channel, where [`Cells`] has them.
 pub type Choices = HashMap<(InterfaceId, InterfaceId), Vec<usize>>;
+
+/// For (target, source) interfaces where only the source has a grid of positions: the grid whose cells count as channels of
+/// their own there, channel by channel. A dense layer's unit can be what a convolution makes at one place, not what it makes
+/// everywhere.
+pub type Cells = HashMap<(InterfaceId, InterfaceId), Vec<usize>>;
 
 impl<'a> Origin<'a> {
     pub fn new(side: Side<'a>, pairing: &'a Pairing) -> Self {
-        Self { side, pairing, aligned: vec![], choices: Choices::new() }
+        Self { side, pairing, aligned: vec![], choices: Choices::new(), cells: Cells::new() }
     }
     /// Which source channel each of so many target channels starts from.
     fn choice(&self, to: InterfaceId, from: InterfaceId, channels: usize) -> Vec<usize> {
         let known = self.choices.get(&(to, from)).filter(|c| c.len() == channels);
-        known.cloned().unwrap_or_else(|| selection(channels, self.side.graph.interface(from).channels))
+        known.cloned().unwrap_or_else(|| selection(channels, self.channels(to, from)))
+    }
+    /// The grid whose cells count as channels of their own; `[]` where channels are all there is.
+    fn cells(&self, to: InterfaceId, from: InterfaceId) -> &[usize] {
+        self.cells.get(&(to, from)).map_or(&[], Vec::as_slice)
+    }
+    /// How many source channels a map has, cell by cell where these count.
+    fn channels(&self, to: InterfaceId, from: InterfaceId) -> usize {
+        self.side.graph.interface(from).channels * self.cells(to, from).iter().product::<usize>()
     }
 }
 

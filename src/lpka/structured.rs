@@ -232,10 +232,18 @@ impl Planner<'_> {
         let rank = self.config.rank.max(1);
         let mut make = |&(to, from): &(InterfaceId, InterfaceId)| {
             let (target, source) = (self.target.graph.interface(to), self.origin.side.graph.interface(from));
-            let codes = codes(self.target, target, rank).zip(codes(&self.origin.side, source, rank));
+            let cells = self.origin.cells(to, from).iter().product();
+            let theirs = codes(&self.origin.side, source, rank).map(|codes| codes.repeated(cells));
+            let codes = codes(self.target, target, rank).zip(theirs);
             let choice = self.origin.choice(to, from, target.channels);
             let name = format!("map{}", to.0);
-            InterfaceMap::new(&name, (&choice, source.channels), codes, self.config, parameters)
+            InterfaceMap::new(
+                &name,
+                (&choice, self.origin.channels(to, from)),
+                codes,
+                self.config,
+                parameters,
+            )
         };
         self.wanted.iter().map(&mut make).collect()
     }
@@ -322,6 +330,11 @@ impl Planner<'_> {
         factors: &Matrix,
         inner: usize,
     ) -> Option<Block> {
+        let cells = self.origin.cells(to.interface, from.interface);
+        // What is the same at all positions isn't a matter of one of them.
+        if !cells.is_empty() && (to.positions, from.positions == 1) != (1, false) {
+            return None;
+        }
         let map = self.map(to.interface, from.interface)?;
         let channels = self.origin.side.graph.interface(from.interface).channels;
         // A row a channel of the whole source interface; channels that the weight doesn't use stay zero.
@@ -331,10 +344,12 @@ impl Planner<'_> {
             data.get_mut(place..place + inner)?
                 .copy_from_slice(factors.data.get(feature * inner..(feature + 1) * inner)?);
         }
-        let data = match from.positions == to.positions {
+        let grid = if cells.is_empty() { &to.grid } else { cells };
+        let data = match from.positions == grid.iter().product::<usize>() {
             true => data,
-            false => resample_positions(&resampling(&from.grid, &to.grid), channels, inner, &data),
+            false => resample_positions(&resampling(&from.grid, grid), channels, inner, &data),
         };
+        let channels = self.origin.channels(to.interface, from.interface);
         let whole = to.channels == self.target.graph.interface(to.interface).channels;
         if map.is_none() && !(whole && channels == to.channels) {
             return None;
@@ -371,7 +386,7 @@ impl Planner<'_> {
     /// Target and source channels of the map at a place.
     fn sizes(&self, place: usize) -> (usize, usize) {
         let (to, from) = self.wanted[place];
-        (self.target.graph.interface(to).channels, self.origin.side.graph.interface(from).channels)
+        (self.target.graph.interface(to).channels, self.origin.channels(to, from))
     }
 }
 
@@ -433,7 +448,8 @@ fn start_vectors(
                 let Some(tensor) = source.weights.get(&theirs.name) else { continue };
                 let values = tensor.to_f32();
                 let choice = origin.choice(to, from, interface.channels);
-                let picked: Vec<f32> = choice.into_iter().map(|i| values[i]).collect();
+                let cells = origin.cells(to, from).iter().product::<usize>();
+                let picked: Vec<f32> = choice.into_iter().map(|i| values[i / cells]).collect();
                 plan.parameters.replace(plan.bases[base].parameter, gate, own, &picked);
                 plan.transfers.push(Transfer {
                     target: ours.name.clone(),

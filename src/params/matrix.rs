@@ -33,6 +33,11 @@ impl Matrix {
             _ => Cow::Owned(Self::new(rows.len(), self.cols, data())),
         }
     }
+    /// Each row as often as this, one after the other.
+    pub fn repeated(&self, times: usize) -> Self {
+        let data = (0..self.rows).flat_map(|i| self.row(i).repeat(times)).collect();
+        Self::new(self.rows * times, self.cols, data)
+    }
     /// As a float32 tensor of shape `[rows, cols]`.
     pub fn to_tensor(&self) -> Tensor {
         Tensor::f32(&[self.rows, self.cols], &self.data)

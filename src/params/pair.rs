@@ -128,6 +128,17 @@ impl<'a> Side<'a> {
     fn between(&self, from: InterfaceId, to: InterfaceId) -> &[WeightId] {
         self.between.get(&(from, to)).map_or(&[], Vec::as_slice)
     }
+    fn is_dense(&self, id: InterfaceId) -> bool {
+        self.is_made_by(id, &[Role::Linear])
+    }
+    fn is_convolved(&self, id: InterfaceId) -> bool {
+        self.is_made_by(id, &[Role::Conv, Role::DepthwiseConv, Role::ConvTranspose])
+    }
+    /// Whether layers make it, and nothing but such.
+    fn is_made_by(&self, id: InterfaceId, roles: &[Role]) -> bool {
+        let makers = &self.graph.interface(id).producers;
+        !makers.is_empty() && makers.iter().all(|&w| roles.contains(&self.graph.weight(w).role))
+    }
     fn traits(&self, id: InterfaceId) -> Traits {
         let interface = self.graph.interface(id);
         let roles = |ids: &[WeightId]| -> Vec<Role> {
@@ -193,6 +204,10 @@ fn align(
             let matching = |w: &WeightId| {
                 s.between(c, d).iter().any(|v| compatible(target.weight(*w), source.weight(*v)))
             };
+            // What a convolution makes isn't what a dense layer makes because a dense layer reads either: depth decides.
+            if t.is_dense(a) && s.is_convolved(c) || t.is_dense(b) && s.is_convolved(d) {
+                return 0.0;
+            }
             if t.between(a, b).iter().any(matching) { 0.5 } else { 0.0 }
         };
         one_way(from.0, to.0, from.1, to.1) + one_way(to.0, from.0, to.1, from.1)

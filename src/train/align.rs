@@ -22,27 +22,36 @@ pub trait Show {
 pub struct View {
     reading: Reading,
     grid: Vec<usize>,
+    /// Whether each cell of the grid counts as a channel of its own, channel by channel.
+    cells: bool,
 }
 
 impl View {
     /// A reading on a grid of its own, or on another.
     pub fn new(reading: Reading, grid: Vec<usize>) -> Self {
-        Self { reading, grid }
+        Self { reading, grid, cells: false }
     }
-    fn positions(&self) -> usize {
-        self.grid.iter().product()
+    /// A reading of which each cell of a grid counts as a channel of its own.
+    pub fn of_cells(reading: Reading, grid: Vec<usize>) -> Self {
+        Self { reading, grid, cells: true }
+    }
+    /// Rows, channels and positions.
+    fn shape(&self) -> [usize; 3] {
+        let (rows, channels, positions) =
+            (self.reading.rows, self.reading.channels, self.grid.iter().product::<usize>());
+        if self.cells { [rows, channels * positions, 1] } else { [rows, channels, positions] }
     }
 }
 
 impl Show for View {
     fn emit(&self, b: &mut Builder) -> ValueId {
         let activations = self.reading.emit(b);
-        let activations = b.cast(&activations, DType::F32);
-        if self.reading.grid == self.grid {
-            return activations;
+        let mut activations = b.cast(&activations, DType::F32);
+        if self.reading.grid != self.grid {
+            let by = b.constant(averaging(&self.reading.grid, &self.grid));
+            activations = b.matmul(&activations, &by);
         }
-        let by = b.constant(averaging(&self.reading.grid, &self.grid));
-        b.matmul(&activations, &by)
+        if self.cells { b.reshape(&activations, &self.shape()) } else { activations }
     }
 }
 
@@ -68,7 +77,15 @@ pub struct Alignment {
     pub theirs: View,
 }
 
-/// The paired hidden interfaces that can be read in both models, seen on the smaller of their grids.
+impl Alignment {
+    /// The grid of the source whose cells count as channels of their own; `[]` where none do.
+    pub fn cells(&self) -> &[usize] {
+        if self.theirs.cells { &self.theirs.grid } else { &[] }
+    }
+}
+
+/// The paired hidden interfaces that can be read in both models, seen on the smaller of their grids; where only the source has one,
+/// cell by cell.
 pub fn alignments(target: &Network, source: &Network, pairing: &Pairing) -> Vec<Alignment> {
     let read = |network: &Network, id: InterfaceId| {
         let hidden = network.params.interface(id).kind == InterfaceKind::Hidden;
@@ -79,10 +96,27 @@ pub fn alignments(target: &Network, source: &Network, pairing: &Pairing) -> Vec<
         let (ours, theirs) = (read(target, to)?, read(source, from)?);
         let smaller = if theirs.positions() < ours.positions() { &theirs.grid } else { &ours.grid };
         let grid = smaller.clone();
-        let theirs = View { reading: theirs, grid: grid.clone() };
-        Some(Alignment { target: to, source: from, ours: View { reading: ours, grid }, theirs })
+        let cells = if grid.is_empty() { cells_of(&theirs) } else { vec![] };
+        let theirs = match cells.is_empty() {
+            true => View::new(theirs, grid.clone()),
+            false => View::of_cells(theirs, cells),
+        };
+        Some(Alignment { target: to, source: from, ours: View::new(ours, grid), theirs })
     };
     pairing.interfaces.iter().filter_map(of).collect()
+}
+
+/// Most cells that are told apart in an interface.
+const MOST_CELLS: usize = 1024;
+
+/// A reading's grid, coarser where there would be too many cells; `[]` for one position.
+fn cells_of(reading: &Reading) -> Vec<usize> {
+    let mut grid = reading.grid.clone();
+    while reading.channels * grid.iter().product::<usize>() > MOST_CELLS {
+        let Some(largest) = grid.iter_mut().max().filter(|size| **size > 1) else { break };
+        *largest = largest.div_ceil(2);
+    }
+    if grid.iter().all(|&size| size == 1) { vec![] } else { grid }
 }
 
 /// An alignment inside a model step: where its inputs are.
@@ -99,15 +133,15 @@ const MAP: &str = "merge.map";
 impl<'a> Term<'a> {
     /// Declares the input for the source's activations.
     pub fn declare(b: &mut Builder, index: usize, alignment: &'a Alignment) -> Self {
-        let view = &alignment.theirs;
+        let [_, channels, positions] = alignment.theirs.shape();
         let rows = alignment.ours.reading.rows;
-        let fact = Fact::new(DType::F32, &[rows, view.reading.channels, view.positions()]);
+        let fact = Fact::new(DType::F32, &[rows, channels, positions]);
         let source = b.input(&format!("{ACTIVATIONS}{index}"), fact);
         Self { alignment, source, map: None }
     }
     /// Declares the input for the map; returns it.
     pub fn declare_map(&mut self, b: &mut Builder, index: usize) -> ValueId {
-        let shape = [self.alignment.ours.reading.channels, self.alignment.theirs.reading.channels];
+        let shape = [self.alignment.ours.shape()[1], self.alignment.theirs.shape()[1]];
         let map = b.input(&format!("{MAP}{index}"), Fact::new(DType::F32, &shape));
         self.map = Some(map.clone());
         map
@@ -240,14 +274,14 @@ mod tests {
             let mut feeds = vec![Value::host(image.clone())];
             feeds.extend(names.iter().map(|n| Value::host(target.model.graph.initializers[n].clone())));
             let ours = executor.compile(&model, &facts)?.run(&feeds)?;
-            let shape = |v: &View| [ROWS, v.reading.channels, v.positions()];
+            let shape = |v: &View| v.shape();
             Ok(Self {
                 program: executor.compile(&step.model, &step.facts)?,
                 image,
                 source: found.iter().enumerate().map(|(i, a)| noise(&shape(&a.theirs), 5 + i)).collect(),
                 weights,
                 maps: (found.iter().enumerate())
-                    .map(|(i, a)| noise(&[a.ours.reading.channels, a.theirs.reading.channels], 9 + i))
+                    .map(|(i, a)| noise(&[a.ours.shape()[1], a.theirs.shape()[1]], 9 + i))
                     .collect(),
                 ours: ours[1..].iter().map(Value::to_host).collect::<Result<_>>()?,
             })

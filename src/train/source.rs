@@ -11,7 +11,7 @@ use super::ranks::Ranks;
 use super::session::Split;
 use super::{Event, Observer, Preset, TrainConfig};
 use crate::error::{Error, Result};
-use crate::lpka::{self, Choices, Origin, Side};
+use crate::lpka::{self, Cells, Choices, Origin, Side};
 use crate::onnx::{Tensor, ValueId};
 use crate::params::{InterfaceId, Pairing, Role, Weight};
 use crate::runtime::{Executor, Value};
@@ -115,10 +115,17 @@ impl Source {
         };
         if !layers.is_empty() && structured && source.guide.is_some() && !itself {
             let Source { network, pairing, .. } = &source;
-            source.tutor = Tutor::open((target, layers), network, pairing, teaches, data, executor)?;
+            let pairs = (pairing, &source.cells());
+            source.tutor = Tutor::open((target, layers), network, pairs, teaches, data, executor)?;
         }
         Ok(source)
     }
+    /// Where cells of its grids count as channels of their own.
+    fn cells(&self) -> Cells {
+        let of = |a: &Alignment| ((a.target, a.source), a.cells().to_vec());
+        self.alignments.iter().map(of).filter(|(_, cells)| !cells.is_empty()).collect()
+    }
+
     /// Whether it can show the target's layers what to make.
     pub fn fits(&self) -> bool {
         self.tutor.is_some()
@@ -157,13 +164,14 @@ impl Source {
         let Some(guide) = &mut self.guide else { return Ok(()) };
         let weights = tensors.map(|tensors| guide.with(&tensors));
         let views = guide.sample(rows, weights.as_deref())?;
-        let mut choices = Choices::new();
+        let (mut choices, cells) = (Choices::new(), self.cells());
         for &(to, from) in &self.pairing.interfaces {
             let (ours, theirs) =
                 (target.params.interface(to).channels, self.network.params.interface(from).channels);
             let seen = self.alignments.iter().position(|a| (a.target, a.source) == (to, from));
             let chosen = seen.and_then(|i| choose(views.get(i)?, ours, directions(target, to)));
-            let chosen = chosen.unwrap_or_else(|| lpka::selection(ours, theirs));
+            let cells = cells.get(&(to, from)).map_or(1, |grid| grid.iter().product());
+            let chosen = chosen.unwrap_or_else(|| lpka::selection(ours, theirs * cells));
             // The adapter's shape depends on it.
             choices.insert((to, from), ranks.first_numbers(&chosen));
         }
@@ -240,6 +248,7 @@ impl Source {
     pub fn origin(&self, kind: SourceKind, seed: u64, moved: Option<&Weights>) -> Origin<'_> {
         let mut origin = Origin::new(self.side(kind, seed, moved), &self.pairing);
         origin.choices = self.choices.get(&(kind, seed)).cloned().unwrap_or_default();
+        origin.cells = self.cells();
         origin.aligned = self.alignments.iter().map(|a| (a.target, a.source)).collect();
         origin
     }

@@ -4,22 +4,25 @@ use crate::onnx::Tensor;
 use std::ops::Range;
 
 /// Picks `count` of as many columns as `gram` = AᵀA has rows, greedily: each time the one that explains most of what the
-/// columns picked before leave unexplained, in least squares. In ascending order; `None` where there aren't so many live ones.
+/// columns picked before leave unexplained, in least squares. In ascending order; where there aren't so many live ones, the first
+/// picked ones again. `None` where none lives.
 fn leading(mut gram: Vec<Vec<f64>>, count: usize) -> Option<Vec<usize>> {
     let dead = 1e-9 * gram.iter().enumerate().map(|(i, row)| row[i]).fold(0.0, f64::max);
     let mut picked: Vec<usize> = vec![];
     while picked.len() < count {
         let explained = |c: usize| gram.iter().map(|row| row[c] * row[c]).sum::<f64>() / gram[c][c];
         let live = (0..gram.len()).filter(|c| !picked.contains(c) && gram[*c][*c] > dead);
-        let best = live.max_by(|&a, &b| explained(a).total_cmp(&explained(b)))?;
+        let Some(best) = live.max_by(|&a, &b| explained(a).total_cmp(&explained(b))) else { break };
         let (column, power): (Vec<f64>, f64) = (gram.iter().map(|row| row[best]).collect(), gram[best][best]);
         for (row, a) in gram.iter_mut().zip(&column) {
             row.iter_mut().zip(&column).for_each(|(v, b)| *v -= a * b / power);
         }
         picked.push(best);
     }
-    picked.sort();
-    Some(picked)
+    let mut all: Vec<usize> =
+        (!picked.is_empty()).then(|| picked.iter().copied().cycle().take(count).collect())?;
+    all.sort();
+    Some(all)
 }
 
 /// [`leading`] channels of activations, rows × channels × positions: as many of each of `blocks` of them, which don't mix.
@@ -69,7 +72,8 @@ mod tests {
     fn doubles_and_dead_columns_are_left_out() {
         let columns = [[0.0; 4], [3.0, 0.0, 0.0, 0.0], [2.9, 0.1, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]];
         assert_eq!(leading(gram(&columns), 2), Some(vec![1, 3]));
-        assert_eq!(leading(gram(&columns), 4), None);
+        assert_eq!(leading(gram(&columns), 4), Some(vec![1, 1, 2, 3]));
+        assert_eq!(leading(gram(&columns[..1]), 1), None);
     }
 
     #[test]

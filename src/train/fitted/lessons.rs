@@ -2,7 +2,7 @@
 
 use super::{Unit, mixed};
 use crate::error::Result;
-use crate::lpka::Choices;
+use crate::lpka::{Cells, Choices};
 use crate::onnx::{Tensor, ValueId};
 use crate::params::{
     Cell, InterfaceId, InterfaceKind, InterfaceUse, Matrix, MatrixView, Pairing, Role, Weight, WeightId,
@@ -42,7 +42,7 @@ impl Tutor {
     pub fn open(
         (target, layers): (&Network, &[Unit]),
         source: &Network,
-        pairing: &Pairing,
+        (pairing, cells): (&Pairing, &Cells),
         teaches: bool,
         data: Data<'_>,
         executor: &dyn Executor,
@@ -62,7 +62,7 @@ impl Tutor {
                 if filter.is_some() && !mixed::are(target, &layers[layer], shown) {
                     continue;
                 }
-                if let Some((parts, view)) = lesson((target, shown), (source, &known[other])) {
+                if let Some((parts, view)) = lesson((target, shown), (source, &known[other]), cells) {
                     lessons.insert(layer, Lesson::Hidden { parts, view: views.len(), filter });
                     views.push(view);
                 }
@@ -105,15 +105,24 @@ fn weight_of<'a>(network: &'a Network, layer: &Unit) -> &'a Weight {
 fn lesson(
     (target, ours): (&Network, &Unit),
     (source, theirs): (&Network, &Unit),
+    cells: &Cells,
 ) -> Option<(Vec<Part>, Box<dyn Show>)> {
     match (ours, theirs) {
         (Unit::Layer(our), Unit::Layer(their)) => {
             let (grid, other) = (&our.made().grid, &their.made().grid);
-            // A grid tells nothing of a single value, nor the reverse.
-            let fits = grid.len() == other.len();
-            let parts = parts(&weight_of(target, ours).output, &weight_of(source, theirs).output);
-            let view = View::new(their.made().clone(), grid.clone());
-            parts.filter(|_| fits).map(|parts| (parts, Box::new(view) as Box<dyn Show>))
+            let mut parts = parts(&weight_of(target, ours).output, &weight_of(source, theirs).output)?;
+            let their = their.made().clone();
+            let view = match parts.as_mut_slice() {
+                _ if grid.len() == other.len() => View::new(their, grid.clone()),
+                // A single value learns from one of a grid's cells; a grid from no single value.
+                [part] if grid.is_empty() => {
+                    let cells = cells.get(&part.pair)?;
+                    part.cells = cells.iter().product();
+                    View::of_cells(their, cells.clone())
+                }
+                _ => return None,
+            };
+            Some((parts, Box::new(view) as Box<dyn Show>))
         }
         (Unit::Cell(our), Unit::Cell(their)) if our.is_like(their) => {
             let parts = parts_of_cells((target, our), (source, their))?;
@@ -172,6 +181,8 @@ pub(super) struct Part {
     pair: (InterfaceId, InterfaceId),
     ours: InterfaceUse,
     theirs: InterfaceUse,
+    /// How many cells of each of the source's features count as one of their own.
+    cells: usize,
 }
 
 /// The parts of the sides of two weights that lie in paired interfaces; `None` where these lie otherwise.
@@ -182,6 +193,7 @@ fn parts(target: &[InterfaceUse], source: &[InterfaceUse]) -> Option<Vec<Part>> 
             pair,
             ours: ours.clone(),
             theirs: theirs.clone(),
+            cells: 1,
         })
     };
     let (ours, theirs) = (InterfaceUse::in_order(target), InterfaceUse::in_order(source));
@@ -192,7 +204,7 @@ impl Part {
     /// The same further back, in the target and in the source.
     fn moved(&self, [ours, theirs]: [usize; 2]) -> Self {
         let by = |part: &InterfaceUse, by| InterfaceUse { offset: part.offset + by, ..part.clone() };
-        Self { pair: self.pair, ours: by(&self.ours, ours), theirs: by(&self.theirs, theirs) }
+        Self { ours: by(&self.ours, ours), theirs: by(&self.theirs, theirs), ..*self }
     }
 
     /// Puts the source's feature for each of the target's in its place; with `once`, none where the source's channel stands for
@@ -200,14 +212,15 @@ impl Part {
     fn pick(&self, choice: &[usize], once: bool, features: &mut [Option<usize>]) -> Option<()> {
         for c in 0..self.ours.channels {
             let at = self.ours.start + c;
-            let channel = choice.get(at)?.checked_sub(self.theirs.start)?;
+            let (channel, cell) = (choice.get(at)? / self.cells, choice[at] % self.cells);
+            let channel = channel.checked_sub(self.theirs.start)?;
             if channel >= self.theirs.channels {
                 return None;
             }
             let again = once && choice[..at].contains(&choice[at]);
             for p in 0..self.ours.positions {
                 *features.get_mut(self.ours.feature(c, p))? =
-                    (!again).then(|| self.theirs.feature(channel, p));
+                    (!again).then(|| self.theirs.feature(channel, p) * self.cells + cell);
             }
         }
         Some(())

@@ -2,9 +2,11 @@
 
 use super::*;
 use crate::data::{self, DataOptions};
+use crate::lpka::{Cells, selection};
 use crate::onnx::{Attr, Builder, DType, Dim, Fact, Model};
 use crate::params::{InterfaceId, Pairing};
 use crate::runtime::TractExecutor;
+use crate::train::align::{Alignment, alignments};
 use crate::train::network::Purpose;
 use crate::train::session::Split;
 use std::path::{Path, PathBuf};
@@ -146,11 +148,19 @@ fn taught(path: &Path, source: &Path, layers: usize) -> Result<(usize, usize)> {
     let names: Vec<&str> =
         learner.layers.iter().map(|l| target.params.weight(l.weight()).name.as_str()).collect();
     assert_eq!(names.len(), layers, "{names:?}");
-    let tutor = Tutor::open((&target, &learner.layers), &source, &pairing, true, all, &executor)?;
+    let grids = alignments(&target, &source, &pairing);
+    let of = |a: &Alignment| ((a.target, a.source), a.cells().to_vec());
+    let cells: Cells = grids.iter().map(of).filter(|(_, cells)| !cells.is_empty()).collect();
+    let pairs = (&pairing, &cells);
+    let tutor = Tutor::open((&target, &learner.layers), &source, pairs, true, all, &executor)?;
     let mut tutor = tutor.expect("the same layers correspond");
     assert_eq!(tutor.lessons.len(), layers, "every layer has its partner");
-    let channels = |id: InterfaceId| target.params.interface(id).channels;
-    let choices = pairing.interfaces.iter().map(|&p| (p, (0..channels(p.0)).collect())).collect();
+    let choice = |&(to, from): &(InterfaceId, InterfaceId)| {
+        let cells = cells.get(&(to, from)).map_or(1, |grid| grid.iter().product());
+        let theirs = source.params.interface(from).channels * cells;
+        ((to, from), selection(target.params.interface(to).channels, theirs))
+    };
+    let choices = pairing.interfaces.iter().map(choice).collect();
     let weights = source.model.graph.initializers.clone().into_iter().collect();
     let teaching = Teaching { tutor: &mut tutor, weights, choices: &choices };
     let trainable = target.trainable(&[])?;
@@ -194,6 +204,13 @@ fn mixers_and_filters_learn_from_whole_convolutions() -> Result<()> {
     with_a_stream(&split, Widening::Split)?;
     with_a_stream(&whole, Widening::Whole)?;
     let (before, after) = taught(&split, &whole, 5)?;
+    assert!(before < 60 && after > 150, "{before}, {after}");
+    Ok(())
+}
+
+#[test]
+fn dense_layers_learn_from_cells_of_convolutions() -> Result<()> {
+    let (before, after) = taught(&fixture("digits_mlp.onnx"), &fixture("digits_cnn.onnx"), 3)?;
     assert!(before < 60 && after > 150, "{before}, {after}");
     Ok(())
 }
