@@ -13,7 +13,6 @@ use super::gate::{Candidate, Measured};
 use super::metric::{Row, Tally};
 use super::results::{Chosen, Winner};
 use super::session::{Session, Split};
-use super::trials::PART;
 use super::{Event, Observer};
 use crate::error::Result;
 use crate::onnx::{Tensor, ValueId};
@@ -230,9 +229,8 @@ fn train(
 ) -> Result<Option<Tally>> {
     let arm = &chosen.arm;
     let (steps, rate) = winner.best.schedule;
-    // A fit to the source takes as much effort as a short training is worth, where arms begin with those.
-    let effort = if steps == winner.steps && contest.tries(steps) { steps / PART } else { steps };
-    let mut fit = contest.begin(arm.clone(), winner.seed, (effort, rate))?.fit;
+    // The steps that a fit to the source is worth are those of a whole training.
+    let mut fit = contest.begin(arm.clone(), winner.seed, (winner.steps, rate))?.fit;
     fit.steps = steps;
     let label = format!("{}, without fold {} of {count}", arm.label(), number + 1);
     observer.event(&Event::ArmStart { arm: &label, seed: winner.seed, steps: winner.best.step });

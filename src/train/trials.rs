@@ -14,6 +14,8 @@ use crate::report::Metric;
 /// A short training takes this part of an arm's steps, where that is enough to see anything.
 pub(super) const PART: usize = 8;
 pub(super) const SHORTEST: usize = 10;
+/// How much longer a second look takes.
+const LONGER: usize = 2;
 
 /// What was tried of an arm, with learning rates.
 #[derive(Default)]
@@ -53,7 +55,8 @@ impl Contest<'_> {
             return self.begin(arm, seed, (steps, rates[1]));
         }
         let short = steps / PART;
-        let mut contender = self.begin(arm, seed, (short, rates[0]))?;
+        // A fit to the source is worth the effort of the whole training, also where a short one begins with it.
+        let mut contender = self.begin(arm, seed, (steps, rates[0]))?;
         let (start, first) = (contender.fit.mark(), contender.fit.weights());
         let began = self.session.evaluate(&first, Split::Val)?;
         let mut tried = Tried::default();
@@ -69,8 +72,18 @@ impl Contest<'_> {
             }
             self.attempt(&mut contender, (&start, short, rate), &mut tried, observer)?;
         }
-        let (metric, rows) = (&self.session.metric, self.session.val_answers());
-        match (pick(&tried.bests, began, metric, rows).zip(tried.best(metric)), tried.divergence) {
+        let mut picked = self.pick(&tried, began);
+        if let Some((rate, _)) = picked.filter(|(rate, _)| self.is_in_doubt(&contender, *rate)) {
+            let mut again = Tried::default();
+            for rate in [rate, rates[rates.len() - 1]] {
+                self.attempt(&mut contender, (&start, LONGER * short, rate), &mut again, observer)?;
+            }
+            if !self.stopped && again.divergence.is_none() {
+                picked = self.pick(&again, f64::NAN).or(picked);
+            }
+            tried.bests.extend(again.bests);
+        }
+        match (picked.zip(tried.best(&self.session.metric)), tried.divergence) {
             (Some(((rate, value), best)), _) => {
                 self.again(&mut contender, &start, (steps, rate))?;
                 (contender.trial, contender.best) = (Some(value), Some(best));
@@ -83,6 +96,19 @@ impl Contest<'_> {
             (None, Some(error)) => Err(error),
             (None, None) => self.begin(contender.arm, seed, (steps, rates[0])),
         }
+    }
+
+    /// The rate that trials speak for, and what its trial came to.
+    fn pick(&self, tried: &Tried, began: f64) -> Option<(f64, f64)> {
+        pick(&tried.bests, began, &self.session.metric, self.session.val_answers())
+    }
+
+    /// Whether a rate that trials speak for may be too low because they were short: a fit is near the end of training, and high rates
+    /// leave it before they come back. There is time for a second look only where nobody has set a limit.
+    fn is_in_doubt(&self, contender: &Contender, rate: f64) -> bool {
+        let rates = self.session.config.optimizer.rates();
+        let usual = rates[..rates.len() - 1].contains(&rate);
+        contender.arm.fitted && usual && self.deadline.is_none() && !self.stopped
     }
 
     /// The same arm at its start again, with another schedule.
