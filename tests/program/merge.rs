@@ -149,6 +149,18 @@ fn validation_chooses_the_learning_rate() {
     assert!(!text.contains("finetune, lr"));
 }
 
+/// A fit to the source is worth the effort of the whole training, whether short ones come before it or not.
+#[test]
+fn a_fit_is_the_same_whether_its_rate_was_chosen_or_asked_for() {
+    let sandbox = Sandbox::digits();
+    let run = format!(
+        "digits_cnn.onnx digits_small_cnn.onnx -o out.onnx {DATA} --method lpka --start fitted --steps 96 --significance 1"
+    );
+    let chosen = report(&sandbox, &run, 0);
+    let asked = report(&sandbox, &format!("{run} --lr {}", chosen.arms[0].lr[0]), 0);
+    assert_eq!(asked.output.unwrap().sha256, chosen.output.unwrap().sha256);
+}
+
 /// Inputs 2,550 times as large and weights 2,550 times as small: the usual rates move such weights too far.
 #[test]
 fn a_network_that_reads_raw_pixels_is_trained_at_a_lower_rate() {
