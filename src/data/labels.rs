@@ -72,8 +72,8 @@ impl Labels {
     }
 
     /// Where nobody says what these are: how they are classes of such an answer, by its shape; `None` where they are numbers
-    /// to hit. Classes are indices (0 and 1 where there is one number for each label), one-hot vectors, or whole numbers of which
-    /// such a model gives several.
+    /// to hit. Classes are indices (0 and 1 where there is one number for each label), one-hot vectors, of positions too, or whole
+    /// numbers of which such a model gives several.
     pub fn placement(&self, answer: &Answer, options: &DataOptions) -> Option<Placement> {
         self.as_classes(answer, options, false)
     }
@@ -104,7 +104,12 @@ impl Labels {
             let whole = self.width() > 1 || all_whole(values, |_| true);
             return place(Layout::rows(width)).filter(|_| whole);
         }
-        let found = answer.layout_for(&values.shape()[1..], options.class_axis);
+        let shape = &values.shape()[1..];
+        let one_hot = |layout: &Layout| marked(values, *layout).is_some();
+        if let Some(place) = answer.same_layout(shape, options.class_axis, one_hot) {
+            return Some(place);
+        }
+        let found = answer.layout_for(shape, options.class_axis);
         let indices = values.dtype().is_int() || values.dtype() == DType::Bool;
         match found {
             Some(place) => Some(place).filter(|_| all_whole(values, |_| true)),
@@ -149,6 +154,9 @@ impl Labels {
             Labels::Classes(classes) => Tensor::i64(&[classes.len()], classes),
             Labels::Vectors(values) => match one_hot(values, layout.classes) {
                 Some(classes) if layout.positions() == 1 => Tensor::i64(&[classes.len()], &classes),
+                _ if layout.classes > 1 && self.width() == layout.width() => {
+                    marked(values, layout).unwrap_or_else(|| values.clone())
+                }
                 _ => values.clone(),
             },
         };
@@ -214,6 +222,24 @@ fn one_hot(values: &Tensor, count: usize) -> Option<Vec<i64>> {
     (0..values.shape()[0]).map(class).collect()
 }
 
+/// The class of each position, rows × positions, where each has a one for a single class and zeros for the others.
+fn marked(values: &Tensor, layout: Layout) -> Option<Tensor> {
+    let rows = values.shape()[0];
+    let mut classes = vec![];
+    for row in 0..rows {
+        let row = values.rows(row..row + 1);
+        let row = row.to_f32();
+        for position in 0..layout.positions() {
+            let mut ones = layout.scores(&row, position).enumerate().filter(|&(_, v)| v != 0.0);
+            match (ones.next(), ones.next()) {
+                (Some((class, one)), None) if one == 1.0 => classes.push(class as i32),
+                _ => return None,
+            }
+        }
+    }
+    Some(Tensor::i32(&[rows, layout.positions()], &classes))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -252,6 +278,12 @@ mod tests {
         let mask = labels(Tensor::i64(&[1, 2, 2], &[0, 1, -100, 1]));
         assert_eq!(place(&mask, &[1, 2, 2]), Some(Layout { before: 1, classes: 1, after: 4 }));
         assert_eq!(place(&labels(Tensor::f32(&[1, 2, 2], &[0.0, 1.0, 1.0, 1.0])), &[1, 2, 2]), None);
+        let marks = Tensor::f32(&[1, 2, 3], &[0.0, 1.0, 0.0, 1.0, 0.0, 0.0]);
+        let layout = Layout { before: 2, classes: 3, after: 1 };
+        assert_eq!(place(&labels(marks.clone()), &[2, 3]), Some(layout));
+        assert_eq!(marked(&marks, layout).map(|t| t.to_i64().to_vec()), Some(vec![1, 0]));
+        let two = Tensor::f32(&[1, 2, 3], &[0.0, 1.0, 0.0, 1.0, 0.0, 1.0]);
+        assert_eq!(place(&labels(two), &[2, 3]), None);
         let softmax = Some(Layout { before: 3, classes: 5, after: 1 });
         let of_rows = labels(Tensor::i64(&[2], &[0, 4]));
         let answer = Answer { shape: vec![3, 5], softmax };

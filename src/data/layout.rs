@@ -125,6 +125,30 @@ impl Answer {
         Some(Placement { layout: Layout::along(&self.shape, axis), axis: Some(axis + 1), other })
     }
 
+    /// Where classes lie if each row has labels of the answer's own shape that are one-hot along an axis, of several that
+    /// [`Self::layout_for`] would look at first. `None` where a row has no positions, or no axis is.
+    pub fn same_layout(
+        &self,
+        labels: &[usize],
+        chosen: Option<i64>,
+        one_hot: impl Fn(&Layout) -> bool,
+    ) -> Option<Placement> {
+        let mut axes: Vec<usize> = (0..self.shape.len()).filter(|&axis| self.shape[axis] > 1).collect();
+        if labels != self.shape || axes.len() < 2 {
+            return None;
+        }
+        if self.shape.len() <= 2 {
+            axes.reverse();
+        }
+        axes.sort_by_key(|&axis| self.softmax != Some(Layout::along(&self.shape, axis)));
+        if let Some(chosen) = chosen {
+            axes.retain(|&axis| Some(axis) == self.axis(chosen));
+        }
+        let place = |axis| (axis, Layout::along(&self.shape, axis));
+        let (axis, layout) = axes.into_iter().map(place).find(|(_, layout)| one_hot(layout))?;
+        Some(Placement { layout, axis: Some(axis + 1), other: None })
+    }
+
     /// Where classes lie by the answer alone: for a label a row where a single axis is longer than 1, else as
     /// [`Answer::layout_for`] chooses. `None` for an axis that there isn't.
     pub fn usual_layout(&self, chosen: Option<i64>) -> Option<Placement> {

@@ -152,7 +152,7 @@ fn validation_chooses_the_learning_rate() {
 /// A fit to the source is worth the effort of the whole training, whether short ones come before it or not.
 #[test]
 fn a_fit_is_the_same_whether_its_rate_was_chosen_or_asked_for() {
-    let sandbox = Sandbox::digits();
+    let sandbox = Sandbox::digits().fixtures(&["digits_small_cnn.onnx"]);
     let run = format!(
         "digits_cnn.onnx digits_small_cnn.onnx -o out.onnx {DATA} --method lpka --start fitted --steps 96 --significance 1"
     );

@@ -48,6 +48,20 @@ fn accuracy(sandbox: &Sandbox, arguments: &str) -> serde_json::Value {
 }
 
 #[test]
+fn one_hot_labels_of_positions_are_classes() {
+    let (x, y) = sentences(5, 0);
+    let marks: Vec<f32> =
+        y.to_i64().iter().flat_map(|&kind| (0..KINDS).map(move |k| f32::from(k as i64 == kind))).collect();
+    let marks = Tensor::f32(&[ROWS, 5, KINDS], &marks);
+    let sandbox = Sandbox::new().model("m.onnx", &tagger(5, 1, tags));
+    let sandbox = sandbox.npz("d.npz", &[("x", &x), ("y", &y)]).npz("hot.npz", &[("x", &x), ("y", &marks)]);
+    let of = |data: &str| report(&sandbox, &format!("tune m.onnx {QUICK} --data {data} --val {data}"), 0);
+    let [plain, hot] = ["d.npz", "hot.npz"].map(of);
+    assert_eq!(hot.metric.name, "accuracy");
+    assert_eq!(hot.output.unwrap().sha256, plain.output.unwrap().sha256);
+}
+
+#[test]
 fn a_tagger_learns_from_the_words_that_there_are() {
     let (x, y) = sentences(5, -100);
     let sandbox = Sandbox::new().model("m.onnx", &tagger(5, 1, tags)).npz("d.npz", &[("x", &x), ("y", &y)]);
