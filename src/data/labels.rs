@@ -282,7 +282,7 @@ mod tests {
         let layout = Layout { before: 2, classes: 3, after: 1 };
         assert_eq!(place(&labels(marks.clone()), &[2, 3]), Some(layout));
         assert_eq!(marked(&marks, layout).map(|t| t.to_i64().to_vec()), Some(vec![1, 0]));
-        let two = Tensor::f32(&[1, 2, 3], &[0.0, 1.0, 0.0, 1.0, 0.0, 1.0]);
+        let two = Tensor::f32(&[1, 2, 3], &[0.0, 1.0, 0.0, 1.0, 1.0, 0.0]);
         assert_eq!(place(&labels(two), &[2, 3]), None);
         let softmax = Some(Layout { before: 3, classes: 5, after: 1 });
         let of_rows = labels(Tensor::i64(&[2], &[0, 4]));
