@@ -59,6 +59,7 @@ impl Pace {
 pub fn objective(examples: &mut Examples, answer: &Answer) -> Result<Objective> {
     match (examples.placement(answer), examples.has_labels()) {
         (Some(Placement { layout, .. }), _) => {
+            let layout = layout.told_apart();
             let ignores = examples.use_classes(layout)?;
             Ok(Objective::Classes { layout, ignores })
         }
@@ -90,7 +91,7 @@ impl Trainer {
     /// # Errors
     /// Data without labels, or labels that don't fit the source's answers.
     pub fn open(
-        source: &Network,
+        source: &mut Network,
         data: Data<'_>,
         config: &TrainConfig,
         models: &dyn Executor,
@@ -102,7 +103,11 @@ impl Trainer {
             let what = "has no output with an answer for each row to train it on";
             return Err(Error::model(&source.file.path, what).hint("leave out --joint"));
         }
-        let objective = objective(&mut examples, &source.head.known())?;
+        let answer = source.head.known();
+        let objective = objective(&mut examples, &answer)?;
+        if let Some(place) = examples.placement(&answer) {
+            source.lay_out(place.layout);
+        }
         let weights = source.trainable(&[])?;
         let names: Vec<ValueId> = weights.iter().map(|(id, _)| id.clone()).collect();
         let step = source.step(&names, objective)?;

@@ -124,12 +124,12 @@ impl Session {
         if let Some(source) = sources.first_mut() {
             source.remember(trajectory, &*model_executor)?;
         }
-        let trainer = match sources.first().filter(|_| config.joint) {
+        let trainer = match sources.first_mut().filter(|_| config.joint) {
             Some(source) => {
                 let data = joint_data.unwrap_or(source_data);
                 let adapter = adapter_executor.clone();
                 let mut trainer =
-                    Trainer::open(&source.network, data, &config, &*model_executor, adapter, &ranks)?;
+                    Trainer::open(&mut source.network, data, &config, &*model_executor, adapter, &ranks)?;
                 trainer.apart = joint_data.is_some();
                 Some(trainer)
             }

@@ -291,6 +291,29 @@ fn a_source_is_trained_beside_the_target() {
     assert!(joint.shipped.val > joint.untouched.val);
 }
 
+/// A source that tells even from odd by one number, trained on labels of its own.
+#[test]
+fn a_source_with_a_single_answer_is_trained_beside_the_target() {
+    let sandbox = sandbox();
+    let mut model = onnx::read(sandbox.path("digits_mlp.onnx")).unwrap().model;
+    for name in ["fc3.weight", "fc3.bias"] {
+        let tensor = &mut model.graph.initializers[&ValueId::new(name)];
+        *tensor = tensor.rows(0..1);
+    }
+    model.graph.outputs[0].shape = None;
+    let arrays = read_npz(&sandbox.path("digits_train.npz")).unwrap();
+    let of = |name: &str| arrays.iter().find(|(n, _)| n == name).unwrap().1.clone();
+    let odd: Vec<i64> = of("y").to_i64().iter().map(|y| y % 2).collect();
+    let (x, y) = (of("x"), Tensor::i64(&[odd.len()], &odd));
+    let sandbox = sandbox.model("odd.onnx", &model).npz("odd.npz", &[("x", &x), ("y", &y)]);
+    let run = format!(
+        "odd.onnx digits_small_cnn.onnx -o out.onnx {DATA} --method lpka --gate 0 --steps 120 --lr 0.003"
+    );
+    let frozen = report(&sandbox, &run, 0);
+    let joint = report(&sandbox, &format!("{run} --joint --src-data odd.npz --cycle 20"), 0);
+    assert_ne!(frozen.output.unwrap().sha256, joint.output.unwrap().sha256);
+}
+
 #[test]
 fn low_rank_deltas_are_baked_in() {
     let sandbox = sandbox();
