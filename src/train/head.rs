@@ -47,13 +47,10 @@ impl Head {
 
     /// Of one number for each label, the logit of the second of two classes or the sigmoid of that, makes the logits 0 and z.
     fn tell_two_apart(&mut self, graph: &mut Graph, facts: &mut Facts, rows: usize) {
-        let sigmoid = maker(graph, facts, &self.answer).filter(|node| node.is("Sigmoid"));
-        let logit = sigmoid.and_then(|node| node.input(0)).unwrap_or(&self.answer).clone();
+        let logit = logit_before(graph, facts, &self.answer);
         let layout = Layout { before: 1, classes: 1, after: self.width() };
         let mut b = Builder::on(std::mem::take(graph), std::mem::take(facts));
-        let logit = b.reshape(&logit, &layout.shape(rows));
-        let zero = b.constant(Tensor::zeros(b.dtype(&logit), &layout.shape(rows)));
-        self.answer = b.concat(&[&zero, &logit], 1);
+        self.answer = both_logits(&mut b, &logit, layout, rows);
         (*graph, *facts) = b.finish();
         (self.layout, self.softmax) = (Layout { classes: 2, ..layout }, true);
         self.shape.insert(0, 2);
@@ -174,6 +171,19 @@ pub fn logits_before(
     let Layout { before, classes, after } = Layout::along(&fact.shape, axis);
     let within_rows = before.is_multiple_of(rows) && axis >= usize::from(fact.rank() > 1);
     within_rows.then(|| (input.clone(), Layout { before: before / rows, classes, after }))
+}
+
+/// The logit that `output` is the sigmoid of, or it itself.
+pub fn logit_before(graph: &Graph, facts: &Facts, output: &ValueId) -> ValueId {
+    let sigmoid = maker(graph, facts, output).filter(|node| node.is("Sigmoid"));
+    sigmoid.and_then(|node| node.input(0)).unwrap_or(output).clone()
+}
+
+/// Emits the logits 0 and z of two classes, on axis 1, of the one number z for each label that lies as `layout` says.
+pub fn both_logits(b: &mut Builder, logit: &ValueId, layout: Layout, rows: usize) -> ValueId {
+    let logit = b.reshape(logit, &layout.shape(rows));
+    let zero = b.constant(Tensor::zeros(b.dtype(&logit), &layout.shape(rows)));
+    b.concat(&[&zero, &logit], 1)
 }
 
 /// The node that computes a value; those behind it leave the elements and their order as they are.

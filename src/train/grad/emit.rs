@@ -14,7 +14,7 @@ use crate::data::Answer;
 use crate::error::{Error, Result};
 use crate::onnx::{Builder, DType, Fact, Facts, Graph, Tensor, ValueId, ValueInfo};
 use crate::train::batch_norm;
-use crate::train::head::logits_before;
+use crate::train::head::{both_logits, logit_before, logits_before};
 use crate::train::loss::{self, Counting};
 use crate::train::model_step::free_weights;
 use std::collections::HashSet;
@@ -231,13 +231,14 @@ fn cross_entropy(
         Error::usage(what)
     })?;
     let layout = place.layout;
-    if layout.classes < 2 {
-        let what = format!("has shape {whole:?}: cross-entropy needs a row of two classes or more");
-        return Err(Error::tensor(output.as_str(), what)
-            .hint("choose --loss mse or --loss sum, or another output with --of"));
-    }
-    let answer = logits.map_or_else(|| output.clone(), |(logits, _)| logits);
-    let answer = b.reshape(&answer, &layout.shape(rows));
+    let answer = if layout.classes < 2 {
+        // One number for each label: the logit of the second of two classes, or its chance.
+        let logit = logit_before(&working.model.graph, &working.facts, output);
+        both_logits(b, &logit, layout, rows)
+    } else {
+        let answer = logits.map_or_else(|| output.clone(), |(logits, _)| logits);
+        b.reshape(&answer, &layout.shape(rows))
+    };
     let answer = wide(b, &answer);
     let mut shape = whole;
     match place.axis {

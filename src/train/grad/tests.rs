@@ -3,6 +3,7 @@
 use super::optimizer::{Optimizer, Rule};
 use super::*;
 use crate::lpka;
+use crate::onnx::Builder;
 use crate::runtime::{Runner, State, StepProgram, TractExecutor};
 use crate::train::TrainConfig;
 use crate::train::model_step::{LABELS, Objective};
@@ -277,5 +278,39 @@ fn a_half_precision_model_with_gradients_below_what_half_precision_holds_is_trai
         };
         let close = |(f, e): (&f64, f64)| (f - e).abs() < 2e-3 * e.abs();
         assert!(found.to_f64().iter().zip(expected).all(close), "{name}: {:?}", found.to_f64());
+    }
+}
+
+/// Binary cross-entropy, mean of log(1 + eᶻ) − y z, for a number a row and a number a pixel, as they are and behind a sigmoid.
+#[test]
+fn one_number_for_each_label_tells_two_classes_apart() {
+    let executor = TractExecutor::new(1).unwrap();
+    let z = [-2.0, 0.5, 1.0, 3.0f32];
+    let labels = [0i64, 0, 1, 1];
+    let term = |(z, &y): (&f32, &i64)| (1.0 + f64::from(*z).exp()).ln() - y as f64 * f64::from(*z);
+    let expected = z.iter().zip(&labels).map(term).sum::<f64>() / 4.0;
+    for (shape, label) in [(&[4, 1][..], &[4][..]), (&[1, 1, 2, 2], &[1, 2, 2])] {
+        for sigmoid in [false, true] {
+            let mut b = Builder::new("binary");
+            let x = b.input("x", Fact::new(crate::onnx::DType::F32, shape));
+            let w = b.initializer("w", Tensor::f32(&[1], &[1.0]));
+            let mut y = b.mul(&x, &w);
+            if sigmoid {
+                y = b.op("Sigmoid", &[&y]);
+            }
+            b.output_as("y", &y);
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("binary.onnx");
+            crate::onnx::save(&Model::new(b.finish().0, crate::onnx::WORKING_OPSET), &path).unwrap();
+            let wrt = vec!["w".to_owned()];
+            let request = Request { wrt, batch: Some(shape[0]), ..request(Form::Gradients) };
+            let built = build(&crate::onnx::read(&path).unwrap(), &request, &executor).unwrap();
+            let inputs = built.model.graph.required_inputs();
+            let facts = inputs.filter_map(|i| Some((i.id.clone(), i.fact()?))).collect();
+            let feeds = [Tensor::f32(shape, &z), Tensor::i64(label, &labels)].map(Value::host);
+            let outputs = executor.compile(&built.model, &facts).unwrap().run(&feeds).unwrap();
+            let loss = outputs[0].scalar().unwrap();
+            assert!((loss - expected).abs() < 1e-6, "{shape:?}, {sigmoid}: {loss}, {expected}");
+        }
     }
 }
