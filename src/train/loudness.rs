@@ -3,19 +3,19 @@
 //! Distillation softens logits by a temperature, which supposes that their softmax are chances. A model that was trained to
 //! something else (squared errors of one-hot vectors, say) may be right as often with outputs between 0 and 1, whose softmax is
 //! nearly the same for all classes: as a teacher it says that nothing is known. So one factor is fitted to labelled rows, as in
-//! temperature scaling (Guo et al., arXiv 1706.04599), and used where it is far from 1.
+//! temperature scaling (Guo et al., arXiv 1706.04599), and used where it is far above 1. Answers that are too loud are left
+//! alone: they name classes, and made as quiet as a teacher is often wrong they say less than it knows (docs/transfer.md).
 
 use crate::data::{IGNORED, Layout};
 
-/// Factors from the inverse of this up to this are no news: a model that knows its training rows by heart is louder than it should be,
-/// and one that was stopped early quieter.
+/// Factors up to this are no news: a model that was stopped early is quieter than it should be.
 const USUAL: f64 = 4.0;
 /// No factor is larger, or smaller than its inverse.
 const MOST: f64 = 1e6;
 
-/// What to multiply logits by, where they are far too loud or too quiet to be taken for what they are.
+/// What to multiply logits by, where they are far too quiet to be taken for what they are.
 pub fn correction(answers: &[f32], labels: &[i64], layout: Layout) -> Option<f64> {
-    fit(answers, labels, layout).filter(|factor| !(1.0 / USUAL..=USUAL).contains(factor))
+    fit(answers, labels, layout).filter(|factor| *factor > USUAL)
 }
 
 /// The factor for which the chances of `answers` (rows × layout) explain `labels` (rows × positions) best; `None` without labels that
@@ -101,8 +101,11 @@ mod tests {
         assert!((own - 1.0).abs() < 0.15, "{own}");
         assert_eq!(correction(&logits, &labels, Layout::rows(4)), None);
         for by in [0.01, 0.1, 20.0] {
-            let found = correction(&scaled(&logits, by), &labels, Layout::rows(4)).unwrap();
+            let answers = scaled(&logits, by);
+            let found = fit(&answers, &labels, Layout::rows(4)).unwrap();
             assert!((found * f64::from(by) / own - 1.0).abs() < 1e-3, "{found} for {by}");
+            let corrected = correction(&answers, &labels, Layout::rows(4));
+            assert_eq!(corrected, Some(found).filter(|_| by < 1.0), "{by}");
         }
     }
 
