@@ -6,6 +6,7 @@ use super::simd::Simd;
 pub struct Tile<'a> {
     pub a: &'a [f32],
     pub b: &'a [f32],
+    pub depths: usize,
     pub height: usize,
     pub width: usize,
     pub high: usize,
@@ -17,8 +18,8 @@ pub struct Tile<'a> {
 /// # Safety
 /// The tile's elements must be there, and nobody else's meanwhile. The processor must have the vectors.
 pub unsafe fn multiply<S: Simd>(tile: &Tile<'_>, c: *mut f32, step: usize, adds: bool) {
-    assert!(tile.a.len() / tile.height == tile.b.len() / tile.width && tile.high <= tile.height);
-    assert!(tile.wide.next_multiple_of(S::LANES) <= tile.width);
+    assert!(tile.a.len() == tile.depths * tile.height && tile.high <= tile.height);
+    assert!(tile.b.len() == tile.depths * tile.width && tile.wide.next_multiple_of(S::LANES) <= tile.width);
     // SAFETY: the caller's.
     unsafe { S::multiply(tile, c, step, adds) }
 }
@@ -37,18 +38,19 @@ pub unsafe fn tile<S: Simd, const ROWS: usize, const VECTORS: usize>(
     // SAFETY: the caller's; panels are as high and as wide as their tiles' vectors.
     unsafe {
         let mut sums = [[S::splat(0.0); VECTORS]; ROWS];
-        for (a, b) in tile.a.chunks_exact(tile.height).zip(tile.b.chunks_exact(tile.width)) {
-            debug_assert!(a.len() >= ROWS && b.len() >= VECTORS * S::LANES);
+        let (mut a, mut b) = (tile.a.as_ptr(), tile.b.as_ptr());
+        for _ in 0..tile.depths {
             let mut vectors = [S::splat(0.0); VECTORS];
             for j in 0..VECTORS {
-                vectors[j] = S::load(b.as_ptr().add(j * S::LANES), S::LANES);
+                vectors[j] = S::load(b.add(j * S::LANES), S::LANES);
             }
             for i in 0..ROWS {
-                let value = S::splat(*a.get_unchecked(i));
+                let value = S::splat(*a.add(i));
                 for j in 0..VECTORS {
                     sums[i][j] = S::mul_add(value, vectors[j], sums[i][j]);
                 }
             }
+            (a, b) = (a.add(tile.height), b.add(tile.width));
         }
         let last = tile.wide - (VECTORS - 1) * S::LANES;
         for i in 0..ROWS {

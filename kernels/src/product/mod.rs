@@ -167,8 +167,8 @@ impl Product<'_> {
         let vectors = even(columns.len().div_ceil(S::LANES), S::MAX_ROWS.len() - 1);
         let (width, height) = (vectors * S::LANES, even(rows.len(), S::MAX_ROWS[vectors]));
         let depths = even(self.depth, S::BLOCKS.depths);
-        let (rows_at_once, columns_at_once) =
-            (S::BLOCKS.rows / height * height, S::BLOCKS.columns / width * width);
+        let rows_at_once = even(rows.len(), S::BLOCKS.rows).next_multiple_of(height);
+        let columns_at_once = even(columns.len(), S::BLOCKS.columns).next_multiple_of(width);
         let a = room(&mut space.a, rows_at_once * depths);
         let b = room(&mut space.b, columns_at_once * depths);
         for j in columns.clone().step_by(columns_at_once) {
@@ -225,7 +225,8 @@ impl Product<'_> {
         let a = &block.a[(i - rows.start) * block.depths..][..block.depths * block.height];
         let b = &block.b[(j - columns.start) * block.depths..][..block.depths * block.width];
         let (high, wide) = (block.height.min(rows.end - i), block.width.min(columns.end - j));
-        let tile = Tile { a, b, height: block.height, width: block.width, high, wide };
+        let &Block { depths, height, width, .. } = block;
+        let tile = Tile { a, b, depths, height, width, high, wide };
         if self.place.is_dense(j..j + wide) {
             let first = self.place.at(i, j);
             // SAFETY: the tile's rows are `place.rows` apart and its columns next to each other, all within C, and the caller's

@@ -21,7 +21,7 @@ impl Operand<'_> {
         }
     }
 
-    /// Writes lines as panels of `width`, each depth by depth; lines that aren't there are left as they are.
+    /// Writes lines as panels of `width`, each depth by depth, and anything for lines that aren't there.
     ///
     /// # Panics
     /// Where there is no room.
@@ -212,13 +212,15 @@ unsafe fn copy<S: Simd>(
         let some = first..depths.end.min(first + SIDE_BY_SIDE);
         for (line, to) in lines.clone().step_by(width).zip(to.chunks_exact_mut(panel)) {
             let end = lines.end.min(line + width);
-            let to = &mut to[(first - depths.start) * width..];
-            for (depth, to) in some.clone().zip(to.chunks_exact_mut(width)) {
-                for (line, to) in (line..end).step_by(S::LANES).zip(to.chunks_mut(S::LANES)) {
+            for depth in some.clone() {
+                let to = &mut to[(depth - depths.start) * width..];
+                for at in (0..end - line).step_by(S::LANES) {
+                    let (line, to) = (line + at, &mut to[at..]);
                     let count = S::LANES.min(end - line);
-                    debug_assert!(count <= to.len());
+                    // What follows in the panel is written later. Whole vectors are faster.
+                    let most = if to.len() < S::LANES { count } else { S::LANES };
                     // SAFETY: the caller's; `to` has as many elements.
-                    unsafe { S::store(to.as_mut_ptr(), source.vector::<S>(line, depth, count), count) };
+                    unsafe { S::store(to.as_mut_ptr(), source.vector::<S>(line, depth, count), most) };
                     source.announce(line, depth + SIDE_BY_SIDE);
                 }
             }
@@ -244,7 +246,10 @@ unsafe fn turn<S: Simd>(
             for depth in depths.clone().step_by(S::LANES) {
                 let deep = S::LANES.min(depths.end - depth);
                 let to = &mut to[(depth - depths.start) * width + at * S::LANES..];
-                assert!((deep - 1) * width + count <= to.len());
+                // As above, if there is one vector a depth.
+                let spills = width <= S::LANES && (deep - 1) * width + S::LANES <= to.len();
+                let most = if spills { S::LANES } else { count };
+                assert!((deep - 1) * width + most <= to.len());
                 // SAFETY: the caller's; there is room, as asserted.
                 unsafe {
                     let mut vectors = [S::splat(0.0); MAX_LANES];
@@ -257,7 +262,7 @@ unsafe fn turn<S: Simd>(
                     S::transpose(&mut vectors);
                     for i in 0..S::LANES {
                         if i < deep {
-                            S::store(to.as_mut_ptr().add(i * width), vectors[i], count);
+                            S::store(to.as_mut_ptr().add(i * width), vectors[i], most);
                         }
                     }
                 }

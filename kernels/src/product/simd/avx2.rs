@@ -23,7 +23,7 @@ impl Simd for Avx2 {
     const LANES: usize = 8;
     const MAX_ROWS: &[usize] = &[1, 14, 6];
     // A panel of B fits half a first cache of 32 KiB, a block of A half a second one of 256.
-    const BLOCKS: Blocks = Blocks { depths: 256, rows: 120, columns: 960, near_b: true };
+    const BLOCKS: Blocks = Blocks { depths: 256, rows: 144, columns: 960, near_b: true };
 
     #[inline]
     #[target_feature(enable = "avx2")]
