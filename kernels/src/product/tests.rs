@@ -130,7 +130,8 @@ fn patches_are_sums_of_offsets() {
     let taps: Vec<usize> = (0..37).map(|i| i * 53 + i % 3).collect();
     let (places, tap_offsets) = (Offsets::new(offsets.iter().copied()), Offsets::new(taps.iter().copied()));
     let rows = 7;
-    for (vectors, places_are_lines) in Vectors::all().flat_map(|vectors| [(vectors, true), (vectors, false)]) {
+    for (vectors, places_are_lines) in Vectors::all().flat_map(|vectors| [(vectors, true), (vectors, false)])
+    {
         let (lines, depth) =
             if places_are_lines { (offsets.len(), taps.len()) } else { (taps.len(), offsets.len()) };
         let a = noise(rows * depth, 2);
