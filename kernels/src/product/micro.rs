@@ -1,6 +1,7 @@
 //! The innermost loop: a tile of the result, held in registers, from packed panels of both operands.
 
-use super::simd::Simd;
+use super::LINE;
+use super::simd::{Simd, announce};
 
 /// A tile of `high` rows and `wide` columns, from panels of `height` rows and `width` columns a depth.
 pub struct Tile<'a> {
@@ -37,6 +38,11 @@ pub unsafe fn tile<S: Simd, const ROWS: usize, const VECTORS: usize>(
 ) {
     // SAFETY: the caller's; panels are as high and as wide as their tiles' vectors.
     unsafe {
+        for i in 0..ROWS {
+            for j in (0..VECTORS * S::LANES).step_by(LINE) {
+                announce(c.wrapping_add(i * step + j));
+            }
+        }
         let mut sums = [[S::splat(0.0); VECTORS]; ROWS];
         let (mut a, mut b) = (tile.a.as_ptr(), tile.b.as_ptr());
         for _ in 0..tile.depths {

@@ -1,8 +1,6 @@
 //! Operands of products, and how they are packed.
 
-use super::simd::{MAX_LANES, Simd};
-#[cfg(target_arch = "x86_64")]
-use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+use super::simd::{MAX_LANES, Simd, announce};
 use std::ops::Range;
 
 /// An operand: rows of A or columns of B are its lines, along which its depths are summed over.
@@ -87,12 +85,9 @@ impl Source for Matrix<'_> {
         // SAFETY: the caller's.
         unsafe { S::load(self.elements.as_ptr().add(first), count) }
     }
-    #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     fn announce(&self, line: usize, depth: usize) {
-        let element = self.elements.as_ptr().wrapping_add(line * self.line + depth * self.depth);
-        // SAFETY: no address is wrong to announce.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(element.cast()) };
+        announce(self.elements.as_ptr().wrapping_add(line * self.line + depth * self.depth));
     }
 }
 

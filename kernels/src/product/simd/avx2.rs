@@ -22,8 +22,9 @@ impl Simd for Avx2 {
     type Vector = __m256;
     const LANES: usize = 8;
     const MAX_ROWS: &[usize] = &[1, 14, 6];
-    // A panel of B fits half a first cache of 32 KiB, a block of A half a second one of 256.
-    const BLOCKS: Blocks = Blocks { depths: 256, rows: 144, columns: 960, near_b: true };
+    // A panel of B fits half a first cache of 32 KiB, a block of A a third of a second one of 256 KiB. More rows of C than these
+    // would be more pages than are found at once.
+    const BLOCKS: Blocks = Blocks { depths: 256, rows: 72, columns: 960, near_b: true };
 
     #[inline]
     #[target_feature(enable = "avx2")]

@@ -63,6 +63,18 @@ pub trait Simd {
     );
 }
 
+/// Tells the processor that an element is needed soon, should there be such a one.
+#[inline(always)]
+pub fn announce(element: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: no address is wrong to announce.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(element.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = element;
+}
+
 /// Calls the function for a tile's rows and vectors, of the shapes that there are.
 macro_rules! by_shape {
     ($tile:ident, $function:ident $arguments:tt: $($rows:literal: $($vectors:literal)*;)*) => {
