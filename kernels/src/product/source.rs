@@ -206,17 +206,25 @@ unsafe fn copy<S: Simd>(
     for first in depths.clone().step_by(SIDE_BY_SIDE) {
         let some = first..depths.end.min(first + SIDE_BY_SIDE);
         for (line, to) in lines.clone().step_by(width).zip(to.chunks_exact_mut(panel)) {
-            let end = lines.end.min(line + width);
-            for depth in some.clone() {
-                let to = &mut to[(depth - depths.start) * width..];
-                for at in (0..end - line).step_by(S::LANES) {
-                    let (line, to) = (line + at, &mut to[at..]);
-                    let count = S::LANES.min(end - line);
-                    // What follows in the panel is written later. Whole vectors are faster.
-                    let most = if to.len() < S::LANES { count } else { S::LANES };
-                    // SAFETY: the caller's; `to` has as many elements.
-                    unsafe { S::store(to.as_mut_ptr(), source.vector::<S>(line, depth, count), most) };
-                    source.announce(line, depth + SIDE_BY_SIDE);
+            let wide = width.min(lines.end - line);
+            let to = &mut to[(first - depths.start) * width..];
+            assert!((some.len() - 1) * width + wide <= to.len());
+            for (i, depth) in some.clone().enumerate() {
+                // SAFETY: the caller's; there is room, as asserted.
+                unsafe {
+                    let row = to.as_mut_ptr().add(i * width);
+                    if width <= S::LANES {
+                        // What follows in the panel is written later. Whole vectors are faster.
+                        let most = if i * width + S::LANES <= to.len() { S::LANES } else { wide };
+                        S::store(row, source.vector::<S>(line, depth, wide), most);
+                        source.announce(line, depth + SIDE_BY_SIDE);
+                        continue;
+                    }
+                    for at in (0..wide).step_by(S::LANES) {
+                        let count = S::LANES.min(wide - at);
+                        S::store(row.add(at), source.vector::<S>(line + at, depth, count), count);
+                        source.announce(line + at, depth + SIDE_BY_SIDE);
+                    }
                 }
             }
         }
@@ -241,7 +249,7 @@ unsafe fn turn<S: Simd>(
             for depth in depths.clone().step_by(S::LANES) {
                 let deep = S::LANES.min(depths.end - depth);
                 let to = &mut to[(depth - depths.start) * width + at * S::LANES..];
-                // As above, if there is one vector a depth.
+                // As above.
                 let spills = width <= S::LANES && (deep - 1) * width + S::LANES <= to.len();
                 let most = if spills { S::LANES } else { count };
                 assert!((deep - 1) * width + most <= to.len());
