@@ -248,7 +248,7 @@ fn unsound_chains_are_refused() {
 
 /// By the definition: maxima and cotangents of windows, with `x` of few different values so that many are equal.
 fn pooled(down: Axis, along: Axis, shared: bool) {
-    let pool = Pool::new(down, along, shared);
+    let mut pool = Pool::new(down, along, shared);
     let x: Vec<f32> = noise(pool.dense(), 1).iter().map(|v| (v * 3.0).round()).collect();
     let dy = noise(pool.coarse(), 2);
     let mut windows = vec![vec![]; pool.coarse()];
@@ -261,11 +261,14 @@ fn pooled(down: Axis, along: Axis, shared: bool) {
         let count = if shared { winners.len() } else { 1 };
         winners.iter().take(count).for_each(|&i| expected[i] += f64::from(cotangent) / count as f64);
     }
-    // Twice the same plane.
-    let mut found = vec![f32::NAN; 2 * x.len()];
-    pool.gradient(&x.repeat(2), &y.repeat(2), &dy.repeat(2), &mut found);
-    for found in found.chunks_exact(x.len()) {
-        assert_close("max-pooling", found, &expected, (&down, &along));
+    for vectors in Vectors::all() {
+        pool.vectors = vectors;
+        // Twice the same plane.
+        let mut found = vec![f32::NAN; 2 * x.len()];
+        pool.gradient(&x.repeat(2), &y.repeat(2), &dy.repeat(2), &mut found);
+        for found in found.chunks_exact(x.len()) {
+            assert_close("max-pooling", found, &expected, (&down, &along));
+        }
     }
 }
 
