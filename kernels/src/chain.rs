@@ -1,6 +1,7 @@
 //! Chains of elementwise operations, done a block at a time: what one of them makes the next finds in the nearest cache,
 //! so that memory is read and written once for all.
 
+use crate::Vectors;
 use crate::spread::Spread;
 use std::mem::take;
 
@@ -104,6 +105,8 @@ pub struct Chain {
     steps: Vec<(Op, Vec<Place>, usize)>,
     outputs: usize,
     registers: usize,
+    /// Those that the processor has.
+    pub(crate) vectors: Vectors,
 }
 
 /// Room for the values of a block; kept from call to call.
@@ -167,7 +170,8 @@ impl Chain {
                 (0..=i).filter(|&made| last[made] == i && !outputs.contains(&made)).map(|made| slots[made]),
             );
         }
-        Self { len, steps: placed, outputs: outputs.len(), registers: count - outputs.len(), inputs }
+        let (outputs, vectors) = (outputs.len(), Vectors::here());
+        Self { len, steps: placed, outputs, registers: count - outputs, inputs, vectors }
     }
 
     /// Elements of each result.
@@ -198,15 +202,15 @@ impl Chain {
         assert!(outputs.iter().all(|output| output.len() == count));
         let mut outputs: Vec<&mut [f32]> = outputs.iter_mut().map(|output| &mut **output).collect();
         room.registers.resize_with(room.registers.len().max(self.registers), || Register([0.0; BLOCK]));
-        #[cfg(target_arch = "x86_64")]
-        if std::arch::is_x86_feature_detected!("avx512f") && std::arch::is_x86_feature_detected!("avx512vl") {
+        match self.vectors {
             // SAFETY: the processor has what the function is compiled for.
-            return unsafe { blocks_wider(self, inputs, &mut outputs, start, room) };
-        } else if std::arch::is_x86_feature_detected!("avx2") {
+            #[cfg(target_arch = "x86_64")]
+            Vectors::Avx512 => unsafe { blocks_wider(self, inputs, &mut outputs, start, room) },
             // SAFETY: as above.
-            return unsafe { blocks_wide(self, inputs, &mut outputs, start, room) };
+            #[cfg(target_arch = "x86_64")]
+            Vectors::Avx2 => unsafe { blocks_wide(self, inputs, &mut outputs, start, room) },
+            _ => blocks(self, inputs, &mut outputs, start, room),
         }
-        blocks(self, inputs, &mut outputs, start, room);
     }
 }
 

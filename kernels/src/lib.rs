@@ -3,6 +3,7 @@
 pub mod chain;
 mod planes;
 mod pool;
+pub mod processor;
 pub mod product;
 mod spread;
 pub mod unfold;
@@ -10,6 +11,7 @@ pub mod unfold;
 pub use chain::Chain;
 pub use planes::{Axis, Planes, Room};
 pub use pool::Pool;
+pub use processor::Vectors;
 pub use spread::Spread;
 
 #[cfg(test)]

@@ -6,24 +6,25 @@
 //! as there are outputs in a row. With a stride of one down the image the rows lie one after the other, and all of them are one
 //! long row whose gaps nobody looks at.
 
+use crate::Vectors;
+
 /// Elements worked on at once.
 const LANES: usize = 16;
 /// Taps whose sums are held in registers at once.
 const TAPS: usize = 4;
 
-/// Calls a function below in the form for what this processor can do.
+/// Calls a function below in the form for these vectors.
 macro_rules! dispatch {
-    ($function:ident($($argument:expr),*)) => {{
-        #[cfg(target_arch = "x86_64")]
-        if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
-            // SAFETY: the processor has what the function is compiled for.
-            unsafe { wide::$function($($argument),*) };
-        } else {
-            $function::<false>($($argument),*);
+    ($vectors:expr, $function:ident($($argument:expr),*)) => {
+        match $vectors {
+            #[cfg(target_arch = "x86_64")]
+            Vectors::Avx2 | Vectors::Avx512 => {
+                // SAFETY: the processor has what the function is compiled for.
+                unsafe { wide::$function($($argument),*) }
+            }
+            _ => $function::<{ cfg!(target_arch = "aarch64") }>($($argument),*),
         }
-        #[cfg(not(target_arch = "x86_64"))]
-        $function::<{ cfg!(target_arch = "aarch64") }>($($argument),*);
-    }};
+    };
 }
 
 /// One axis of a convolution.
@@ -60,6 +61,8 @@ pub struct Planes {
     output_pitch: usize,
     /// Where each tap of the kernel begins to read.
     taps: Vec<usize>,
+    /// Those that the processor has.
+    pub(crate) vectors: Vectors,
 }
 
 /// Room for one plane of each side, laid out.
@@ -91,7 +94,8 @@ impl Planes {
             })
             .collect();
         let span = span.next_multiple_of(LANES);
-        Self { down, along, pitch, phase, spans, span, image_step: down.stride * pitch, output_pitch, taps }
+        let (image_step, vectors) = (down.stride * pitch, Vectors::here());
+        Self { down, along, pitch, phase, spans, span, image_step, output_pitch, taps, vectors }
     }
 
     /// Planes whose [`convolve`](Planes::convolve) is what [`scatter`](Planes::scatter) is to those of these axes, by the kernel's
@@ -201,7 +205,7 @@ impl Planes {
         self.clear_outputs(&mut room.outputs);
         for (span, outputs) in room.outputs.chunks_exact_mut(self.span).enumerate() {
             let image = &room.image[span * self.image_step..];
-            dispatch!(convolve(image, &self.taps, w, bias, outputs));
+            dispatch!(self.vectors, convolve(image, &self.taps, w, bias, outputs));
         }
         for (row, values) in y.chunks_exact_mut(self.along.coarse).enumerate() {
             let from = row * self.output_pitch;
@@ -215,7 +219,7 @@ impl Planes {
         self.lay_out_outputs(y, &mut room.outputs);
         for (span, outputs) in room.outputs.chunks_exact(self.span).enumerate() {
             let image = &mut room.image[span * self.image_step..];
-            dispatch!(scatter(image, &self.taps, w, outputs));
+            dispatch!(self.vectors, scatter(image, &self.taps, w, outputs));
         }
         self.gather(&room.image, x);
         if bias != 0.0 {
@@ -228,7 +232,7 @@ impl Planes {
         self.lay_out(x, &mut room.image);
         self.lay_out_outputs(y, &mut room.outputs);
         let Self { image_step, taps, span, .. } = self;
-        dispatch!(correlate(&room.image, *image_step, taps, &room.outputs, *span, w));
+        dispatch!(self.vectors, correlate(&room.image, *image_step, taps, &room.outputs, *span, w));
     }
 }
 

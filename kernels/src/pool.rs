@@ -1,6 +1,6 @@
 //! The gradient of max-pooling, a plane at a time.
 
-use crate::Axis;
+use crate::{Axis, Vectors};
 use std::ops::Range;
 
 /// Windows over a plane: down it, and along its rows.
@@ -12,6 +12,8 @@ pub struct Pool {
     /// The elements that windows see down the plane and along its rows.
     lines: Vec<Seen>,
     columns: Vec<Seen>,
+    /// Those that the processor has.
+    pub(crate) vectors: Vectors,
 }
 
 /// What a window sees of an axis, with steps of the dilation.
@@ -35,7 +37,7 @@ impl Seen {
 impl Pool {
     pub fn new(down: Axis, along: Axis, shared: bool) -> Self {
         let seen = |axis: &Axis| (0..axis.coarse).map(|o| Seen::new(axis, o)).collect();
-        Self { lines: seen(&down), columns: seen(&along), down, along, shared }
+        Self { lines: seen(&down), columns: seen(&along), down, along, shared, vectors: Vectors::here() }
     }
     /// Elements of a plane of the dense side.
     pub fn dense(&self) -> usize {
@@ -54,7 +56,14 @@ impl Pool {
         let full = |axis: &Axis| 2 * axis.coarse == axis.dense;
         let axes = [&self.down, &self.along];
         if self.shared && axes.into_iter().all(|axis| pairs(axis) && full(axis)) {
-            return two_by_two(self.along.coarse, [x, y, dy], dx);
+            return match self.vectors {
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: the processor has what the function is compiled for.
+                Vectors::Avx2 | Vectors::Avx512 => unsafe {
+                    two_by_two_wide(self.along.coarse, [x, y, dy], dx)
+                },
+                _ => two_by_two(self.along.coarse, [x, y, dy], dx),
+            };
         }
         let (dense, coarse) = (self.dense(), self.coarse());
         let planes = x.chunks_exact(dense).zip(y.chunks_exact(coarse)).zip(dy.chunks_exact(coarse));
@@ -98,6 +107,7 @@ impl Pool {
 
 /// The commonest of all: windows of two by two, side by side, `coarse` in a row; equal maxima share. Without a branch, since nobody
 /// can foretell who wins.
+#[inline(always)]
 fn two_by_two(coarse: usize, [x, y, dy]: [&[f32]; 3], dx: &mut [f32]) {
     let width = 2 * coarse;
     let rows = x.chunks_exact(2 * width).zip(dx.chunks_exact_mut(2 * width));
@@ -113,4 +123,10 @@ fn two_by_two(coarse: usize, [x, y, dy]: [&[f32]; 3], dx: &mut [f32]) {
             (*dx.0, *dx.1) = ([part[0], part[1]], [part[2], part[3]]);
         }
     }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn two_by_two_wide(coarse: usize, from: [&[f32]; 3], dx: &mut [f32]) {
+    two_by_two(coarse, from, dx);
 }

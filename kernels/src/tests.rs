@@ -1,5 +1,5 @@
 use crate::chain::{self, Arg, Elements, Op, Step};
-use crate::{Axis, Chain, Planes, Pool, Room, Spread};
+use crate::{Axis, Chain, Planes, Pool, Room, Spread, Vectors};
 
 /// Places (output, tap, element) of one axis.
 fn places(axis: &Axis) -> Vec<(usize, usize, usize)> {
@@ -57,14 +57,18 @@ fn planes_agree_with_the_definition() {
     ];
     let pairs = axes.iter().flat_map(|&axis| others.iter().flat_map(move |&o| [(o, axis), (axis, o)]));
     for (down, along) in pairs {
-        agree(down, along, &mut room);
+        Vectors::all().for_each(|vectors| agree(vectors, down, along, &mut room));
         seen += 1;
     }
     assert!(seen > 1_000, "{seen} geometries");
 }
 
-fn agree(down: Axis, along: Axis, room: &mut Room) {
-    let planes = Planes::new(down, along);
+fn agree(vectors: Vectors, down: Axis, along: Axis, room: &mut Room) {
+    let by = |mut planes: Planes| {
+        planes.vectors = vectors;
+        planes
+    };
+    let planes = by(Planes::new(down, along));
     let (x, y, w) = (noise(planes.dense(), 1), noise(planes.coarse(), 2), noise(planes.kernel(), 3));
     let mut expected = [vec![0.25; y.len()], vec![0.0; w.len()], vec![0.5; x.len()]];
     pairs(&down, &along, |o, k, i| {
@@ -76,7 +80,7 @@ fn agree(down: Axis, along: Axis, room: &mut Room) {
     planes.convolve(&x, &w, 0.25, &mut found[0], room);
     planes.correlate(&x, &y, &mut found[1], room);
     planes.scatter(&y, &w, 0.5, &mut found[2], room);
-    if let Some(turned) = Planes::turned(down, along) {
+    if let Some(turned) = Planes::turned(down, along).map(by) {
         let reversed: Vec<f32> = w.iter().rev().copied().collect();
         let mut x = vec![f32::NAN; x.len()];
         turned.convolve(&y, &reversed, 0.5, &mut x, room);
@@ -191,9 +195,10 @@ fn chains_agree_with_the_definition() {
     let floats: Vec<Vec<f32>> = spreads.iter().zip(1..).map(|(s, seed)| noise(s.len(), seed)).collect();
     let mask: Vec<u8> = floats[5].iter().map(|&v| u8::from(v > 0.2) * 3).collect();
     let (outputs, mut room) = ([43, 2, 30, 21], chain::Room::default());
-    for seed in 0..40 {
+    for (vectors, seed) in Vectors::all().flat_map(|vectors| (0..40).map(move |seed| (vectors, seed))) {
         let steps = random_chain(seed);
-        let chain = Chain::new(LEN, spreads.to_vec(), &steps, &outputs).expect("a sound chain");
+        let mut chain = Chain::new(LEN, spreads.to_vec(), &steps, &outputs).expect("a sound chain");
+        chain.vectors = vectors;
         let mut inputs: Vec<Elements> = floats.iter().map(|f| Elements::Floats(f)).collect();
         inputs[5] = Elements::Bytes(&mask);
         let mut found = vec![vec![7.0f32; LEN]; outputs.len()];
@@ -216,7 +221,10 @@ fn chains_agree_with_the_definition() {
             for (found, &step) in found.iter().zip(&outputs) {
                 let (found, expected) = (found[i], values[step]);
                 let same = found == expected || (found.is_nan() && expected.is_nan());
-                assert!(same, "chain {seed}, step {step}, element {i}: {found} instead of {expected}");
+                assert!(
+                    same,
+                    "{vectors:?}, chain {seed}, step {step}, element {i}: {found} instead of {expected}"
+                );
             }
         }
     }
@@ -240,7 +248,7 @@ fn unsound_chains_are_refused() {
 
 /// By the definition: maxima and cotangents of windows, with `x` of few different values so that many are equal.
 fn pooled(down: Axis, along: Axis, shared: bool) {
-    let pool = Pool::new(down, along, shared);
+    let mut pool = Pool::new(down, along, shared);
     let x: Vec<f32> = noise(pool.dense(), 1).iter().map(|v| (v * 3.0).round()).collect();
     let dy = noise(pool.coarse(), 2);
     let mut windows = vec![vec![]; pool.coarse()];
@@ -253,11 +261,14 @@ fn pooled(down: Axis, along: Axis, shared: bool) {
         let count = if shared { winners.len() } else { 1 };
         winners.iter().take(count).for_each(|&i| expected[i] += f64::from(cotangent) / count as f64);
     }
-    // Twice the same plane.
-    let mut found = vec![f32::NAN; 2 * x.len()];
-    pool.gradient(&x.repeat(2), &y.repeat(2), &dy.repeat(2), &mut found);
-    for found in found.chunks_exact(x.len()) {
-        assert_close("max-pooling", found, &expected, (&down, &along));
+    for vectors in Vectors::all() {
+        pool.vectors = vectors;
+        // Twice the same plane.
+        let mut found = vec![f32::NAN; 2 * x.len()];
+        pool.gradient(&x.repeat(2), &y.repeat(2), &dy.repeat(2), &mut found);
+        for found in found.chunks_exact(x.len()) {
+            assert_close("max-pooling", found, &expected, (&down, &along));
+        }
     }
 }
 

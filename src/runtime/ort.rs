@@ -21,6 +21,7 @@ use ::ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, Memo
 use ::ort::session::builder::GraphOptimizationLevel;
 use ::ort::session::{Session, SessionInputValue};
 use ::ort::value::{DynTensor, DynValue, Shape, TensorElementType, ValueType};
+use onnx_merge_kernels::{Vectors, processor};
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -51,9 +52,15 @@ impl OrtExecutor {
     /// Loads the library, unless that has been done.
     ///
     /// # Errors
-    /// [`Error::Executor`] when it can't be loaded, when another one has been loaded before, and when telemetry
-    /// hasn't been switched off.
+    /// [`Error::Executor`] when it can't be loaded, when another one has been loaded before, when telemetry
+    /// hasn't been switched off, and when `ONNX_MERGE_VECTORS` names no vectors.
     pub fn open(library: &Candidate, threads: usize) -> Result<Self> {
+        Vectors::limit().map_err(|named| {
+            failed(format!("{} is '{named}'", processor::VARIABLE)).hint(format!(
+                "it may be {}",
+                processor::NAMES.map(|(name, _)| format!("'{name}'")).join(" or ")
+            ))
+        })?;
         let mut loaded = LOADED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let library = match &*loaded {
             Some(present) if present.path == library.path => present.clone(),

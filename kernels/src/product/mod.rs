@@ -6,23 +6,26 @@
 //! its products in the same order, whatever part of the result is asked for.
 
 mod micro;
+mod simd;
 mod source;
 #[cfg(test)]
 mod tests;
 
-pub use micro::is_fast;
 pub use source::{Matrix, Offsets, Operand, Patches};
 
-use micro::{LANES, MAX_ROWS, MAX_VECTORS, Tile};
+use crate::Vectors;
+use micro::Tile;
+use simd::{Simd, plain::Plain};
+#[cfg(target_arch = "x86_64")]
+use simd::{avx2::Avx2, avx512::Avx512};
 use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::ops::Range;
 
-/// Depths in a block.
-const DEPTHS: usize = 256;
-/// Rows of A in a block, about, and columns of B: together with what is read meanwhile they fit the second cache.
-const ROWS: usize = 256;
-const COLUMNS: usize = 960;
+/// Whether products are fast on this processor. Elsewhere other libraries' are faster.
+pub fn is_fast() -> bool {
+    Vectors::here() > Vectors::Plain
+}
 
 /// Where a product's elements go: row `i` and column `j` to `start + rows · i + columns[j]`, or `start + rows · i + j`.
 #[derive(Clone, Copy)]
@@ -75,11 +78,14 @@ struct Room {
     b: Vec<Line>,
 }
 
+/// Elements of a line of the cache.
+const LINE: usize = 16;
+
 /// A line of the cache.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
 struct Line {
-    _elements: [f32; LANES],
+    _elements: [f32; LINE],
 }
 
 thread_local! {
@@ -87,12 +93,12 @@ thread_local! {
 }
 
 fn room(lines: &mut Vec<Line>, elements: usize) -> &mut [f32] {
-    let wanted = elements.div_ceil(LANES);
+    let wanted = elements.div_ceil(LINE);
     if lines.len() < wanted {
-        lines.resize(wanted, Line { _elements: [0.0; LANES] });
+        lines.resize(wanted, Line { _elements: [0.0; LINE] });
     }
     // SAFETY: lines are arrays of numbers, without gaps between them.
-    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * LANES) }
+    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * LINE) }
 }
 
 /// `whole` in parts of equal size, none larger than `most`: the size.
@@ -118,6 +124,15 @@ impl Product<'_> {
     /// # Safety
     /// Nobody else may read or write those elements of C meanwhile.
     pub unsafe fn part(&self, rows: Range<usize>, columns: Range<usize>, c: &Shared<'_>) {
+        // SAFETY: the caller's.
+        unsafe { self.part_by(Vectors::here(), rows, columns, c) }
+    }
+
+    /// By these vectors.
+    ///
+    /// # Safety
+    /// As above, and the processor must have them.
+    unsafe fn part_by(&self, vectors: Vectors, rows: Range<usize>, columns: Range<usize>, c: &Shared<'_>) {
         if rows.is_empty() || columns.is_empty() {
             return;
         }
@@ -128,31 +143,48 @@ impl Product<'_> {
         assert!(self.place.at(rows.end - 1, columns.end - 1) < c.len);
         ROOM.with_borrow_mut(|room| {
             // SAFETY: the caller's, and all elements are within C.
-            unsafe { self.blocks(rows, columns, c, room) }
+            unsafe {
+                match vectors {
+                    #[cfg(target_arch = "x86_64")]
+                    Vectors::Avx512 => self.blocks::<Avx512>(rows, columns, c, room),
+                    #[cfg(target_arch = "x86_64")]
+                    Vectors::Avx2 => self.blocks::<Avx2>(rows, columns, c, room),
+                    _ => self.blocks::<Plain>(rows, columns, c, room),
+                }
+            }
         });
     }
 
     /// # Safety
-    /// As [`Product::part`]'s; rows and columns must be within the operands and C.
-    unsafe fn blocks(&self, rows: Range<usize>, columns: Range<usize>, c: &Shared<'_>, space: &mut Room) {
-        let width = even(columns.len().div_ceil(LANES), MAX_VECTORS) * LANES;
-        let height = even(rows.len(), MAX_ROWS[width / LANES]);
-        let depths = even(self.depth, DEPTHS);
-        let (rows_at_once, columns_at_once) = (ROWS / height * height, COLUMNS / width * width);
+    /// As [`Product::part_by`]'s; rows and columns must be within the operands and C.
+    unsafe fn blocks<S: Simd>(
+        &self,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        c: &Shared<'_>,
+        space: &mut Room,
+    ) {
+        let vectors = even(columns.len().div_ceil(S::LANES), S::MAX_ROWS.len() - 1);
+        let (width, height) = (vectors * S::LANES, even(rows.len(), S::MAX_ROWS[vectors]));
+        let depths = even(self.depth, S::BLOCKS.depths);
+        let rows_at_once = even(rows.len(), S::BLOCKS.rows).next_multiple_of(height);
+        let columns_at_once = even(columns.len(), S::BLOCKS.columns).next_multiple_of(width);
         let a = room(&mut space.a, rows_at_once * depths);
         let b = room(&mut space.b, columns_at_once * depths);
         for j in columns.clone().step_by(columns_at_once) {
             let some_columns = j..columns.end.min(j + columns_at_once);
             for k in (0..self.depth.max(1)).step_by(depths) {
                 let some_depths = k..self.depth.min(k + depths);
-                self.b.pack(some_columns.clone(), some_depths.clone(), width, b);
+                // SAFETY: as this function's.
+                unsafe { self.b.pack::<S>(some_columns.clone(), some_depths.clone(), width, b) };
                 for i in rows.clone().step_by(rows_at_once) {
                     let some_rows = i..rows.end.min(i + rows_at_once);
-                    self.a.pack(some_rows.clone(), some_depths.clone(), height, a);
+                    // SAFETY: as this function's.
+                    unsafe { self.a.pack::<S>(some_rows.clone(), some_depths.clone(), height, a) };
                     let block =
                         Block { a, b, height, width, depths: some_depths.len(), adds: self.adds || k > 0 };
                     // SAFETY: as this function's.
-                    unsafe { self.tiles(&block, some_rows, some_columns.clone(), c) };
+                    unsafe { self.tiles::<S>(&block, some_rows, some_columns.clone(), c) };
                 }
             }
         }
@@ -160,29 +192,54 @@ impl Product<'_> {
 
     /// # Safety
     /// As [`Product::blocks`]'s.
-    unsafe fn tiles(&self, block: &Block<'_>, rows: Range<usize>, columns: Range<usize>, c: &Shared<'_>) {
+    unsafe fn tiles<S: Simd>(
+        &self,
+        block: &Block<'_>,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        c: &Shared<'_>,
+    ) {
+        let heights = || rows.clone().step_by(block.height);
+        let widths = || columns.clone().step_by(block.width);
+        // SAFETY: as this function's.
+        let tile = |i: usize, j: usize| unsafe { self.tile::<S>(block, i, j, &rows, &columns, c) };
+        match S::BLOCKS.near_b {
+            true => widths().for_each(|j| heights().for_each(|i| tile(i, j))),
+            false => heights().for_each(|i| widths().for_each(|j| tile(i, j))),
+        }
+    }
+
+    /// The tile from row `i` and column `j` on.
+    ///
+    /// # Safety
+    /// As [`Product::blocks`]'s.
+    unsafe fn tile<S: Simd>(
+        &self,
+        block: &Block<'_>,
+        i: usize,
+        j: usize,
+        rows: &Range<usize>,
+        columns: &Range<usize>,
+        c: &Shared<'_>,
+    ) {
+        let a = &block.a[(i - rows.start) * block.depths..][..block.depths * block.height];
+        let b = &block.b[(j - columns.start) * block.depths..][..block.depths * block.width];
+        let (high, wide) = (block.height.min(rows.end - i), block.width.min(columns.end - j));
+        let &Block { depths, height, width, .. } = block;
+        let tile = Tile { a, b, depths, height, width, high, wide };
+        if self.place.is_dense(j..j + wide) {
+            let first = self.place.at(i, j);
+            // SAFETY: the tile's rows are `place.rows` apart and its columns next to each other, all within C, and the caller's
+            // alone.
+            return unsafe { micro::multiply::<S>(&tile, c.first.add(first), self.place.rows, block.adds) };
+        }
         let mut aside = [0.0; MAX_TILE];
-        for (at, i) in rows.clone().step_by(block.height).enumerate() {
-            let a = &block.a[at * block.depths * block.height..][..block.depths * block.height];
-            let high = block.height.min(rows.end - i);
-            for (at, j) in columns.clone().step_by(block.width).enumerate() {
-                let b = &block.b[at * block.depths * block.width..][..block.depths * block.width];
-                let wide = block.width.min(columns.end - j);
-                let tile = Tile { a, b, height: block.height, width: block.width, high, wide };
-                if self.place.is_dense(j..j + wide) {
-                    let first = self.place.at(i, j);
-                    // SAFETY: the tile's rows are `place.rows` apart and its columns next to each other, all within C, and the
-                    // caller's alone.
-                    unsafe { micro::multiply(&tile, c.first.add(first), self.place.rows, block.adds) };
-                    continue;
-                }
-                // SAFETY: as large as any tile.
-                unsafe { micro::multiply(&tile, aside.as_mut_ptr(), block.width, false) };
-                for (i, values) in (i..i + high).zip(aside.chunks_exact(block.width)) {
-                    // SAFETY: as above.
-                    unsafe { self.spread(i, j, &values[..wide], block.adds, c) };
-                }
-            }
+        assert!(block.height * block.width <= MAX_TILE);
+        // SAFETY: there is room.
+        unsafe { micro::multiply::<S>(&tile, aside.as_mut_ptr(), block.width, false) };
+        for (i, values) in (i..i + high).zip(aside.chunks_exact(block.width)) {
+            // SAFETY: as this function's.
+            unsafe { self.spread(i, j, &values[..wide], block.adds, c) };
         }
     }
 
@@ -216,13 +273,5 @@ struct Block<'a> {
     adds: bool,
 }
 
-/// Elements of the largest tile.
-const MAX_TILE: usize = {
-    let (mut most, mut vectors) = (0, 1);
-    while vectors <= MAX_VECTORS {
-        let size = MAX_ROWS[vectors] * vectors * LANES;
-        most = if size > most { size } else { most };
-        vectors += 1;
-    }
-    most
-};
+/// Elements of the largest tile of all vectors.
+const MAX_TILE: usize = 384;

@@ -1,4 +1,3 @@
-use super::micro::{self, Tile};
 use super::*;
 use crate::tests::noise;
 
@@ -35,8 +34,18 @@ fn matrix(elements: &[f32], lines: usize, depths: usize, across: bool) -> Matrix
     }
 }
 
+/// All of a product by these vectors.
+fn make(product: &Product<'_>, vectors: Vectors, [rows, columns]: [usize; 2], c: &mut [f32]) {
+    // SAFETY: nobody else has the elements, and only vectors that the processor has are asked for.
+    unsafe { product.part_by(vectors, 0..rows, 0..columns, &Shared::new(c)) };
+}
+
 #[test]
 fn products_agree_with_the_definition() {
+    Vectors::all().for_each(agree);
+}
+
+fn agree(vectors: Vectors) {
     for [rows, columns, depth] in SIZES {
         for (a_across, b_across, adds) in
             [(false, true, false), (true, true, true), (false, false, true), (true, false, false)]
@@ -55,9 +64,9 @@ fn products_agree_with_the_definition() {
             let (a, b) = (Operand::Matrix(a), Operand::Matrix(b));
             let place = Place { start: 0, rows: columns, columns: None };
             let product = Product { a, b, depth, place, adds };
-            let what = format!("{rows}×{depth}·{depth}×{columns}, {a_across} {b_across}");
+            let what = format!("{vectors:?}, {rows}×{depth}·{depth}×{columns}, {a_across} {b_across}");
             let mut c = before.clone();
-            product.whole(rows, columns, &mut c);
+            make(&product, vectors, [rows, columns], &mut c);
             assert_close(&what, &c, |i| start(i) + sum(i / columns, i % columns));
 
             // The same bits, whatever part is made first.
@@ -68,7 +77,7 @@ fn products_agree_with_the_definition() {
                 [(row..rows, column..columns), (0..row, 0..columns), (row..rows, 0..column)]
             {
                 // SAFETY: one after the other.
-                unsafe { product.part(rows, columns, &shared) };
+                unsafe { product.part_by(vectors, rows, columns, &shared) };
             }
             assert_eq!(c, in_parts, "{what}, in parts");
         }
@@ -91,7 +100,7 @@ fn columns_go_where_they_belong() {
     }
     list.truncate(columns);
     let width = at + 5;
-    for adds in [false, true] {
+    for (vectors, adds) in Vectors::all().flat_map(|vectors| [(vectors, false), (vectors, true)]) {
         let product = Product {
             a: Operand::Matrix(Matrix { elements: &a, line: depth, depth: 1 }),
             b: Operand::Matrix(Matrix { elements: &b, line: depth, depth: 1 }),
@@ -100,8 +109,8 @@ fn columns_go_where_they_belong() {
             adds,
         };
         let mut c = vec![0.5; 1 + rows * width];
-        product.whole(rows, columns, &mut c);
-        assert_close("a list", &c, |i| {
+        make(&product, vectors, [rows, columns], &mut c);
+        assert_close(&format!("{vectors:?}, a list"), &c, |i| {
             let column = list.iter().position(|&j| i > 0 && j == (i - 1) % width);
             let Some(j) = column else { return 0.5 };
             let row = (i - 1) / width;
@@ -115,13 +124,14 @@ fn columns_go_where_they_belong() {
 #[test]
 fn patches_are_sums_of_offsets() {
     let image = noise(4_000, 1);
-    // Runs of every length up to 20, of 8 side by side, and none.
-    let runs = (1..21).chain([8, 8, 8, 8, 1, 1, 1, 1]).enumerate();
+    // Runs of every length up to 20, of 8, 4 and 2 side by side, and none.
+    let runs = (1..21).chain([8, 8, 8, 8, 4, 4, 4, 4, 2, 2, 2, 2, 1, 1, 1, 1]).enumerate();
     let offsets: Vec<usize> = runs.flat_map(|(i, run)| (0..run).map(move |at| i * 41 + at)).collect();
     let taps: Vec<usize> = (0..37).map(|i| i * 53 + i % 3).collect();
     let (places, tap_offsets) = (Offsets::new(offsets.iter().copied()), Offsets::new(taps.iter().copied()));
     let rows = 7;
-    for places_are_lines in [true, false] {
+    for (vectors, places_are_lines) in Vectors::all().flat_map(|vectors| [(vectors, true), (vectors, false)])
+    {
         let (lines, depth) =
             if places_are_lines { (offsets.len(), taps.len()) } else { (taps.len(), offsets.len()) };
         let a = noise(rows * depth, 2);
@@ -138,8 +148,8 @@ fn patches_are_sums_of_offsets() {
             adds: false,
         };
         let mut c = vec![f32::NAN; rows * lines];
-        product.whole(rows, lines, &mut c);
-        assert_close("patches", &c, |i| {
+        make(&product, vectors, [rows, lines], &mut c);
+        assert_close(&format!("{vectors:?}, patches"), &c, |i| {
             let (row, line) = (i / lines, i % lines);
             let element = |k: usize| {
                 let (place, tap) = if places_are_lines { (line, k) } else { (k, line) };
@@ -157,32 +167,4 @@ fn operands_that_are_too_small_are_refused() {
     let operand = Operand::Matrix(Matrix { elements: &few, line: 3, depth: 1 });
     let place = Place { start: 0, rows: 2, columns: None };
     Product { a: operand, b: operand, depth: 3, place, adds: false }.whole(2, 2, &mut [0.0; 4]);
-}
-
-/// What processors without these vectors run.
-#[test]
-fn other_processors_do_the_same() {
-    let (height, width, depths) = (5, 48, 37);
-    let (a, b) = (noise(height * depths, 1), noise(width * depths, 2));
-    for (high, wide, adds) in [(5, 48, false), (3, 33, true), (1, 1, false)] {
-        let tile = Tile { a: &a, b: &b, height, width, high, wide };
-        let [mut here, mut anywhere] = [vec![0.25; high * wide], vec![0.25; high * wide]];
-        // SAFETY: rows of the tile's own.
-        unsafe {
-            micro::multiply(&tile, here.as_mut_ptr(), wide, adds);
-            micro::multiply_anywhere(&tile, anywhere.as_mut_ptr(), wide, adds);
-        }
-        assert_close("a tile", &here, |i| f64::from(anywhere[i]));
-    }
-    for across in [false, true] {
-        for (lines, width) in [(5, 5), (16, 16), (23, 8), (50, 48)] {
-            let elements = noise((lines + 3) * 100, 1);
-            let matrix = matrix(&elements, lines, 40, across);
-            let size = lines.div_ceil(width) * width * 36;
-            let [mut here, mut anywhere] = [vec![0.0; size], vec![0.0; size]];
-            Operand::Matrix(matrix).pack(1..lines, 3..39, width, &mut here);
-            source::pack_anywhere(&matrix, 1..lines, 3..39, width, &mut anywhere);
-            assert_eq!(here, anywhere, "{lines} lines in panels of {width}, across: {across}");
-        }
-    }
 }

@@ -4,11 +4,17 @@
 use super::kernels::product::{PERMUTATIONS, PRODUCT};
 use crate::onnx::kernels::DOMAIN;
 use crate::onnx::{DType, Fact, Facts, Graph, Node, ValueId};
+use onnx_merge_kernels::Vectors;
 use std::collections::{HashMap, HashSet};
 
-/// Rows, depth and columns below which nothing is gained, and multiplications of a matrix.
-const FEW: [usize; 3] = [4, 8, 16];
+/// Rows and depth below which nothing is gained, and multiplications of a matrix.
+const FEW: [usize; 2] = [4, 8];
 const SMALL: usize = 1 << 17;
+
+/// Columns below which nothing is gained: packing the rows takes as long as the product.
+fn few_columns() -> usize {
+    if Vectors::here() == Vectors::Avx512 { 16 } else { 32 }
+}
 
 /// Puts [`PRODUCT`]s in place of nodes. Transposes that nobody reads any more are still there.
 pub fn swap_in(graph: &mut Graph, facts: &Facts) {
@@ -104,7 +110,7 @@ impl<'a> Look<'a> {
             2 => result[..result.len() - 1].iter().product(),
             _ => result[result.len() - 2],
         };
-        let few = rows < FEW[0] || depth < FEW[1] || columns < FEW[2];
+        let few = rows < FEW[0] || depth < FEW[1] || columns < few_columns();
         if few || rows * depth * columns < SMALL {
             return None;
         }
