@@ -1,25 +1,24 @@
 //! NumPy's `.npy` and `.npz`.
 //!
-//! The header is parsed by `npyz`; the values are taken as bytes, without a detour through Rust's own types,
-//! and where they lie uncompressed in the file they stay in a memory map. A header is not believed: sizes are
-//! checked against the file and against memory before anything is allocated.
+//! The values are taken as bytes, without a detour through Rust's own types, and where they lie uncompressed in the
+//! file they stay in a memory map. A header is not believed: sizes are checked against the file and against memory
+//! before anything is allocated.
+
+mod header;
 
 use super::labels::Labels;
 use super::options::DataOptions;
 use super::{Column, Dataset, Form, check_memory, words};
 use crate::error::{Error, Result};
 use crate::onnx::{DType, Tensor};
+use header::Header;
 use memmap2::Mmap;
-use npyz::{Endianness, NpyHeader, Order, TypeChar};
 use std::fs::File;
 use std::io::{BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipArchive, ZipWriter};
-
-/// No honest header comes near this many bytes.
-const LONGEST_HEADER: usize = 1 << 16;
 
 /// Names that mean labels, unless told otherwise.
 const LABEL_NAMES: [&str; 5] = ["y", "label", "labels", "target", "targets"];
@@ -243,37 +242,21 @@ struct Array {
 impl Array {
     /// Reads a header, and stops where the values begin.
     fn read(reader: &mut impl Read) -> Result<Self, String> {
-        let bytes = header_bytes(reader)?;
-        let header_length = bytes.len();
-        let header = NpyHeader::from_reader(&bytes[..]).map_err(|e| format!("not a readable array ({e})"))?;
-        let npyz::DType::Plain(kind) = header.dtype() else {
-            return Err("arrays of records are not supported".into());
-        };
-        if kind.type_char() == TypeChar::Object {
-            return Err(
-                "arrays of Python objects (pickled) are not read, because reading them runs code; array.astype(str) makes words of \
-                 objects, and rows of different lengths are padded to one"
-                    .into()
-            );
-        }
-        let text = matches!(kind.type_char(), TypeChar::ByteStr | TypeChar::UnicodeStr);
-        let dtype = element_type(kind.type_char(), kind.size_field()).ok_or_else(|| {
-            format!("elements of type {kind} are not read, only real numbers and, as labels, words")
-        })?;
-        let characters = text.then(|| kind.size_field());
-        let dims = header.shape().iter().chain(&characters).map(|&d| usize::try_from(d).ok());
+        let Header { element, columns_first, shape, length } = Header::read(reader)?;
+        let dims = shape.into_iter().chain(element.characters).map(|d| usize::try_from(d).ok());
         let shape: Vec<usize> = dims.collect::<Option<_>>().ok_or("its shape is too large")?;
         let count = crate::onnx::element_count(&shape).ok_or("its shape is too large")?;
-        let size = dtype.size().unwrap_or(1);
+        let size = element.dtype.size().unwrap_or(1);
         let bytes = (count as u64).checked_mul(size as u64).ok_or("its shape is too large")?;
+        let text = element.characters.is_some();
         Ok(Array {
-            dtype,
+            dtype: element.dtype,
             shape,
             bytes,
-            offset: header_length,
-            big_endian: kind.endianness() == Endianness::Big,
+            offset: length,
+            big_endian: element.big_endian,
             // One word a row lies the same in both orders.
-            columns_first: header.order() == Order::Fortran && !text,
+            columns_first: columns_first && !text,
             text,
         })
     }
@@ -311,51 +294,6 @@ impl Array {
     fn values(&self, tensor: Tensor) -> Values {
         if self.text { Values::Text(tensor) } else { Values::Numbers(tensor) }
     }
-}
-
-/// The bytes of magic, version, length and header, without believing the length.
-fn header_bytes(reader: &mut impl Read) -> Result<Vec<u8>, String> {
-    let not_an_array = |_| "not a NumPy array: it is cut off within the header".to_owned();
-    let mut header = vec![0; 10];
-    reader.read_exact(&mut header).map_err(not_an_array)?;
-    if &header[..6] != b"\x93NUMPY" {
-        return Err("not a NumPy array".into());
-    }
-    let length = match header[6] {
-        1 => u16::from_le_bytes([header[8], header[9]]) as usize,
-        _ => {
-            header.resize(12, 0);
-            reader.read_exact(&mut header[10..]).map_err(not_an_array)?;
-            u32::from_le_bytes([header[8], header[9], header[10], header[11]]) as usize
-        }
-    };
-    if length > LONGEST_HEADER {
-        return Err(format!("its header claims {length} bytes"));
-    }
-    let start = header.len();
-    header.resize(start + length, 0);
-    reader.read_exact(&mut header[start..]).map_err(not_an_array)?;
-    Ok(header)
-}
-
-fn element_type(kind: TypeChar, size: u64) -> Option<DType> {
-    Some(match (kind, size) {
-        (TypeChar::Bool, 1) => DType::Bool,
-        (TypeChar::Int, 1) => DType::I8,
-        (TypeChar::Int, 2) => DType::I16,
-        (TypeChar::Int, 4) => DType::I32,
-        (TypeChar::Int, 8) => DType::I64,
-        (TypeChar::Uint, 1) => DType::U8,
-        (TypeChar::Uint, 2) => DType::U16,
-        (TypeChar::Uint, 4) => DType::U32,
-        (TypeChar::Uint, 8) => DType::U64,
-        (TypeChar::Float, 2) => DType::F16,
-        (TypeChar::Float, 4) => DType::F32,
-        (TypeChar::Float, 8) => DType::F64,
-        (TypeChar::ByteStr, _) => DType::U8,
-        (TypeChar::UnicodeStr, _) => DType::U32,
-        _ => return None,
-    })
 }
 
 /// From "Fortran order" (first index fastest) to row-major.

@@ -13,10 +13,10 @@ use super::guard::{WORKER_NAME, guarded};
 use super::{Compiled, DeviceValue, Executor, Value};
 use crate::error::{Error, Result};
 use crate::onnx::{DType, Fact, Facts, Graph, Model, Tensor};
+use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use tract_linalg::multithread::{Executor as Threads, multithread_tract_scope};
 use tract_onnx::prelude as tract;
 use tract_onnx::prelude::{Framework, InferenceModelExt, IntoTValue};
 use tract_onnx::tract_core::optim::Optimizer;
@@ -44,18 +44,23 @@ const CONTRIB: [&str; 11] = [
 /// Runs graphs with tract on the CPU.
 pub struct TractExecutor {
     threads: NonZeroUsize,
-    pool: Threads,
+    /// Where there is more than one thread.
+    pool: Option<Arc<ThreadPool>>,
     importer: tract_onnx::Onnx,
 }
 
 impl TractExecutor {
-    /// `threads` at least one: a program run once shares out its matrix products and large elementwise operators, one run
-    /// several times at once has a thread for each.
+    /// `threads` at least one: of several runs at once each has a thread. One alone takes a single thread, unless this is a
+    /// build with the feature `operator-threads`, which shares large operators out.
     pub fn new(threads: usize) -> Result<Self> {
         let threads = NonZeroUsize::new(threads).unwrap_or(NonZeroUsize::MIN);
         let pool = match threads.get() {
-            1 => Threads::SingleThread,
-            threads => guarded(|| Threads::multithread_with_name(threads, WORKER_NAME)).map_err(failed)?,
+            1 => None,
+            threads => {
+                let name = |worker| format!("{WORKER_NAME}-{worker}");
+                let pool = ThreadPoolBuilder::new().num_threads(threads).thread_name(name).build();
+                Some(Arc::new(pool.map_err(failed)?))
+            }
         };
         Ok(Self { threads, pool, importer: tract_onnx::onnx().with_ignore_value_info(true) })
     }
@@ -147,7 +152,7 @@ impl TractExecutor {
 /// A plan, and what runs it.
 struct Program {
     plan: Arc<tract::TypedRunnableModel>,
-    pool: Threads,
+    pool: Option<Arc<ThreadPool>>,
     /// The first for single runs; more once several runs are asked for at once.
     lanes: Vec<Lane>,
     outputs: usize,
@@ -185,14 +190,14 @@ impl Lane {
 impl Compiled for Program {
     fn run(&mut self, inputs: &[Value]) -> Result<Vec<Value>> {
         let Self { plan, pool, lanes, outputs } = self;
-        let results = multithread_tract_scope(pool.clone(), || lanes[0].run(plan, inputs))?;
+        let results = shared_out(pool.as_ref(), || lanes[0].run(plan, inputs))?;
         debug_assert_eq!(results.len(), *outputs);
         Ok(results)
     }
-    /// tract shares a convolution's work out image by image, in pieces too small to be worth a thread: whole runs side
-    /// by side are faster (docs/benchmarks.md).
+    /// Whole runs side by side are faster than operators shared out: of a convolution, those are pieces too small to be
+    /// worth a thread (docs/benchmarks.md).
     fn run_each(&mut self, runs: &[Vec<Value>]) -> Result<Vec<Vec<Value>>> {
-        let Threads::MultiThread(pool) = &self.pool else {
+        let Some(pool) = &self.pool else {
             return runs.iter().map(|inputs| self.lanes[0].run(&self.plan, inputs)).collect();
         };
         let lanes = pool.current_num_threads().min(runs.len()).max(1);
@@ -214,6 +219,18 @@ impl Compiled for Program {
         }
         Ok(results)
     }
+}
+
+/// What `f` gives, its large operators shared out over a pool's threads: in a build for that, since the code of every such
+/// operator for threads is a third of tract's (docs/benchmarks.md).
+fn shared_out<T>(pool: Option<&Arc<ThreadPool>>, f: impl FnOnce() -> T) -> T {
+    #[cfg(feature = "operator-threads")]
+    if let Some(pool) = pool {
+        use tract_linalg::multithread::{Executor, multithread_tract_scope};
+        return multithread_tract_scope(Executor::MultiThread(pool.clone()), f);
+    }
+    let _ = pool;
+    f()
 }
 
 /// A tensor in tract's hands.
