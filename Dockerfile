@@ -5,7 +5,7 @@
 FROM rust:1-slim-bookworm AS build
 WORKDIR /src
 COPY . .
-RUN cargo install --locked --path . --root /program
+RUN cargo install --locked --path . --root /program --features operator-threads
 RUN apt-get update && apt-get install -y --no-install-recommends python3 \
     && python3 tests/licences.py --texts /program/THIRD-PARTY-LICENSES.txt
 
