@@ -232,7 +232,7 @@ fn marked(values: &Tensor, layout: Layout) -> Option<Tensor> {
         for position in 0..layout.positions() {
             let mut ones = layout.scores(&row, position).enumerate().filter(|&(_, v)| v != 0.0);
             match (ones.next(), ones.next()) {
-                (Some((class, one)), None) if one == 1.0 => classes.push(class as i32),
+                (Some((class, 1.0)), None) => classes.push(class as i32),
                 _ => return None,
             }
         }
