@@ -1,6 +1,6 @@
 //! AVX2 with FMA: 16 registers of 8 numbers.
 
-use super::{Blocks, MAX_LANES, Simd, by_shape};
+use super::{Blocks, MAX_LANES, SMALL_BLOCKS, Simd, compiled};
 use crate::product::micro::{self, Tile};
 use crate::product::source::{self, Source};
 use std::arch::x86_64::*;
@@ -22,9 +22,7 @@ impl Simd for Avx2 {
     type Vector = __m256;
     const LANES: usize = 8;
     const MAX_ROWS: &[usize] = &[1, 14, 6];
-    // A panel of B fits half a first cache of 32 KiB, a block of A a third of a second one of 256 KiB. More rows of C than these
-    // would be more pages than are found at once.
-    const BLOCKS: Blocks = Blocks { depths: 256, rows: 72, columns: 960, near_b: true };
+    const BLOCKS: Blocks = SMALL_BLOCKS;
 
     #[inline]
     #[target_feature(enable = "avx2")]
@@ -103,33 +101,9 @@ impl Simd for Avx2 {
         }
     }
 
-    unsafe fn multiply(tile: &Tile<'_>, c: *mut f32, step: usize, adds: bool) {
-        by_shape! { tile, rows(tile, c, step, adds):
-            1: 1 2; 2: 1 2; 3: 1 2; 4: 1 2; 5: 1 2; 6: 1 2;
-            7: 1; 8: 1; 9: 1; 10: 1; 11: 1; 12: 1; 13: 1; 14: 1;
-        }
+    compiled! { Avx2:
+        #[target_feature(enable = "avx2,fma")]
+        1: 1 2; 2: 1 2; 3: 1 2; 4: 1 2; 5: 1 2; 6: 1 2;
+        7: 1; 8: 1; 9: 1; 10: 1; 11: 1; 12: 1; 13: 1; 14: 1;
     }
-
-    #[target_feature(enable = "avx2,fma")]
-    unsafe fn pack(
-        source: &impl Source,
-        lines: Range<usize>,
-        depths: Range<usize>,
-        width: usize,
-        to: &mut [f32],
-    ) {
-        // SAFETY: the caller's.
-        unsafe { source::pack::<Self>(source, lines, depths, width, to) }
-    }
-}
-
-#[target_feature(enable = "avx2,fma")]
-unsafe fn rows<const ROWS: usize, const VECTORS: usize>(
-    tile: &Tile<'_>,
-    c: *mut f32,
-    step: usize,
-    adds: bool,
-) {
-    // SAFETY: the caller's.
-    unsafe { micro::tile::<Avx2, ROWS, VECTORS>(tile, c, step, adds) }
 }

@@ -1,6 +1,6 @@
 //! AVX-512: 32 registers of 16 numbers.
 
-use super::{Blocks, MAX_LANES, Simd, by_shape};
+use super::{Blocks, MAX_LANES, Simd, compiled};
 use crate::product::micro::{self, Tile};
 use crate::product::source::{self, Source};
 use std::arch::x86_64::*;
@@ -100,34 +100,10 @@ impl Simd for Avx512 {
         }
     }
 
-    unsafe fn multiply(tile: &Tile<'_>, c: *mut f32, step: usize, adds: bool) {
-        by_shape! { tile, rows(tile, c, step, adds):
-            1: 1 2 3; 2: 1 2 3; 3: 1 2 3; 4: 1 2 3; 5: 1 2 3; 6: 1 2 3; 7: 1 2 3; 8: 1 2 3;
-            9: 1 2; 10: 1 2; 11: 1 2; 12: 1 2;
-            13: 1; 14: 1;
-        }
+    compiled! { Avx512:
+        #[target_feature(enable = "avx512f,avx512dq")]
+        1: 1 2 3; 2: 1 2 3; 3: 1 2 3; 4: 1 2 3; 5: 1 2 3; 6: 1 2 3; 7: 1 2 3; 8: 1 2 3;
+        9: 1 2; 10: 1 2; 11: 1 2; 12: 1 2;
+        13: 1; 14: 1;
     }
-
-    #[target_feature(enable = "avx512f,avx512dq")]
-    unsafe fn pack(
-        source: &impl Source,
-        lines: Range<usize>,
-        depths: Range<usize>,
-        width: usize,
-        to: &mut [f32],
-    ) {
-        // SAFETY: the caller's.
-        unsafe { source::pack::<Self>(source, lines, depths, width, to) }
-    }
-}
-
-#[target_feature(enable = "avx512f")]
-unsafe fn rows<const ROWS: usize, const VECTORS: usize>(
-    tile: &Tile<'_>,
-    c: *mut f32,
-    step: usize,
-    adds: bool,
-) {
-    // SAFETY: the caller's.
-    unsafe { micro::tile::<Avx512, ROWS, VECTORS>(tile, c, step, adds) }
 }

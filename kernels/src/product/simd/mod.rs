@@ -24,6 +24,10 @@ pub struct Blocks {
     pub near_b: bool,
 }
 
+/// A panel of B fits half a first cache of 32 KiB, a block of A a third of a second one of 256 KiB. More rows of C than these
+/// would be more pages than are found at once.
+const SMALL_BLOCKS: Blocks = Blocks { depths: 256, rows: 72, columns: 960, near_b: true };
+
 /// Vectors of some instructions.
 ///
 /// # Safety
@@ -75,14 +79,38 @@ pub fn announce(element: *const f32) {
     let _ = element;
 }
 
-/// Calls the function for a tile's rows and vectors, of the shapes that there are.
-macro_rules! by_shape {
-    ($tile:ident, $function:ident $arguments:tt: $($rows:literal: $($vectors:literal)*;)*) => {
-        match ($tile.high, $tile.wide.div_ceil(Self::LANES)) {
+/// [`Simd::multiply`] for the shapes of tiles (rows: vectors) that there are, and [`Simd::pack`], both compiled as the attributes say.
+macro_rules! compiled {
+    ($this:ty: $(#[$features:meta])* $($rows:literal: $($vectors:literal)*;)*) => {
+        unsafe fn multiply(tile: &Tile<'_>, c: *mut f32, step: usize, adds: bool) {
+            $(#[$features])*
+            unsafe fn rows<const ROWS: usize, const VECTORS: usize>(
+                tile: &Tile<'_>,
+                c: *mut f32,
+                step: usize,
+                adds: bool,
+            ) {
+                // SAFETY: the caller's.
+                unsafe { micro::tile::<$this, ROWS, VECTORS>(tile, c, step, adds) }
+            }
+            match (tile.high, tile.wide.div_ceil(Self::LANES)) {
+                // SAFETY: the caller's.
+                $($(($rows, $vectors) => unsafe { rows::<$rows, $vectors>(tile, c, step, adds) },)*)*
+                shape => unreachable!("no tiles of {shape:?}"),
+            }
+        }
+
+        $(#[$features])*
+        unsafe fn pack(
+            source: &impl Source,
+            lines: Range<usize>,
+            depths: Range<usize>,
+            width: usize,
+            to: &mut [f32],
+        ) {
             // SAFETY: the caller's.
-            $($(($rows, $vectors) => unsafe { $function::<$rows, $vectors> $arguments },)*)*
-            shape => unreachable!("no tiles of {shape:?}"),
+            unsafe { source::pack::<Self>(source, lines, depths, width, to) }
         }
     };
 }
-use by_shape;
+use compiled;

@@ -1,6 +1,6 @@
 //! Arrays, which compilers make vectors of where they know the processor to have any.
 
-use super::{Blocks, MAX_LANES, Simd, by_shape};
+use super::{Blocks, MAX_LANES, SMALL_BLOCKS, Simd, compiled};
 use crate::product::micro::{self, Tile};
 use crate::product::source::{self, Source};
 use std::array::from_fn;
@@ -12,7 +12,7 @@ impl Simd for Plain {
     type Vector = [f32; 4];
     const LANES: usize = 4;
     const MAX_ROWS: &[usize] = &[1, 6, 4];
-    const BLOCKS: Blocks = super::avx2::Avx2::BLOCKS;
+    const BLOCKS: Blocks = SMALL_BLOCKS;
 
     #[inline]
     unsafe fn splat(value: f32) -> [f32; 4] {
@@ -56,30 +56,8 @@ impl Simd for Plain {
         }
     }
 
-    unsafe fn multiply(tile: &Tile<'_>, c: *mut f32, step: usize, adds: bool) {
-        by_shape! { tile, rows(tile, c, step, adds):
-            1: 1 2; 2: 1 2; 3: 1 2; 4: 1 2;
-            5: 1; 6: 1;
-        }
+    compiled! { Plain:
+        1: 1 2; 2: 1 2; 3: 1 2; 4: 1 2;
+        5: 1; 6: 1;
     }
-    unsafe fn pack(
-        source: &impl Source,
-        lines: Range<usize>,
-        depths: Range<usize>,
-        width: usize,
-        to: &mut [f32],
-    ) {
-        // SAFETY: the caller's.
-        unsafe { source::pack::<Self>(source, lines, depths, width, to) }
-    }
-}
-
-unsafe fn rows<const ROWS: usize, const VECTORS: usize>(
-    tile: &Tile<'_>,
-    c: *mut f32,
-    step: usize,
-    adds: bool,
-) {
-    // SAFETY: the caller's.
-    unsafe { micro::tile::<Plain, ROWS, VECTORS>(tile, c, step, adds) }
 }
