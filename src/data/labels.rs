@@ -100,13 +100,13 @@ impl Labels {
                 return place(Layout::rows(width)).filter(|_| asked || width != 1 || classes.iter().all(few));
             }
         };
-        if one_hot(values, width).is_some() || self.width() == 1 && (asked || width > 1) {
+        if one_hot(values, Layout::rows(width)).is_some() || self.width() == 1 && (asked || width > 1) {
             let whole = self.width() > 1 || all_whole(values, |_| true);
             return place(Layout::rows(width)).filter(|_| whole);
         }
         let shape = &values.shape()[1..];
-        let one_hot = |layout: &Layout| marked(values, *layout).is_some();
-        if let Some(place) = answer.same_layout(shape, options.class_axis, one_hot) {
+        let fits = |&layout: &Layout| one_hot(values, layout).is_some();
+        if let Some(place) = answer.same_layout(shape, options.class_axis, fits) {
             return Some(place);
         }
         let found = answer.layout_for(shape, options.class_axis);
@@ -152,13 +152,7 @@ impl Labels {
     pub fn classes(&self, path: &Path, layout: Layout, options: &DataOptions) -> Result<Classes> {
         let values = match self {
             Labels::Classes(classes) => Tensor::i64(&[classes.len()], classes),
-            Labels::Vectors(values) => match one_hot(values, layout.classes) {
-                Some(classes) if layout.positions() == 1 => Tensor::i64(&[classes.len()], &classes),
-                _ if layout.classes > 1 && self.width() == layout.width() => {
-                    marked(values, layout).unwrap_or_else(|| values.clone())
-                }
-                _ => values.clone(),
-            },
+            Labels::Vectors(values) => one_hot(values, layout).unwrap_or_else(|| values.clone()),
         };
         let rows = self.rows();
         let values = match values.len() == rows * layout.positions() {
@@ -208,30 +202,20 @@ pub(super) fn chunks(values: &Tensor) -> impl Iterator<Item = Tensor> + '_ {
     (0..flat.len()).step_by(ELEMENTS).map(move |at| flat.rows(at..flat.len().min(at + ELEMENTS)))
 }
 
-fn one_hot(values: &Tensor, count: usize) -> Option<Vec<i64>> {
-    let width: usize = values.shape()[1..].iter().product();
-    if width != count || width < 2 {
+/// The class of each position, rows × positions, where each has a one for a single class and zeros for the others.
+fn one_hot(values: &Tensor, layout: Layout) -> Option<Tensor> {
+    let (rows, width) = (values.shape()[0], values.shape()[1..].iter().product::<usize>());
+    if width != layout.width() || layout.classes < 2 {
         return None;
     }
-    let class = |row: usize| {
-        // Row by row: most labels of this width are seen not to be one-hot in the first.
-        let row = values.rows(row..row + 1).to_f64();
-        let at = row.iter().position(|&v| v == 1.0)?;
-        row.iter().enumerate().all(|(i, &v)| i == at || v == 0.0).then_some(at as i64)
-    };
-    (0..values.shape()[0]).map(class).collect()
-}
-
-/// The class of each position, rows × positions, where each has a one for a single class and zeros for the others.
-fn marked(values: &Tensor, layout: Layout) -> Option<Tensor> {
-    let rows = values.shape()[0];
     let mut classes = vec![];
     for row in 0..rows {
+        // Row by row: most labels of this width are seen not to be one-hot in the first.
         let row = values.rows(row..row + 1);
-        let row = row.to_f32();
+        let row = row.to_f64();
         for position in 0..layout.positions() {
-            let mut ones = layout.scores(&row, position).enumerate().filter(|&(_, v)| v != 0.0);
-            match (ones.next(), ones.next()) {
+            let mut marks = layout.scores(&row, position).enumerate().filter(|&(_, v)| v != 0.0);
+            match (marks.next(), marks.next()) {
                 (Some((class, 1.0)), None) => classes.push(class as i32),
                 _ => return None,
             }
@@ -281,7 +265,7 @@ mod tests {
         let marks = Tensor::f32(&[1, 2, 3], &[0.0, 1.0, 0.0, 1.0, 0.0, 0.0]);
         let layout = Layout { before: 2, classes: 3, after: 1 };
         assert_eq!(place(&labels(marks.clone()), &[2, 3]), Some(layout));
-        assert_eq!(marked(&marks, layout).map(|t| t.to_i64().to_vec()), Some(vec![1, 0]));
+        assert_eq!(one_hot(&marks, layout).map(|t| t.to_i64().to_vec()), Some(vec![1, 0]));
         let two = Tensor::f32(&[1, 2, 3], &[0.0, 1.0, 0.0, 1.0, 1.0, 0.0]);
         assert_eq!(place(&labels(two), &[2, 3]), None);
         let softmax = Some(Layout { before: 3, classes: 5, after: 1 });

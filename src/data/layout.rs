@@ -51,7 +51,7 @@ impl Layout {
     }
 
     /// What a row's answer says about one position, class by class.
-    pub fn scores(self, row: &[f32], position: usize) -> impl Iterator<Item = f32> + '_ {
+    pub fn scores<T: Copy>(self, row: &[T], position: usize) -> impl Iterator<Item = T> + '_ {
         let (outer, inner) = (position / self.after, position % self.after);
         row[outer * self.classes * self.after + inner..]
             .iter()
@@ -112,17 +112,27 @@ impl Answer {
             let rest = [&self.shape[..axis], &self.shape[axis + 1..]].concat();
             self.shape[axis] > 1 && long(&rest) == labels
         };
-        let axes: Vec<usize> = (0..self.shape.len()).filter(fits).collect();
-        let usual = if self.shape.len() > 2 { axes.first() } else { axes.last() };
-        let softmax = |axis: &&usize| self.softmax == Some(Layout::along(&self.shape, **axis));
-        let axis = match chosen {
-            Some(chosen) => axes.iter().find(|&&axis| Some(axis) == self.axis(chosen)),
-            None => axes.iter().find(softmax).or(usual),
-        };
-        let axis = *axis?;
-        let sure = chosen.is_some() || axes.iter().any(|axis| softmax(&axis));
-        let other = axes.iter().find(|&&other| other != axis).filter(|_| !sure).map(|other| other + 1);
+        let axes = self.in_order((0..self.shape.len()).filter(fits), chosen);
+        let axis = *axes.first()?;
+        let sure = chosen.is_some() || self.is_softmax(axis);
+        let other = axes.get(1).filter(|_| !sure).map(|other| other + 1);
         Some(Placement { layout: Layout::along(&self.shape, axis), axis: Some(axis + 1), other })
+    }
+
+    /// Whether the softmax runs along an axis.
+    fn is_softmax(&self, axis: usize) -> bool {
+        self.softmax == Some(Layout::along(&self.shape, axis))
+    }
+
+    /// Axes that classes may lie on, the likeliest first; only the `chosen` one, where there is such.
+    fn in_order(&self, axes: impl Iterator<Item = usize>, chosen: Option<i64>) -> Vec<usize> {
+        let mut axes: Vec<usize> = axes.collect();
+        if self.shape.len() <= 2 {
+            axes.reverse();
+        }
+        axes.sort_by_key(|&axis| !self.is_softmax(axis));
+        axes.retain(|&axis| chosen.is_none_or(|chosen| Some(axis) == self.axis(chosen)));
+        axes
     }
 
     /// Where classes lie if each row has labels of the answer's own shape that are one-hot along an axis, of several that
@@ -133,19 +143,13 @@ impl Answer {
         chosen: Option<i64>,
         one_hot: impl Fn(&Layout) -> bool,
     ) -> Option<Placement> {
-        let mut axes: Vec<usize> = (0..self.shape.len()).filter(|&axis| self.shape[axis] > 1).collect();
-        if labels != self.shape || axes.len() < 2 {
+        let long = (0..self.shape.len()).filter(|&axis| self.shape[axis] > 1);
+        if labels != self.shape || long.clone().count() < 2 {
             return None;
         }
-        if self.shape.len() <= 2 {
-            axes.reverse();
-        }
-        axes.sort_by_key(|&axis| self.softmax != Some(Layout::along(&self.shape, axis)));
-        if let Some(chosen) = chosen {
-            axes.retain(|&axis| Some(axis) == self.axis(chosen));
-        }
         let place = |axis| (axis, Layout::along(&self.shape, axis));
-        let (axis, layout) = axes.into_iter().map(place).find(|(_, layout)| one_hot(layout))?;
+        let (axis, layout) =
+            self.in_order(long, chosen).into_iter().map(place).find(|(_, layout)| one_hot(layout))?;
         Some(Placement { layout, axis: Some(axis + 1), other: None })
     }
 

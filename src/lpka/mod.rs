@@ -89,9 +89,13 @@ impl<'a> Origin<'a> {
     fn cells(&self, to: InterfaceId, from: InterfaceId) -> &[usize] {
         self.cells.get(&(to, from)).map_or(&[], Vec::as_slice)
     }
+    /// How many of these each channel has; 1 where it counts as one.
+    fn cell_count(&self, to: InterfaceId, from: InterfaceId) -> usize {
+        self.cells(to, from).iter().product()
+    }
     /// How many source channels a map has, cell by cell where these count.
     fn channels(&self, to: InterfaceId, from: InterfaceId) -> usize {
-        self.side.graph.interface(from).channels * self.cells(to, from).iter().product::<usize>()
+        self.side.graph.interface(from).channels * self.cell_count(to, from)
     }
 }
 

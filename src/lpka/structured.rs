@@ -232,7 +232,7 @@ impl Planner<'_> {
         let rank = self.config.rank.max(1);
         let mut make = |&(to, from): &(InterfaceId, InterfaceId)| {
             let (target, source) = (self.target.graph.interface(to), self.origin.side.graph.interface(from));
-            let cells = self.origin.cells(to, from).iter().product();
+            let cells = self.origin.cell_count(to, from);
             let theirs = codes(&self.origin.side, source, rank).map(|codes| codes.repeated(cells));
             let codes = codes(self.target, target, rank).zip(theirs);
             let choice = self.origin.choice(to, from, target.channels);
@@ -332,7 +332,7 @@ impl Planner<'_> {
     ) -> Option<Block> {
         let cells = self.origin.cells(to.interface, from.interface);
         // What is the same at all positions isn't a matter of one of them.
-        if !cells.is_empty() && (to.positions, from.positions == 1) != (1, false) {
+        if !cells.is_empty() && (to.positions != 1 || from.positions == 1) {
             return None;
         }
         let map = self.map(to.interface, from.interface)?;
@@ -448,7 +448,7 @@ fn start_vectors(
                 let Some(tensor) = source.weights.get(&theirs.name) else { continue };
                 let values = tensor.to_f32();
                 let choice = origin.choice(to, from, interface.channels);
-                let cells = origin.cells(to, from).iter().product::<usize>();
+                let cells = origin.cell_count(to, from);
                 let picked: Vec<f32> = choice.into_iter().map(|i| values[i / cells]).collect();
                 plan.parameters.replace(plan.bases[base].parameter, gate, own, &picked);
                 plan.transfers.push(Transfer {

@@ -7,7 +7,7 @@
 
 use super::network::Network;
 use crate::error::Result;
-use crate::lpka::resample::resampling;
+use crate::lpka::{Cells, resample::resampling};
 use crate::onnx::{Builder, DType, Fact, Facts, Model, Tensor, ValueId};
 use crate::params::{InterfaceId, InterfaceKind, Matrix, Pairing, Reading};
 
@@ -78,10 +78,16 @@ pub struct Alignment {
 }
 
 impl Alignment {
-    /// The grid of the source whose cells count as channels of their own; `[]` where none do.
-    pub fn cells(&self) -> &[usize] {
-        if self.theirs.cells { &self.theirs.grid } else { &[] }
+    /// Channels of the source, cell by cell where these count.
+    pub fn channels(&self) -> usize {
+        self.theirs.shape()[1]
     }
+}
+
+/// Where cells of the source's grids count as channels of their own.
+pub fn cells(alignments: &[Alignment]) -> Cells {
+    let told_apart = alignments.iter().filter(|a| a.theirs.cells);
+    told_apart.map(|a| ((a.target, a.source), a.theirs.grid.clone())).collect()
 }
 
 /// The paired hidden interfaces that can be read in both models, seen on the smaller of their grids; where only the source has one,
@@ -141,7 +147,7 @@ impl<'a> Term<'a> {
     }
     /// Declares the input for the map; returns it.
     pub fn declare_map(&mut self, b: &mut Builder, index: usize) -> ValueId {
-        let shape = [self.alignment.ours.shape()[1], self.alignment.theirs.shape()[1]];
+        let shape = [self.alignment.ours.shape()[1], self.alignment.channels()];
         let map = b.input(&format!("{MAP}{index}"), Fact::new(DType::F32, &shape));
         self.map = Some(map.clone());
         map

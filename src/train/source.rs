@@ -1,6 +1,6 @@
 //! The sources of a run: their networks, how they pair with the target, and what they can do on the data.
 
-use super::align::{Alignment, Show, alignments};
+use super::align::{Alignment, Show, alignments, cells};
 use super::arms::SourceKind;
 use super::batches::{Data, Examples, scaled};
 use super::fitted::{Teaching, Tutor, Unit, choose};
@@ -11,7 +11,7 @@ use super::ranks::Ranks;
 use super::session::Split;
 use super::{Event, Observer, Preset, TrainConfig};
 use crate::error::{Error, Result};
-use crate::lpka::{self, Cells, Choices, Origin, Side};
+use crate::lpka::{self, Choices, Origin, Side};
 use crate::onnx::{Tensor, ValueId};
 use crate::params::{InterfaceId, Pairing, Role, Weight};
 use crate::runtime::{Executor, Value};
@@ -115,17 +115,11 @@ impl Source {
         };
         if !layers.is_empty() && structured && source.guide.is_some() && !itself {
             let Source { network, pairing, .. } = &source;
-            let pairs = (pairing, &source.cells());
+            let pairs = (pairing, &cells(&source.alignments));
             source.tutor = Tutor::open((target, layers), network, pairs, teaches, data, executor)?;
         }
         Ok(source)
     }
-    /// Where cells of its grids count as channels of their own.
-    fn cells(&self) -> Cells {
-        let of = |a: &Alignment| ((a.target, a.source), a.cells().to_vec());
-        self.alignments.iter().map(of).filter(|(_, cells)| !cells.is_empty()).collect()
-    }
-
     /// Whether it can show the target's layers what to make.
     pub fn fits(&self) -> bool {
         self.tutor.is_some()
@@ -164,14 +158,14 @@ impl Source {
         let Some(guide) = &mut self.guide else { return Ok(()) };
         let weights = tensors.map(|tensors| guide.with(&tensors));
         let views = guide.sample(rows, weights.as_deref())?;
-        let (mut choices, cells) = (Choices::new(), self.cells());
+        let mut choices = Choices::new();
         for &(to, from) in &self.pairing.interfaces {
-            let (ours, theirs) =
-                (target.params.interface(to).channels, self.network.params.interface(from).channels);
             let seen = self.alignments.iter().position(|a| (a.target, a.source) == (to, from));
+            let ours = target.params.interface(to).channels;
             let chosen = seen.and_then(|i| choose(views.get(i)?, ours, directions(target, to)));
-            let cells = cells.get(&(to, from)).map_or(1, |grid| grid.iter().product());
-            let chosen = chosen.unwrap_or_else(|| lpka::selection(ours, theirs * cells));
+            let all = || self.network.params.interface(from).channels;
+            let theirs = seen.map_or_else(all, |i| self.alignments[i].channels());
+            let chosen = chosen.unwrap_or_else(|| lpka::selection(ours, theirs));
             // The adapter's shape depends on it.
             choices.insert((to, from), ranks.first_numbers(&chosen));
         }
@@ -248,7 +242,7 @@ impl Source {
     pub fn origin(&self, kind: SourceKind, seed: u64, moved: Option<&Weights>) -> Origin<'_> {
         let mut origin = Origin::new(self.side(kind, seed, moved), &self.pairing);
         origin.choices = self.choices.get(&(kind, seed)).cloned().unwrap_or_default();
-        origin.cells = self.cells();
+        origin.cells = cells(&self.alignments);
         origin.aligned = self.alignments.iter().map(|a| (a.target, a.source)).collect();
         origin
     }

@@ -2,11 +2,11 @@
 
 use super::*;
 use crate::data::{self, DataOptions};
-use crate::lpka::{Cells, selection};
+use crate::lpka::selection;
 use crate::onnx::{Attr, Builder, DType, Dim, Fact, Model};
 use crate::params::{InterfaceId, Pairing};
 use crate::runtime::TractExecutor;
-use crate::train::align::{Alignment, alignments};
+use crate::train::align::{alignments, cells};
 use crate::train::network::Purpose;
 use crate::train::session::Split;
 use std::path::{Path, PathBuf};
@@ -149,8 +149,7 @@ fn taught(path: &Path, source: &Path, layers: usize) -> Result<(usize, usize)> {
         learner.layers.iter().map(|l| target.params.weight(l.weight()).name.as_str()).collect();
     assert_eq!(names.len(), layers, "{names:?}");
     let grids = alignments(&target, &source, &pairing);
-    let of = |a: &Alignment| ((a.target, a.source), a.cells().to_vec());
-    let cells: Cells = grids.iter().map(of).filter(|(_, cells)| !cells.is_empty()).collect();
+    let cells = cells(&grids);
     let pairs = (&pairing, &cells);
     let tutor = Tutor::open((&target, &learner.layers), &source, pairs, true, all, &executor)?;
     let mut tutor = tutor.expect("the same layers correspond");
