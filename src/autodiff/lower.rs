@@ -1,7 +1,8 @@
 //! After differentiation: makes a training graph easy on executors.
 //!
 //! Layers that executors only run with constant parameters are written out in primitives ([`lower`]), and what the
-//! forward pass and the gradient rules both compute is computed once ([`share`]). Knows nothing of gradients.
+//! forward pass and the gradient rules both compute is computed once ([`share`]), and cotangents of slices are put side by
+//! side (`join`). Knows nothing of gradients.
 
 use super::rules;
 use crate::error::Result;
@@ -38,6 +39,7 @@ pub fn lower(graph: Graph, facts: Facts) -> Result<(Graph, Facts)> {
     }
     let (mut graph, facts) = b.finish();
     share(&mut graph);
+    super::join::join(&mut graph, &facts);
     graph.prune();
     Ok((graph, facts))
 }

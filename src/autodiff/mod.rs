@@ -6,6 +6,7 @@
 
 mod bodies;
 pub mod facts;
+mod join;
 pub mod lower;
 pub mod ops;
 pub mod prepare;
