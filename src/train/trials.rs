@@ -59,30 +59,9 @@ impl Contest<'_> {
         let mut contender = self.begin(arm, seed, (steps, rates[0]))?;
         let (start, first) = (contender.fit.mark(), contender.fit.weights());
         let began = self.session.evaluate(&first, Split::Val)?;
-        let mut tried = Tried::default();
-        for rate in rates {
-            if self.stopped || tried.divergence.is_some() {
-                break;
-            }
-            self.attempt(&mut contender, (&start, short, rate), &mut tried, observer)?;
-        }
-        for rate in optimizer.low_rates() {
-            if self.stopped || self.holds(&tried, began) {
-                break;
-            }
-            self.attempt(&mut contender, (&start, short, rate), &mut tried, observer)?;
-        }
-        let mut picked = self.pick(&tried, began);
-        if let Some((rate, _)) = picked.filter(|(rate, _)| self.is_in_doubt(&contender, *rate)) {
-            let mut again = Tried::default();
-            for rate in [rate, rates[rates.len() - 1]] {
-                self.attempt(&mut contender, (&start, LONGER * short, rate), &mut again, observer)?;
-            }
-            if !self.stopped && again.divergence.is_none() {
-                picked = self.pick(&again, f64::NAN).or(picked);
-            }
-            tried.bests.extend(again.bests);
-        }
+        let mut tried = self.try_rates(&mut contender, (&start, short), began, observer)?;
+        let picked =
+            self.second_look(&mut contender, (&start, LONGER * short), &mut tried, began, observer)?;
         match (picked.zip(tried.best(&self.session.metric)), tried.divergence) {
             (Some(((rate, value), best)), _) => {
                 self.again(&mut contender, &start, (steps, rate))?;
@@ -96,6 +75,56 @@ impl Contest<'_> {
             (None, Some(error)) => Err(error),
             (None, None) => self.begin(contender.arm, seed, (steps, rates[0])),
         }
+    }
+
+    /// Short trainings at the usual rates, and at low ones until one [holds](Self::holds).
+    fn try_rates(
+        &mut self,
+        contender: &mut Contender,
+        (start, steps): (&Mark, usize),
+        began: f64,
+        observer: &mut dyn Observer,
+    ) -> Result<Tried> {
+        let optimizer = self.session.config.optimizer;
+        let mut tried = Tried::default();
+        for rate in optimizer.rates() {
+            if self.stopped || tried.divergence.is_some() {
+                break;
+            }
+            self.attempt(contender, (start, steps, rate), &mut tried, observer)?;
+        }
+        for rate in optimizer.low_rates() {
+            if self.stopped || self.holds(&tried, began) {
+                break;
+            }
+            self.attempt(contender, (start, steps, rate), &mut tried, observer)?;
+        }
+        Ok(tried)
+    }
+
+    /// What [`pick`](Self::pick) says of what was tried; where that is [in doubt](Self::is_in_doubt), what it says after longer
+    /// trainings at that rate and at the highest.
+    fn second_look(
+        &mut self,
+        contender: &mut Contender,
+        (start, steps): (&Mark, usize),
+        tried: &mut Tried,
+        began: f64,
+        observer: &mut dyn Observer,
+    ) -> Result<Option<(f64, f64)>> {
+        let picked = self.pick(tried, began);
+        let Some((rate, _)) = picked.filter(|(rate, _)| self.is_in_doubt(contender, *rate)) else {
+            return Ok(picked);
+        };
+        let rates = self.session.config.optimizer.rates();
+        let mut again = Tried::default();
+        for rate in [rate, rates[rates.len() - 1]] {
+            self.attempt(contender, (start, steps, rate), &mut again, observer)?;
+        }
+        let settled = !self.stopped && again.divergence.is_none();
+        let second = if settled { self.pick(&again, f64::NAN) } else { None };
+        tried.bests.extend(again.bests);
+        Ok(second.or(picked))
     }
 
     /// The rate that trials speak for, and what its trial came to.
