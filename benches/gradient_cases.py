@@ -454,13 +454,17 @@ def operators():
 
 def kinks():
     """Where the slope jumps, or a product would be infinity times zero: the answers are PyTorch's."""
-    zero = dict(zero=float_scalar(0))
     here = lambda subject, body, a, exact, constants={}: Case("kink: " + subject, body, dict(a=f32(*a)), dict(constants), exact=dict(a=exact))
     yield here("Relu at 0", "y = Relu(a)", (-1, 0, 2), [0, 0, 1])
     yield here("LeakyRelu at 0", "y = LeakyRelu <alpha = 0.1> (a)", (-1, 0, 2), [0.1, 0.1, 1])
-    yield here("Clip at its bounds", "y = Clip(a, low, high)", (-2, -1, 0, 1, 2), [0, 1, 1, 1, 0], dict(low=float_scalar(-1), high=float_scalar(1)))
+    yield here("Clip at its bounds", "y = Clip(a, low, high)", (-2, -1, 0, 1, 2), [0, 0, 1, 0, 0], dict(low=float_scalar(-1), high=float_scalar(1)))
+    yield here("HardSigmoid at its ends", "y = HardSigmoid <alpha = 0.25> (a)", (-2, 0, 2), [0, 0.25, 0])
+    yield here("HardSwish at its ends", "y = HardSwish(a)", (-3, 0, 3), [0, 0.5, 1])
+    yield here("Elu, Selu, Celu at 0", "e = Elu(a)  s = Selu(a)  c = Celu(a)  p = Add(e, s)  y = Add(p, c)", (0,), [2 + 1.6732632 * 1.050701])
+    yield here("Abs at 0", "y = Abs(a)", (-1, 0, 1), [-1, 0, 1])
     yield here("root of Relu", "r = Relu(a)  y = Sqrt(r)", (-1, 4), [0, 0.25])
-    yield here("Where, infinite slope on the other side", "c = Greater(a, zero)  r = Relu(a)  s = Sqrt(r)  y = Where(c, s, zero)", (-1, 4), [0, 0.25], zero)
+    taken = dict(c=np.array([False, True]), zero=float_scalar(0))
+    yield here("Where, infinite slope on the other side", "r = Abs(a)  s = Sqrt(r)  y = Where(c, s, zero)", (0, 4), [0, 0.25], taken)
     yield here("Softplus, large", "y = Softplus(a)", (-200, 0, 200), [0, 0.5, 1])
     yield here("Elu, large", "y = Elu(a)", (-200, -1, 200), [0, np.exp(-1), 1])
     yield Case("kink: MaxPool, ties in overlapping windows", "y = MaxPool <kernel_shape = [2]> (a)", dict(a=f32(1, 1, 1, 0).reshape(1, 1, 4)),
