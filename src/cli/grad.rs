@@ -224,10 +224,7 @@ fn summary(built: &Built, output: &Path, state: Option<&Path>) -> String {
     };
     let (nodes, sizes) = (built.model.graph.nodes.len(), batch(built));
     match state {
-        None => format!(
-            "{}: the loss and the gradients of {of}, {nodes} nodes, {sizes}\n",
-            output.display()
-        ),
+        None => format!("{}: the loss and the gradients of {of}, {nodes} nodes, {sizes}\n", output.display()),
         Some(state) => format!(
             "{}: a training step of {weights}, {nodes} nodes, {sizes}\n{}: its first state, {} arrays\n",
             output.display(),

@@ -323,13 +323,8 @@ fn unless_idle(c: &mut Context<'_>, runs: &ValueId, scan: Scan, body: Graph) -> 
     };
     let then = branch(c.b, "gradient", &made);
     let other = branch(c.b, "idle", &initial);
-    let made = c.b.op_full(
-        "",
-        "If",
-        &[Some(runs)],
-        &[("then_branch", then), ("else_branch", other)],
-        initial.len(),
-    );
+    let made =
+        c.b.op_full("", "If", &[Some(runs)], &[("then_branch", then), ("else_branch", other)], initial.len());
     for (made, initial) in made.iter().zip(&initial) {
         let fact = c.b.fact(initial).clone();
         c.b.set_fact(made, fact);

@@ -93,7 +93,8 @@ pub const TABLE: &[Row] = &[
             let line = b.add_scalar(&third, 0.5);
             let (zero, one) = (b.scalar_like(x, 0.0), b.scalar_like(x, 1.0));
             let ends = [-3.0, 3.0].map(|end| b.scalar_like(x, end));
-            let (below, above) = (b.op("LessOrEqual", &[x, &ends[0]]), b.op("GreaterOrEqual", &[x, &ends[1]]));
+            let (below, above) =
+                (b.op("LessOrEqual", &[x, &ends[0]]), b.op("GreaterOrEqual", &[x, &ends[1]]));
             let capped = b.where_(&above, &one, &line);
             b.where_(&below, &zero, &capped)
         })

@@ -182,7 +182,8 @@ pub fn finish(graph: Graph, facts: &mut Facts, moving: Moving, plan: &Plan) -> (
 
 /// An input in the type that the working graph computes in: what half-precision ones are cast to, before anything reads them.
 fn in_float32(graph: &Graph, input: &ValueId) -> ValueId {
-    let half = graph.inputs.iter().any(|i| i.id == *input && matches!(i.dtype, Some(DType::F16 | DType::BF16)));
+    let half =
+        graph.inputs.iter().any(|i| i.id == *input && matches!(i.dtype, Some(DType::F16 | DType::BF16)));
     let cast = graph.nodes.iter().find(|n| half && n.is("Cast") && n.input(0) == Some(input));
     cast.and_then(|n| n.output(0)).unwrap_or(input).clone()
 }

@@ -335,9 +335,13 @@ fn an_input_has_a_gradient_where_a_pattern_names_it() {
         crate::onnx::save(&Model::new(b.finish().0, crate::onnx::WORKING_OPSET), &path).unwrap();
         let file = crate::onnx::read(&path).unwrap();
         let wrt = |names: &[&str]| names.iter().map(|n| n.to_string()).collect::<Vec<_>>();
-        let asked = Request { wrt: wrt(&["x", "un*"]), loss: LossKind::Sum, batch: None, ..request(Form::Gradients) };
+        let asked =
+            Request { wrt: wrt(&["x", "un*"]), loss: LossKind::Sum, batch: None, ..request(Form::Gradients) };
         let built = build(&file, &asked, &executor).unwrap();
-        assert_eq!((built.weights.len(), &built.inputs[..], &built.idle[..]), (0, &["x".into()][..], &["unread".into()][..]));
+        assert_eq!(
+            (built.weights.len(), &built.inputs[..], &built.idle[..]),
+            (0, &["x".into()][..], &["unread".into()][..])
+        );
         assert_eq!(built.open, ["batch"]);
         let x = [1.0, -2.0, 0.5, 3.0, 0.0, 1.0, 1.0, -1.0];
         let feeds = built.model.graph.required_inputs().map(|_| Tensor::from_f64(dtype, &[2, 4], &x));
@@ -368,7 +372,8 @@ fn a_quantised_weight_gets_its_gradient_straight_through_however_few_elements_it
     let mut b = Builder::new("quantised");
     let x = b.input("x", Fact::new(DType::F32, &[1, 3]));
     let w = b.initializer("w", Tensor::f32(&[3], &[0.44, -20.0, 3.0]));
-    let (scale, zero) = (b.constant(Tensor::scalar(DType::F32, 0.1)), b.constant(Tensor::scalar(DType::I8, 0.0)));
+    let (scale, zero) =
+        (b.constant(Tensor::scalar(DType::F32, 0.1)), b.constant(Tensor::scalar(DType::I8, 0.0)));
     let q = b.op_full("", "QuantizeLinear", &[Some(&w), Some(&scale), Some(&zero)], &[], 1).remove(0);
     b.set_fact(&q, Fact::new(DType::I8, &[3]));
     let rounded = b.op_full("", "DequantizeLinear", &[Some(&q), Some(&scale), Some(&zero)], &[], 1).remove(0);
