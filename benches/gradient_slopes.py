@@ -48,7 +48,9 @@ def worst(path, size):
     if loss != float(whole.run([loss_name], feeds)[0]):
         return None
     norms = {n.removesuffix(".grad"): float(np.linalg.norm(np.float64(g))) for n, g in found.items() if n.endswith(".grad")}
-    norms = {n: v for n, v in norms.items() if n in given and np.isfinite(v) and v > 0}
+    # Equal tensors are stored once, such as states that are all zero: one can't be moved without the others.
+    alone = {n for n, t in given.items() if t.dims and np.ptp(numpy_helper.to_array(t)) > 0}
+    norms = {n: v for n, v in norms.items() if n in alone and np.isfinite(v) and v > 0}
     chosen = sorted(norms, key=norms.get)[-WEIGHTS:] + list(rng.permutation(sorted(norms))[:WEIGHTS])
     for name in dict.fromkeys(chosen):
         model.graph.input.append(onnx.helper.make_tensor_value_info(name, given[name].data_type, given[name].dims))
