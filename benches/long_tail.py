@@ -3,6 +3,7 @@
     python benches/long_tail.py FOLDER|FILE…               # prints a table in Markdown, totals below
     python benches/long_tail.py --light                    # with the light models that come with the package onnx
     python benches/long_tail.py FOLDER --only mnist        # files whose name has this in it
+    python benches/long_tail.py FOLDER --slopes            # gradients against the slope of their loss, too
 
 Needs numpy, onnx and onnxruntime, and this program built (`--program` names it). Each command is a process of its own that gets
 `--seconds` of time and `--gigabytes` of address space. Training rows are made: random numbers in each input's shape (open sizes
@@ -12,6 +13,9 @@ else values near what the model answers.
 *ok* is the exit code for success, with the file that was asked for. *refused* is exit code 3 or 5 with an error, a hint and no
 output. All else is FAIL: panics (also those of executors, which the program catches), signals, the limits, a refusal without
 a hint, other exit codes. Exit code 1 where anything failed.
+
+With `--slopes` a column says how far the gradients are from the slopes of their own loss (`gradient_slopes.py`): the relative
+difference for the worst of a few weights.
 """
 import argparse
 import collections
@@ -19,6 +23,7 @@ import concurrent.futures
 import concurrent.futures.process
 import glob
 import json
+import multiprocessing
 import os
 import pathlib
 import re
@@ -31,6 +36,8 @@ import time
 import numpy as np
 import onnx
 import onnxruntime
+
+import gradient_slopes
 
 ROOT = pathlib.Path(__file__).parent.parent
 ROWS = 4
@@ -131,7 +138,8 @@ def tried(path):
 
 
 def rows(path, facts, folder):
-    """Writes training rows that fit the model; returns the file and what the labels are to be used for."""
+    """Writes training rows that fit the model; returns the file, what the labels are to be used for, and the size of
+    open dimensions."""
     rng = np.random.default_rng(0)
     try:
         # In a process of its own: some models end ONNX Runtime's.
@@ -150,7 +158,7 @@ def rows(path, facts, folder):
         labels = answer + 0.1 * rng.standard_normal((count, *answer.shape)).astype("float32")
     data = folder / "rows.npz"
     np.savez(data, label=labels, **arrays)
-    return data, task
+    return data, task, size
 
 
 def commands(model, data, task, folder):
@@ -181,6 +189,26 @@ def run(name, words, out, args):
     except subprocess.TimeoutExpired:
         return "FAIL", f"more than {args.seconds:.0f} s", b""
     return *judged(name, done, out), done.stdout
+
+
+def slope(graph, size, seconds):
+    """For a cell: the largest difference of slope and gradient, and the weight. In a process of its own, which may take its time."""
+    out = multiprocessing.SimpleQueue()
+
+    def measure():
+        try:
+            found = gradient_slopes.worst(graph, size)
+            out.put(f"{found[0]:.0e} {found[1]}" if found else "nothing to see")
+        except Exception as e:
+            out.put(f"not run: {type(e).__name__}")
+
+    process = multiprocessing.Process(target=measure)
+    process.start()
+    process.join(seconds)
+    if process.is_alive() or process.exitcode:
+        process.kill()
+        return "not run"
+    return out.get()
 
 
 def judged(name, done, out):
@@ -217,6 +245,7 @@ def main():
     parser.add_argument("--light", action="store_true")
     parser.add_argument("--only", default="")
     parser.add_argument("--program", default=str(ROOT / "target/release/onnx-merge"))
+    parser.add_argument("--slopes", action="store_true")
     parser.add_argument("--executor", default="")
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--gigabytes", type=float, default=8)
@@ -227,12 +256,13 @@ def main():
     paths = files(args.paths + (light() if args.light else []), args.only)
     if not paths:
         parser.error("no model is there")
-    print("| file | nodes | weights | inspect | grad | tune | seconds |\n|---|---|---|---|---|---|---|", flush=True)
+    heads = ["file", "nodes", "weights", *DONE, *(["slopes"] if args.slopes else []), "seconds"]
+    print("| " + " | ".join(heads) + " |\n|" + "---|" * len(heads), flush=True)
     totals = collections.defaultdict(collections.Counter)
     for path in paths:
         with tempfile.TemporaryDirectory() as folder:
             folder, facts, cells, begun = pathlib.Path(folder), Facts(path), [], time.time()
-            data, task = rows(path, facts, folder)
+            data, task, size = rows(path, facts, folder)
             weights = "?"
             for name, (words, out) in commands(path, data, task, folder).items():
                 verdict, reason, said = run(name, words, out, args)
@@ -240,10 +270,13 @@ def main():
                     weights = json.loads(said)["totals"]["parameters"]
                 totals[name][verdict] += 1
                 cells.append(f"{verdict}: {short(reason, path, folder)}" if reason else verdict)
+            if args.slopes:
+                graph = folder / "grad.onnx"
+                cells.append(slope(graph, size, args.seconds) if graph.exists() else "")
             line = [path.name, facts.nodes, weights, *cells, f"{time.time() - begun:.1f}"]
         print("| " + " | ".join(map(str, line)) + " |", flush=True)
     sums = [", ".join(f"{n} {v}" for v, n in sorted(totals[name].items(), key=lambda x: x[0].lower())) for name in DONE]
-    print(f"| **{len(paths)} files** | | | " + " | ".join(sums) + " | |")
+    print(f"| **{len(paths)} files** | | | " + " | ".join(sums) + (" | |" if args.slopes else "") + " | |")
     sys.exit(any(totals[name]["FAIL"] for name in DONE))
 
 

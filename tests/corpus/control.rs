@@ -204,6 +204,25 @@ fn a_loop_that_ends_early_has_the_gradient_of_what_it_ran() {
 }
 
 #[test]
+fn a_loop_that_may_not_run_has_the_gradient_of_what_it_starts_with() {
+    for trips in [0, 3] {
+        let mut model = recurrence(Some(trips), 100.0);
+        let limit = model.graph.initializers.shift_remove(&id("trips")).unwrap().cast(DType::F64);
+        model.graph.initializers.insert(id("number"), limit);
+        model.graph.initializers.insert(id("zero"), Tensor::f64(&[], &[0.0]));
+        // Known at run time only.
+        let counted = vec![
+            node("sum = ReduceSum h0 all").with("keepdims", 0i64),
+            node("nothing = Mul sum zero"),
+            node("real = Add nothing number"),
+            node("trips = Cast real").with("to", 7i64),
+        ];
+        model.graph.nodes.splice(0..0, counted);
+        check(&model, 2);
+    }
+}
+
+#[test]
 fn scans_go_both_ways_along_any_axis() {
     check(&scan(1), 4);
     // tract wants the slices' shapes declared where an axis counts from the end.

@@ -89,10 +89,11 @@ fn zeros_and_ties_poison_nothing() {
         b.op_with("LpNormalization", &[&x[0]], &[("axis", Attr::Int(0))])
     });
     check("ReduceMin", &[2.0, 2.0, 3.0], &[0.5, 0.5, 0.0], |b, x| b.reduce("ReduceMin", &x[0], &[0], true));
-    check("Clip at its bounds", &[-1.0, 0.0, 1.0], &[1.0, 1.0, 1.0], |b, x| {
+    check("Clip at its bounds", &[-1.0, 0.0, 1.0], &[0.0, 1.0, 0.0], |b, x| {
         let (low, high) = (b.scalar_like(&x[0], -1.0), b.scalar_like(&x[0], 1.0));
         b.op("Clip", &[&x[0], &low, &high])
     });
+    check("HardSwish at its ends", &[-3.0, 0.0, 3.0], &[0.0, 0.5, 1.0], |b, x| b.op("HardSwish", &[&x[0]]));
     check("Abs", &[0.0], &[0.0], |b, x| b.op("Abs", &[&x[0]]));
     check("Relu", &[0.0], &[0.0], |b, x| b.op("Relu", &[&x[0]]));
     check("CumProd", &[2.0, 0.0, 3.0], &[1.0, 8.0, 0.0], |b, x| {

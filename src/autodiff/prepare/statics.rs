@@ -48,7 +48,10 @@ impl Statics {
         let varying_input = reads.iter().any(|r| self.varying.contains(r));
         let live = match asks_shape {
             true => varying_input,
-            false => varying_input || is_random(node) || reads.iter().any(|r| self.live.contains(r)),
+            false => {
+                let of_live = reads.iter().any(|r| self.live.contains(r));
+                varying_input || is_random(node) || is_quantising(node) || of_live
+            }
         };
         let shape_from_data =
             shape_inputs(node).iter().any(|&i| node.input(i).is_some_and(|r| self.live.contains(r)));
@@ -80,6 +83,11 @@ pub fn random_node(graph: &Graph) -> Option<&Node> {
 
 fn is_random(node: &Node) -> bool {
     node.op.starts_with("Random") || matches!(node.op.as_str(), "Bernoulli" | "Multinomial" | "Dropout")
+}
+
+/// A node that rounds data or weights, however few: they are no scales, and a gradient goes straight through.
+fn is_quantising(node: &Node) -> bool {
+    matches!(node.op.as_str(), "QuantizeLinear" | "DynamicQuantizeLinear")
 }
 
 /// Operators whose outputs' shapes depend on the values of their inputs as a whole.

@@ -167,7 +167,8 @@ impl Tracer<'_> {
         node.inputs[i] = Some(id);
         self.out.nodes.push(node);
     }
-    /// Repeats the first row of a value without batch along `axis`: cell states, class tokens.
+    /// Repeats the row of a value without batch along `axis`: cell states, class tokens. Where the file has it several times over,
+    /// it is their mean, so that all of them get the gradient and stay alike.
     fn widen(&mut self, id: &ValueId, axis: usize) -> Result<ValueId, String> {
         let shape = self.shape(Some(id))?;
         if shape.get(axis) != Some(&self.from) {
@@ -177,8 +178,14 @@ impl Tracer<'_> {
         let mut source = id.clone();
         if self.from > 1 {
             source = self.fresh(&format!("{id}/row"));
-            let bounds = [[0], [1], [axis as i64]].map(|v| self.constant(&anchor, "bound", &v));
-            self.out.nodes.push(Node::new("Slice", &[id, &bounds[0], &bounds[1], &bounds[2]], &[&source]));
+            let along = self.constant(&anchor, "axis", &[axis as i64]);
+            let node = if self.facts.get(id).is_some_and(|f| f.dtype.is_float()) {
+                Node::new("ReduceMean", &[id, &along], &[&source])
+            } else {
+                let bounds = [[0], [1]].map(|v| self.constant(&anchor, "bound", &v));
+                Node::new("Slice", &[id, &bounds[0], &bounds[1], &along], &[&source])
+            };
+            self.out.nodes.push(node);
         }
         let dims = self.lifted(&shape, axis);
         let (dims, wide) = (self.constant(&anchor, "rows", &dims), self.fresh(&format!("{id}/wide")));

@@ -275,7 +275,10 @@ fn looped(c: &mut Context<'_>) -> Cotangents {
         Slices { backwards: !slices.backwards, ..slices }
     });
     let results: Vec<Slices> = results.collect();
-    let made = scan.finish(c.b, c.node, body, &results)?;
+    let made = match may_not_run(c) {
+        Some(runs) => unless_idle(c, &runs, scan, body)?,
+        None => scan.finish(c.b, c.node, body, &results)?,
+    };
     // Back to the node's inputs.
     let mut cotangents = vec![None; c.node.inputs.len()];
     for (&i, made) in states.iter().zip(&made) {
@@ -288,6 +291,45 @@ fn looped(c: &mut Context<'_>) -> Cotangents {
         cotangents[wiring.before + wiring.states + i] = Some(made.clone());
     }
     Ok(cotangents)
+}
+
+/// Whether a `Loop` runs at all, where that is known at run time only: its limit is above 0 and its first condition holds.
+fn may_not_run(c: &mut Context<'_>) -> Option<ValueId> {
+    if !c.node.is("Loop") {
+        return None;
+    }
+    let settled = |id: &ValueId| c.b.constant_value(id).is_some_and(|v| v.to_f64().iter().all(|&v| v > 0.0));
+    let open = |i: usize| c.node.input(i).filter(|id| !settled(id)).cloned();
+    let (limit, condition) = (open(0), open(1));
+    let within = limit.map(|limit| {
+        let none = c.b.constant(Tensor::i64(&[], &[0]));
+        c.b.op("Greater", &[&limit, &none])
+    });
+    match (within, condition) {
+        (Some(within), Some(condition)) => Some(c.b.op("And", &[&within, &condition])),
+        (within, condition) => within.or(condition),
+    }
+}
+
+/// The backward pass of a loop that may not run: cotangents of its states are then those of what they started as. Runtimes
+/// refuse a `Scan` over nothing.
+fn unless_idle(c: &mut Context<'_>, runs: &ValueId, scan: Scan, body: Graph) -> Result<Vec<ValueId>> {
+    let initial = scan.initial().to_vec();
+    let start = c.b.graph().nodes.len();
+    let made = scan.finish(c.b, c.node, body, &[])?;
+    let branch = |b: &mut Builder, name: &str, values: &[ValueId]| {
+        let outputs: Vec<ValueId> = values.iter().map(|value| b.op("Identity", &[value])).collect();
+        Attr::Graph(Box::new(cut(b, start, name, &[], &outputs)))
+    };
+    let then = branch(c.b, "gradient", &made);
+    let other = branch(c.b, "idle", &initial);
+    let made =
+        c.b.op_full("", "If", &[Some(runs)], &[("then_branch", then), ("else_branch", other)], initial.len());
+    for (made, initial) in made.iter().zip(&initial) {
+        let fact = c.b.fact(initial).clone();
+        c.b.set_fact(made, fact);
+    }
+    Ok(made)
 }
 
 /// Makes the node put out what its body was given in each iteration: the number of the iteration and the states.

@@ -92,7 +92,9 @@ pub const TABLE: &[Row] = &[
             let third = b.mul_scalar(x, 1.0 / 3.0);
             let line = b.add_scalar(&third, 0.5);
             let (zero, one) = (b.scalar_like(x, 0.0), b.scalar_like(x, 1.0));
-            let (below, above) = (less(b, x, -3.0), greater(b, x, 3.0));
+            let ends = [-3.0, 3.0].map(|end| b.scalar_like(x, end));
+            let (below, above) =
+                (b.op("LessOrEqual", &[x, &ends[0]]), b.op("GreaterOrEqual", &[x, &ends[1]]));
             let capped = b.where_(&above, &one, &line);
             b.where_(&below, &zero, &capped)
         })
@@ -209,8 +211,8 @@ fn exponential_tail(b: &mut Builder, x: &ValueId, width: f64, left: f64, right: 
     b.where_(&positive, &right, &tail)
 }
 
-/// y = min(max(x, low), high). Where `high` cuts, it gets g; else where `low` cuts, it does; else x.
-/// On a bound itself x gets g.
+/// y = min(max(x, low), high). Where `high` cuts, it gets g; else where `low` cuts, it does; else x. On a bound itself the bound
+/// gets g, as in PyTorch, so that ReLU6 passes nothing at 0.
 fn clip(c: &mut Context<'_>) -> Cotangents {
     let (g, x) = (c.cotangent()?, c.input(0)?);
     let (low, high) = (c.optional(1), c.optional(2));
@@ -221,7 +223,7 @@ fn clip(c: &mut Context<'_>) -> Cotangents {
     let mut rest = g;
     let mut parts = vec![None, None, None];
     // Masks are compared with the untouched side, so that NaN goes the way of x.
-    for (i, bound, op, value) in [(2, high, "Greater", &raised), (1, low, "Less", &x)] {
+    for (i, bound, op, value) in [(2, high, "GreaterOrEqual", &raised), (1, low, "LessOrEqual", &x)] {
         let Some(bound) = bound else { continue };
         let cut = c.b.op(op, &[value, &bound]);
         if c.wants(i) {

@@ -59,6 +59,10 @@ impl Scan {
         self.slices.push(slice.clone());
         slice
     }
+    /// What is carried into the first iteration.
+    pub fn initial(&self) -> &[ValueId] {
+        &self.initial
+    }
     pub fn body_inputs(&self) -> Vec<ValueId> {
         [&self.carried[..], &self.slices].concat()
     }

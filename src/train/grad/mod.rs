@@ -28,6 +28,7 @@ use optimizer::{Optimizer, Slot};
 use sizes::{Symbol, Working, baked_batch, feeds, sized, symbols};
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
+use weights::Targets;
 
 /// What is differentiated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,7 +44,7 @@ pub enum LossKind {
 /// What the graph gives.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Form {
-    /// `loss` and `NAME.grad`, the weights kept as constants.
+    /// `loss` and `NAME.grad` of weights and inputs, the weights kept as constants.
     Gradients,
     /// `loss` and the next state: weights, moments and counter are inputs.
     Step(Optimizer),
@@ -51,7 +52,7 @@ pub enum Form {
 
 /// What to build.
 pub struct Request {
-    /// Globs over weights' names; none means all that training changes.
+    /// Globs over names of weights, and of inputs for [`Form::Gradients`]; none means all that training changes.
     pub wrt: Vec<String>,
     pub loss: LossKind,
     pub form: Form,
@@ -76,7 +77,9 @@ pub struct Built {
     pub state: Vec<(String, Tensor)>,
     /// The weights that have a gradient or are moved.
     pub weights: Vec<ValueId>,
-    /// Of the weights asked for, those that the loss doesn't depend on.
+    /// The inputs that have a gradient.
+    pub inputs: Vec<ValueId>,
+    /// Of the weights and inputs asked for, those that the loss doesn't depend on.
     pub idle: Vec<ValueId>,
     /// Where the classes of cross-entropy lie, if there is a label for each position of a row.
     pub classes: Option<ClassAxis>,
@@ -369,7 +372,12 @@ impl Job<'_> {
             whole.graph.initializers.entry(id.clone()).or_insert_with(|| tensor.clone());
         }
         let used = [&self.model.graph, &working.model.graph];
-        let weights = weights::select(&whole, &used, &working.facts, &self.request.wrt, &self.file.path)?;
+        let Targets { weights, inputs } =
+            weights::select(&whole, &used, &working.facts, &self.request.wrt, &self.file.path)?;
+        if let (Form::Step(_), Some(input)) = (&self.request.form, inputs.first()) {
+            return Err(Error::usage(format!("--wrt: '{input}' is an input, and a step changes weights"))
+                .hint("--gradients-only gives the gradient of an input"));
+        }
         Ok(Plan {
             loss: self.request.loss,
             form: self.request.form,
@@ -378,6 +386,7 @@ impl Job<'_> {
             class_axis: self.request.class_axis,
             ignored: self.request.ignored,
             weights,
+            inputs,
             train_bn: self.request.train_bn,
         })
     }
@@ -406,6 +415,7 @@ impl Job<'_> {
             model,
             state: state.into_iter().map(|s| (s.name, s.initial)).collect(),
             weights: plan.weights.iter().map(|w| w.name.clone()).filter(moved).collect(),
+            inputs: plan.inputs.iter().filter(|i| moved(i)).cloned().collect(),
             idle,
             classes,
             open,

@@ -13,7 +13,7 @@ pub struct Names {
     pub step: String,
 }
 
-/// Endings of names that belong to a weight.
+/// Endings of names that belong to a weight, the first to an input, too.
 pub const GRADIENT: &str = "grad";
 pub const NEXT: &str = "next";
 pub const FIRST_MOMENT: &str = "m";
@@ -44,6 +44,7 @@ impl Names {
             reserved.extend(endings.iter().map(ValueId::new));
             reserved.extend(endings[2..].iter().map(|e| ValueId::new(format!("{e}.{NEXT}"))));
         }
+        reserved.extend(graph.inputs.iter().map(|input| ValueId::new(format!("{}.{GRADIENT}", input.id))));
         let inside = graph.nodes.iter().flat_map(|n| n.outputs.iter().flatten());
         let renamed: HashMap<ValueId, ValueId> = inside
             .filter(|id| reserved.contains(*id))

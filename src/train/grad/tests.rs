@@ -3,7 +3,7 @@
 use super::optimizer::{Optimizer, Rule};
 use super::*;
 use crate::lpka;
-use crate::onnx::Builder;
+use crate::onnx::{Builder, DType};
 use crate::runtime::{Runner, State, StepProgram, TractExecutor};
 use crate::train::TrainConfig;
 use crate::train::model_step::{LABELS, Objective};
@@ -232,7 +232,7 @@ fn a_recurrent_layer_stays_open_in_time_and_batch() {
 /// The derivative of this model is 1e-8 times its input, which is nothing in half precision.
 #[test]
 fn a_half_precision_model_with_gradients_below_what_half_precision_holds_is_trained() {
-    use crate::onnx::{Builder, DType, ValueInfo};
+    use crate::onnx::ValueInfo;
     let half = |v: f64| Tensor::scalar(DType::F16, v);
     assert_eq!(half(1e-8).to_f64(), [0.0], "the test would show nothing");
     let mut b = Builder::new("faint");
@@ -313,4 +313,104 @@ fn one_number_for_each_label_tells_two_classes_apart() {
             assert!((loss - expected).abs() < 1e-6, "{shape:?}, {sigmoid}: {loss}, {expected}");
         }
     }
+}
+
+/// Its gradient is `2 · w ⊙ (w x)` for the sum of squares, at any number of rows, and in float32 where the input is in half
+/// precision.
+#[test]
+fn an_input_has_a_gradient_where_a_pattern_names_it() {
+    let executor = TractExecutor::new(1).unwrap();
+    let weights = [0.5, -1.0, 2.0, 0.25];
+    for dtype in [DType::F32, DType::F16] {
+        let mut b = Builder::new("squares");
+        let x = b.input("x", Fact::new(dtype, &[1, 4]));
+        let w = b.initializer("w", Tensor::from_f64(dtype, &[4], &weights));
+        let unread = b.input("unread", Fact::new(dtype, &[1, 4]));
+        let scaled = b.mul(&x, &w);
+        let square = b.mul(&scaled, &scaled);
+        b.output_as("y", &square);
+        drop(unread);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("squares.onnx");
+        crate::onnx::save(&Model::new(b.finish().0, crate::onnx::WORKING_OPSET), &path).unwrap();
+        let file = crate::onnx::read(&path).unwrap();
+        let wrt = |names: &[&str]| names.iter().map(|n| n.to_string()).collect::<Vec<_>>();
+        let asked =
+            Request { wrt: wrt(&["x", "un*"]), loss: LossKind::Sum, batch: None, ..request(Form::Gradients) };
+        let built = build(&file, &asked, &executor).unwrap();
+        assert_eq!(
+            (built.weights.len(), &built.inputs[..], &built.idle[..]),
+            (0, &["x".into()][..], &["unread".into()][..])
+        );
+        assert_eq!(built.open, ["batch"]);
+        let x = [1.0, -2.0, 0.5, 3.0, 0.0, 1.0, 1.0, -1.0];
+        let feeds = built.model.graph.required_inputs().map(|_| Tensor::from_f64(dtype, &[2, 4], &x));
+        let feeds: Vec<Value> = feeds.map(Value::host).collect();
+        let facts = built.model.graph.required_inputs().map(|i| (i.id.clone(), Fact::new(dtype, &[2, 4])));
+        let outputs = executor.compile(&built.model, &facts.collect()).unwrap().run(&feeds).unwrap();
+        let names: Vec<&str> = built.model.graph.outputs.iter().map(|o| o.id.as_str()).collect();
+        assert_eq!(names, ["loss", "x.grad", "unread.grad"]);
+        let found: Vec<Tensor> = outputs[1..].iter().map(|o| o.to_host().unwrap()).collect();
+        assert!(found.iter().all(|g| g.dtype() == DType::F32 && g.shape() == [2, 4]), "{found:?}");
+        let exact: Vec<f64> = x.iter().zip(weights.iter().cycle()).map(|(x, w)| 2.0 * w * w * x).collect();
+        assert_eq!((found[0].to_f64(), found[1].to_f64()), (exact, vec![0.0; 8]));
+        // Without a name none is meant, and a step has no use for one.
+        let all = Request { wrt: wrt(&["*"]), loss: LossKind::Sum, batch: None, ..request(Form::Gradients) };
+        assert!(build(&file, &all, &executor).unwrap().inputs.is_empty());
+        let rule = Rule::Momentum { momentum: 0.9 };
+        let form = Form::Step(Optimizer { rule, weight_decay: 0.0, clip: 0.0 });
+        let step = Request { wrt: wrt(&["x"]), loss: LossKind::Sum, batch: None, ..request(form) };
+        let error = build(&file, &step, &executor).err().unwrap();
+        assert_eq!((error.exit_code(), error.to_string().contains("'x' is an input")), (2, true), "{error}");
+    }
+}
+
+/// `y = x ⊙ q(w)` with steps of 0.1 up to ±12.8: the gradient is x, and 0 where the weight lies outside.
+#[test]
+fn a_quantised_weight_gets_its_gradient_straight_through_however_few_elements_it_has() {
+    let executor = TractExecutor::new(1).unwrap();
+    let mut b = Builder::new("quantised");
+    let x = b.input("x", Fact::new(DType::F32, &[1, 3]));
+    let w = b.initializer("w", Tensor::f32(&[3], &[0.44, -20.0, 3.0]));
+    let (scale, zero) =
+        (b.constant(Tensor::scalar(DType::F32, 0.1)), b.constant(Tensor::scalar(DType::I8, 0.0)));
+    let q = b.op_full("", "QuantizeLinear", &[Some(&w), Some(&scale), Some(&zero)], &[], 1).remove(0);
+    b.set_fact(&q, Fact::new(DType::I8, &[3]));
+    let rounded = b.op_full("", "DequantizeLinear", &[Some(&q), Some(&scale), Some(&zero)], &[], 1).remove(0);
+    b.set_fact(&rounded, Fact::new(DType::F32, &[3]));
+    let y = b.mul(&x, &rounded);
+    b.output_as("y", &y);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("quantised.onnx");
+    crate::onnx::save(&Model::new(b.finish().0, crate::onnx::WORKING_OPSET), &path).unwrap();
+    let asked = Request { loss: LossKind::Sum, batch: Some(1), ..request(Form::Gradients) };
+    let built = build(&crate::onnx::read(&path).unwrap(), &asked, &executor).unwrap();
+    assert_eq!((&built.weights[..], built.idle.len()), (&["w".into()][..], 0));
+    let facts = [(ValueId::new("x"), Fact::new(DType::F32, &[1, 3]))].into();
+    let fed = [Value::host(Tensor::f32(&[1, 3], &[1.0, 2.0, 4.0]))];
+    let outputs = executor.compile(&built.model, &facts).unwrap().run(&fed).unwrap();
+    assert_eq!(outputs[1].to_host().unwrap().to_f64(), [1.0, 0.0, 4.0]);
+}
+
+/// A class token that an export has stored for each of its two rows: for three rows Σ(t²) is 3 t², and both copies get half of
+/// its slope, so that they stay alike.
+#[test]
+fn a_constant_that_is_stored_once_a_row_stays_the_same_for_all() {
+    let executor = TractExecutor::new(1).unwrap();
+    let mut b = Builder::new("token");
+    let x = b.input("x", Fact::new(DType::F32, &[2, 2, 3]));
+    let token = b.initializer("token", Tensor::f32(&[2, 1, 3], &[1.0, -2.0, 0.5, 1.0, -2.0, 0.5]));
+    let joined = b.concat(&[&token, &x], 1);
+    let square = b.mul(&joined, &joined);
+    b.output_as("y", &square);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("token.onnx");
+    crate::onnx::save(&Model::new(b.finish().0, crate::onnx::WORKING_OPSET), &path).unwrap();
+    let asked = Request { loss: LossKind::Sum, batch: None, ..request(Form::Gradients) };
+    let built = build(&crate::onnx::read(&path).unwrap(), &asked, &executor).unwrap();
+    assert_eq!(built.open, ["batch"]);
+    let facts = [(ValueId::new("x"), Fact::new(DType::F32, &[3, 2, 3]))].into();
+    let fed = [Value::host(Tensor::f32(&[3, 2, 3], &[0.0; 18]))];
+    let outputs = executor.compile(&built.model, &facts).unwrap().run(&fed).unwrap();
+    assert_eq!(outputs[1].to_host().unwrap().to_f64(), [3.0, -6.0, 1.5, 3.0, -6.0, 1.5]);
 }

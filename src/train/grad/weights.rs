@@ -3,7 +3,7 @@
 //! Knows graphs and the parameter graph's roles. Look at [`select`].
 
 use crate::error::{Error, Result};
-use crate::onnx::{Facts, Graph, Model, Node, Tensor, ValueId};
+use crate::onnx::{DType, Facts, Graph, Model, Node, Tensor, ValueId};
 use crate::params::{ParamGraph, Role};
 use crate::patterns::Patterns;
 use std::collections::{HashMap, HashSet};
@@ -34,11 +34,19 @@ pub struct Chosen {
     pub decays: bool,
 }
 
-/// The weights that `patterns` name (globs; none means `*`), in the order in which the file has them.
+/// What to differentiate with respect to, in the order in which the file has it.
+#[derive(Default)]
+pub struct Targets {
+    pub weights: Vec<Chosen>,
+    /// Inputs of the graph that hold real numbers.
+    pub inputs: Vec<ValueId>,
+}
+
+/// What `patterns` name (globs; none means `*`).
 ///
 /// A pattern picks from what training changes: real numbers that are no running statistics, bounds or scalars of a
-/// formula. One that names nothing of these may name any other float tensor of the file. `used` are the graphs that
-/// show what the tensors are used for.
+/// formula. One that names nothing of these may name any other float tensor of the file, else inputs; `*` never does.
+/// `used` are the graphs that show what the tensors are used for.
 ///
 /// # Errors
 /// [`Error::Usage`] for a pattern that names nothing, [`Error::Model`] for a model without float weights.
@@ -48,7 +56,7 @@ pub fn select(
     facts: &Facts,
     patterns: &[String],
     path: &Path,
-) -> Result<Vec<Chosen>> {
+) -> Result<Targets> {
     let params = ParamGraph::extract(model, facts)?;
     let roles: HashMap<&ValueId, Role> = params.weights.iter().map(|w| (&w.name, w.role)).collect();
     let graph = &model.graph;
@@ -63,6 +71,8 @@ pub fn select(
     };
     let everything = ["*".to_owned()];
     let patterns = if patterns.is_empty() { &everything } else { patterns };
+    let inputs = graph.required_inputs().filter(|i| i.dtype.is_some_and(DType::is_float)).map(|i| &i.id);
+    let inputs: Vec<&ValueId> = inputs.collect();
     let mut picked: HashSet<&ValueId> = HashSet::new();
     for pattern in patterns {
         let names = Patterns::new(&[pattern])?;
@@ -71,22 +81,26 @@ pub fn select(
         if found.is_empty() && pattern != "*" {
             found = named;
         }
+        if found.is_empty() && pattern != "*" {
+            found = inputs.iter().copied().filter(|id| names.matches(id.as_str())).collect();
+        }
         if found.is_empty() && pattern == "*" {
             return Err(Error::model(path, "has no float weights to differentiate with respect to")
                 .hint("`onnx-merge inspect` shows what the model holds"));
         }
         if found.is_empty() {
-            let what = format!("--wrt '{pattern}' matches no float weight of {}", path.display());
-            return Err(Error::usage(what).hint("`onnx-merge inspect` lists the weights' names"));
+            let what = format!("--wrt '{pattern}' matches no float weight or input of {}", path.display());
+            return Err(Error::usage(what).hint("`onnx-merge inspect` lists their names"));
         }
         picked.extend(found);
     }
-    let chosen = all.into_iter().filter(|id| picked.contains(id)).map(|id| Chosen {
+    let weights = all.into_iter().filter(|id| picked.contains(id)).map(|id| Chosen {
         name: id.clone(),
         value: graph.initializers[id].clone(),
         decays: graph.initializers[id].rank() > 1,
     });
-    Ok(chosen.collect())
+    let weights = weights.collect();
+    Ok(Targets { weights, inputs: inputs.into_iter().filter(|id| picked.contains(id)).cloned().collect() })
 }
 
 /// Values that some node reads as more than a setting.
