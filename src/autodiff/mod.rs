@@ -9,6 +9,7 @@ pub mod facts;
 pub mod lower;
 pub mod ops;
 pub mod prepare;
+pub mod recompute;
 pub mod rules;
 mod survey;
 

@@ -48,7 +48,7 @@ impl Statics {
         let varying_input = reads.iter().any(|r| self.varying.contains(r));
         let live = match asks_shape {
             true => varying_input,
-            false => varying_input || is_random(node) || reads.iter().any(|r| self.live.contains(r)),
+            false => varying_input || draws(node) || reads.iter().any(|r| self.live.contains(r)),
         };
         let shape_from_data =
             shape_inputs(node).iter().any(|&i| node.input(i).is_some_and(|r| self.live.contains(r)));
@@ -72,13 +72,18 @@ impl Statics {
 
 /// A node that gives something else in each run, bodies of nodes included.
 pub fn random_node(graph: &Graph) -> Option<&Node> {
-    graph.nodes.iter().find_map(|node| match is_random(node) {
+    graph.nodes.iter().find_map(|node| match draws(node) {
         true => Some(node),
         false => node.subgraphs().find_map(random_node),
     })
 }
 
-fn is_random(node: &Node) -> bool {
+/// Whether a node, or one inside it, gives something else each time.
+pub fn is_random(node: &Node) -> bool {
+    draws(node) || node.subgraphs().any(|inner| random_node(inner).is_some())
+}
+
+fn draws(node: &Node) -> bool {
     node.op.starts_with("Random") || matches!(node.op.as_str(), "Bernoulli" | "Multinomial" | "Dropout")
 }
 

@@ -17,6 +17,7 @@ mod weights;
 
 use crate::autodiff::facts::unrunnable;
 use crate::autodiff::prepare::{self, OPEN_SIZES};
+use crate::autodiff::recompute::{Budget, Saving};
 use crate::error::{Error, Result};
 use crate::onnx::{Dim, Fact, Facts, Graph, Model, ModelFile, Tensor, ValueId};
 use crate::runtime::{Executor, Value};
@@ -67,6 +68,8 @@ pub struct Request {
     pub ignored: i64,
     /// Batch normalisation by the statistics of the batch.
     pub train_bn: bool,
+    /// What the values inside are to be brought down to, by computing some of the forward pass again.
+    pub recompute: Option<Budget>,
 }
 
 /// What was built.
@@ -86,6 +89,8 @@ pub struct Built {
     pub fixed: Vec<(String, usize)>,
     pub why_fixed: Option<String>,
     pub names: Names,
+    /// What recomputation comes to, where that was asked for; at open sizes, for the small ones that the graph was built with.
+    pub saving: Option<Saving>,
 }
 
 /// Builds the graph that `request` asks for.
@@ -157,6 +162,7 @@ impl Job<'_> {
                 self.model = sized(&self.model, &[(symbol, batch)]);
             }
         } else if let Some((batch, own)) = self.baked.take() {
+            self.expect_sizes(std::slice::from_ref(&batch))?;
             match self.freed(batch) {
                 Ok(built) => return Ok(built),
                 Err(why) => self.stuck = Some((own, why)),
@@ -167,12 +173,24 @@ impl Job<'_> {
             let working = Working::of(&self.model, self.executor)?;
             return self.fixed(working, vec![]);
         }
+        self.expect_sizes(&all)?;
         for symbols in [all.clone(), symbols(&self.model.graph, true)] {
             if let Some(built) = self.open(&symbols, &[])? {
                 return Ok(built);
             }
         }
         self.partly_open()
+    }
+
+    /// Refuses a limit in bytes for a graph of any size.
+    fn expect_sizes(&self, open: &[Symbol]) -> Result<()> {
+        let Some(budget @ Budget::Bytes(_)) = self.request.recompute else { return Ok(()) };
+        let names: Vec<&str> = open.iter().map(|symbol| symbol.name.as_str()).collect();
+        let what =
+            format!("--recompute {budget} needs known sizes, and these are open: {}", names.join(", "));
+        Err(Error::usage(what).hint(
+            "give them by --batch N and --shape NAME=SIZES, or leave out the size to save as much memory as possible",
+        ))
     }
 
     /// For any number of rows, though the file fixes one; or why that can't be had.
@@ -222,12 +240,12 @@ impl Job<'_> {
     fn fixed(&mut self, working: Working, fixed: Vec<(String, usize)>) -> Result<Built> {
         let plan = self.plan(&working)?;
         let Emitted { graph, mut facts, moving, idle, classes } = emit(&working, &plan)?;
-        let (graph, state) = emit::finish(graph, &mut facts, moving, &plan);
-        let model = self.finished(graph, &working);
+        let done = emit::finish(graph, &mut facts, moving, &plan);
+        let model = self.finished(done.graph, &working);
         if prepare::has_varying_shapes(&working.model.graph) {
-            self.try_out(&model, &facts, &state)?;
+            self.try_out(&model, &facts, &done.state)?;
         }
-        Ok(self.built(model, &plan, (state, idle, classes), vec![], fixed))
+        Ok(self.built(model, &plan, (done.state, done.saving), (idle, classes), vec![], fixed))
     }
 
     /// Refuses a graph that runs on the inputs that its shapes were seen with, and not on others: shapes inside it
@@ -300,11 +318,12 @@ impl Job<'_> {
             });
             match proved {
                 Ok(graph) => {
-                    let (graph, state) = emit::finish(graph, &mut facts, moving, &plan);
-                    let model = self.finished(graph, &base);
+                    let done = emit::finish(graph, &mut facts, moving, &plan);
+                    let model = self.finished(done.graph, &base);
                     let names = open.iter().map(|s| s.name.clone()).collect();
                     let fixed = fixed.iter().map(|(s, n)| (s.name.clone(), *n)).collect();
-                    return Ok(Some(self.built(model, &plan, (state, idle, classes), names, fixed)));
+                    let done = (done.state, done.saving);
+                    return Ok(Some(self.built(model, &plan, done, (idle, classes), names, fixed)));
                 }
                 Err(why) => {
                     self.why = Some(why);
@@ -379,6 +398,7 @@ impl Job<'_> {
             ignored: self.request.ignored,
             weights,
             train_bn: self.request.train_bn,
+            recompute: self.request.recompute,
         })
     }
 
@@ -391,7 +411,8 @@ impl Job<'_> {
         &mut self,
         model: Model,
         plan: &Plan,
-        (state, idle, classes): (Vec<Slot>, Vec<ValueId>, Option<ClassAxis>),
+        (state, saving): (Vec<Slot>, Option<Saving>),
+        (idle, classes): (Vec<ValueId>, Option<ClassAxis>),
         open: Vec<String>,
         mut fixed: Vec<(String, usize)>,
     ) -> Built {
@@ -412,6 +433,7 @@ impl Job<'_> {
             fixed,
             why_fixed,
             names: plan.names.clone(),
+            saving,
         }
     }
 }
