@@ -1,11 +1,11 @@
 """Measures what `grad --recompute` saves and costs under ONNX Runtime (docs/grad.md).
 
-    python benches/recompute.py target/release/onnx-merge MODEL.onnx:ROWS …      # needs numpy, onnxruntime
+    python benches/recompute.py target/release/onnx-merge [--train-bn] MODEL.onnx:ROWS …      # needs numpy, onnxruntime
 
-For each model the gradients of a sum are written without recomputation, within half and a third of what that is estimated to take, and
-with as little as possible; with `--train-bn` as the first argument batches are normalised by their own statistics. Memory is the most that
-one run adds to a process that has loaded the session and its inputs, less the outputs, without ONNX Runtime's arena, so that
-freed memory isn't counted. Time is processor time, least of three runs, variants in turns. Gradients are compared with those without.
+For each model a training step (SGD, on the sum of the outputs) is written without recomputation, within half and a quarter of what that is
+estimated to take, and with as little as possible. Memory is the most that one run adds to a process that has loaded the session and its
+inputs, less the outputs, without ONNX Runtime's arena and with freed memory given back at once. Time is processor time, least of five runs,
+variants in turns. Next weights are compared with those without.
 """
 import json
 import os
@@ -24,11 +24,13 @@ def session(path):
     options.intra_op_num_threads, options.log_severity_level = 1, 3
     options.enable_cpu_mem_arena = options.enable_mem_pattern = False
     session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
+    feeds = dict(np.load(path.replace(".onnx", ".npz")))
     rng = np.random.default_rng(0)
-    feeds = {}
     for value in session.get_inputs():
-        wide = value.type == "tensor(int64)"
-        feeds[value.name] = rng.integers(0, 10, value.shape) if wide else rng.normal(0, 0.5, value.shape).astype(np.float32)
+        if value.name not in feeds:
+            wide = value.type == "tensor(int64)"
+            drawn = rng.integers(0, 10, value.shape) if wide else rng.normal(0, 0.5, value.shape).astype(np.float32)
+            feeds[value.name] = np.array(1e-3, np.float32) if value.name == "lr" else drawn
     return session, feeds
 
 
@@ -52,37 +54,38 @@ def compare(program, model, rows, flags):
 
         def write(name, *options):
             path = os.path.join(folder, name)
-            command = [program, "grad", model, "--loss", "sum", "--gradients-only", "--batch", rows, "-o", path, "--json"]
+            command = [program, "grad", model, "--loss", "sum", "--optimizer", "sgd", "--batch", rows, "-o", path, "--json"]
             told = subprocess.run([*command, *flags, *options], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
             return path, json.loads(told.stdout)["recompute"]
+
+        def taken(path):
+            alone = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+            return int(subprocess.run([sys.executable, __file__, path], env=alone, stdout=subprocess.PIPE, check=True).stdout)
 
         least = write("least.onnx", "--recompute")
         whole = least[1]["peak_without"]
         variants = {
             "no": (write("whole.onnx")[0], {"peak": whole, "nodes": 0, "share": 0.0}),
             "1/2": write("half.onnx", "--recompute", f"{whole // 2}B"),
-            "1/3": write("third.onnx", "--recompute", f"{whole // 3}B"),
+            "1/4": write("quarter.onnx", "--recompute", f"{whole // 4}B"),
             "least": least,
         }
-        taken = {
-            name: int(subprocess.run([sys.executable, __file__, path], stdout=subprocess.PIPE, check=True).stdout)
-            for name, (path, _) in variants.items()
-        }
+        memory = {name: taken(path) for name, (path, _) in variants.items()}
         loaded = {name: session(path) for name, (path, _) in variants.items()}
         results, times = {}, {name: [] for name in variants}
-        for _ in range(3):
+        for _ in range(5):
             for name, (run, feeds) in loaded.items():
                 begun = time.process_time()
                 results[name] = run.run(None, feeds)
                 times[name].append(time.process_time() - begun)
         for name, (_, saving) in variants.items():
             pairs = list(zip(results["no"], results[name]))
-            off = max(np.linalg.norm(a - b) / (np.linalg.norm(a) + 1e-30) for a, b in pairs)
-            same = "same bits" if all(a.tobytes() == b.tobytes() for a, b in pairs) else f"{off:.1e}"
+            off = max(np.abs(a - b).max() / (np.abs(a).max() + 1e-30) for a, b in pairs)
+            same = "same bits" if all(a.tobytes() == b.tobytes() for a, b in pairs) else f"{off:.0e}"
+            ratio = min(times[name]) / min(times["no"])
             print(
-                f"| {os.path.basename(model)} × {rows} | {name} | {saving['peak'] / 1e6:.0f} | {taken[name] / 1e6:.0f} "
-                f"| {saving['nodes']} ({100 * saving['share']:.0f} %) | {min(times[name]):.2f} "
-                f"| {min(times[name]) / min(times['no']):.2f} | {same} |",
+                f"| {os.path.basename(model)} × {rows} | {name} | {saving['peak'] / 1e6:.0f} | {memory[name] / 1e6:.0f} "
+                f"| {saving['nodes']} ({100 * saving['share']:.0f} %) | {min(times[name]):.2f} | {ratio:.2f} | {same} |",
                 flush=True,
             )
 
@@ -93,6 +96,7 @@ if __name__ == "__main__":
     else:
         program, *rest = sys.argv[1:]
         flags = [flag for flag in rest if flag.startswith("--")]
-        print("| network × rows | recompute | estimated, MB | measured, MB | nodes twice | step, s | ratio | gradients |\n|---|---|---|---|---|---|---|---|")
+        print("| network × rows | recompute | estimated, MB | measured, MB | nodes twice | step, s | ratio | next weights |")
+        print("|---|---|---|---|---|---|---|---|")
         for model in (model for model in rest if not model.startswith("--")):
             compare(program, *model.rsplit(":", 1), flags)

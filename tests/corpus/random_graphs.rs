@@ -87,7 +87,7 @@ fn recomputation_leaves_the_gradients_of_random_graphs_as_they_are() {
     let judges = judges();
     let Some((tract, _)) = judges.iter().find(|(executor, _)| executor.name() == "tract") else { return };
     let (mut same, mut twice) = (0, 0);
-    for seed in 0..GRAPHS / 4 {
+    for seed in 0..GRAPHS {
         let (model, point) = random_graph(seed);
         let Some((graph, facts, loss)) = gradients_of_the_sum(&model) else { continue };
         let run = |graph: &Graph, facts: &Facts| -> Option<Vec<Vec<u8>>> {
@@ -105,7 +105,7 @@ fn recomputation_leaves_the_gradients_of_random_graphs_as_they_are() {
         twice += saving.nodes;
     }
     println!("{same} random graphs have the same gradients, {twice} nodes being computed twice");
-    assert!(same >= FEWEST && twice > same, "{same} graphs, {twice} nodes");
+    assert!(same >= FEWEST && twice >= FEWEST, "{same} graphs, {twice} nodes");
 }
 
 /// The graph that computes the sum of all outputs and its gradients by all inputs.

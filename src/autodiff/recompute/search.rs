@@ -10,12 +10,14 @@ use super::tape::Tape;
 
 /// Numbers of segments that are tried.
 const SEGMENTS: [usize; 16] = [2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 128];
+/// Shrinking segments stay larger than one part in so many of the first.
+const SMALLEST: u64 = 8;
 /// Parts of the forward pass, in bytes, that are kept because nothing costs more for each byte.
 const DEAREST: [f64; 8] = [0.0, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85];
 /// Layouts within this of the least memory are as good as the least; of them the cheapest is taken.
 const AS_GOOD: f64 = 1.02;
-/// No budget is tried with more steps followed than this in all: a few seconds.
-const EFFORT: usize = 100_000_000;
+/// No more steps are followed than this in all: a few seconds.
+const EFFORT: usize = 50_000_000;
 
 /// The layout to take, and what it takes.
 pub fn search(tape: &Tape<'_>, budget: Budget) -> (Layout, Usage) {
@@ -25,14 +27,11 @@ pub fn search(tape: &Tape<'_>, budget: Budget) -> (Layout, Usage) {
         return (plain, whole);
     }
     let mut tried = Tried { tape, left: EFFORT, found: vec![(plain, whole)] };
-    let choices = choices(tape);
-    for choice in &choices {
-        let all = tried.peak(choice);
-        if let (Some(all), Budget::Bytes(bytes)) = (all, budget)
-            && all <= bytes
-        {
-            tried.keep_more(choice, bytes);
-        }
+    let rated: Vec<_> =
+        choices(tape).into_iter().filter_map(|choice| Some((tried.peak(&choice)?, choice))).collect();
+    if let Budget::Bytes(bytes) = budget {
+        let fitting = rated.iter().filter(|(peak, _)| *peak <= bytes);
+        fitting.for_each(|(_, choice)| tried.keep_more(choice, bytes));
     }
     tried.best(budget)
 }
@@ -90,10 +89,10 @@ impl Tried<'_> {
 
 /// Every number of segments with every limit to what is computed again.
 fn choices(tape: &Tape<'_>) -> Vec<Choice> {
-    let alive = alive(tape);
+    let lives = Lives::of(tape);
     let mut cuttings: Vec<Vec<usize>> = vec![];
-    for count in SEGMENTS {
-        let segments = segments(tape, &alive, count);
+    for (count, shrinking) in SEGMENTS.into_iter().flat_map(|count| [(count, false), (count, true)]) {
+        let segments = lives.segments(tape, count, shrinking);
         if segments.last().is_some_and(|&last| last > 0) && !cuttings.contains(&segments) {
             cuttings.push(segments);
         }
@@ -114,52 +113,73 @@ fn made(tape: &Tape<'_>) -> impl Iterator<Item = u64> {
     tape.steps[..tape.forward].iter().map(move |step| step.makes.iter().map(bytes).sum())
 }
 
-/// Bytes that lie across a cut before each forward step.
-fn alive(tape: &Tape<'_>) -> Vec<u64> {
-    let mut last = vec![0; tape.values.len()];
-    for (at, step) in tape.steps[..tape.forward].iter().enumerate() {
-        step.reads.iter().for_each(|&value| last[tape.values[value].store] = at);
-    }
-    let (mut begins, mut ends) = (vec![0; tape.forward + 1], vec![0; tape.forward + 1]);
-    for (store, &last) in last.iter().enumerate() {
-        if let Some(maker) = tape.forward_maker(store).filter(|&maker| maker < last) {
-            begins[maker + 1] += tape.bytes[store];
-            ends[last + 1] += tape.bytes[store];
-        }
-    }
-    let mut live = 0;
-    let after = begins.iter().zip(&ends).map(|(begins, ends)| {
-        live = live + begins - ends;
-        live
-    });
-    after.take(tape.forward).collect()
+/// How long the forward pass itself needs its values.
+struct Lives {
+    /// The forward step that reads each store last; 0 for none.
+    last: Vec<usize>,
+    /// Bytes that lie across a cut before each forward step.
+    across: Vec<u64>,
+    /// Bytes made before each forward step, and in all.
+    upto: Vec<u64>,
 }
 
-/// The segment of each forward step, where there are to be about `count` of equal bytes: each ends where the least is alive, half
-/// its size around where it should.
-fn segments(tape: &Tape<'_>, alive: &[u64], count: usize) -> Vec<usize> {
-    let mut upto = vec![0];
-    for bytes in made(tape) {
-        upto.push(upto.last().unwrap_or(&0) + bytes);
+impl Lives {
+    fn of(tape: &Tape<'_>) -> Self {
+        let mut last = vec![0; tape.values.len()];
+        for (at, step) in tape.steps[..tape.forward].iter().enumerate() {
+            step.reads.iter().for_each(|&value| last[tape.values[value].store] = at);
+        }
+        let (mut begins, mut ends) = (vec![0; tape.forward + 1], vec![0; tape.forward + 1]);
+        for (store, &last) in last.iter().enumerate() {
+            if let Some(maker) = tape.forward_maker(store).filter(|&maker| maker < last) {
+                begins[maker + 1] += tape.bytes[store];
+                ends[last + 1] += tape.bytes[store];
+            }
+        }
+        let mut live = 0;
+        let after = begins.iter().zip(&ends).map(|(begins, ends)| {
+            live = live + begins - ends;
+            live
+        });
+        let across = after.collect();
+        let mut upto = vec![0];
+        for bytes in made(tape) {
+            upto.push(upto.last().unwrap_or(&0) + bytes);
+        }
+        Self { last, across, upto }
     }
-    let whole = upto[tape.forward];
-    let size = whole / count as u64;
-    let (mut segments, mut from) = (vec![], 0);
-    let mut segment = 0;
-    while from < tape.forward {
-        let place = |bytes: u64| upto.partition_point(|&u| u < upto[from] + bytes);
-        let (first, until) = (place(size / 2).max(from + 1), place(size + size / 2));
-        let window = first..until.max(first + 1).min(tape.forward);
-        let cut = match whole - upto[from] < size + size / 2 {
-            true => tape.forward,
-            false => window
-                .min_by_key(|&at| (alive[at], upto[at].abs_diff(upto[from] + size)))
-                .unwrap_or(tape.forward),
-        };
-        segments.resize(cut, segment);
-        (from, segment) = (cut, segment + 1);
+
+    /// The segment of each forward step, where the first is to have one part in `count` of all bytes, and the others as many; or
+    /// where they are `shrinking`, less by what lies across the cuts before them, as that is still there when they are computed
+    /// again. Each ends where the least is alive, half its size around where it should.
+    fn segments(&self, tape: &Tape<'_>, count: usize, shrinking: bool) -> Vec<usize> {
+        let (upto, whole) = (&self.upto, self.upto[tape.forward]);
+        let first = whole / count as u64;
+        let (mut segments, mut segment, mut from, mut kept) = (vec![], 0, 0, 0);
+        while from < tape.forward {
+            let size = if shrinking { first.saturating_sub(kept).max(first / SMALLEST) } else { first };
+            let place = |bytes: u64| upto.partition_point(|&u| u < upto[from] + bytes);
+            let (near, far) = (place(size / 2).max(from + 1), place(size + size / 2));
+            let window = near..far.max(near + 1).min(tape.forward);
+            let rest = whole - upto[from];
+            let best = |&at: &usize| (self.across[at], upto[at].abs_diff(upto[from] + size));
+            let cut = match rest < size + size / 2 {
+                true => tape.forward,
+                false => window.min_by_key(best).unwrap_or(tape.forward),
+            };
+            kept += self.first_across(tape, from, cut);
+            segments.resize(cut, segment);
+            (from, segment) = (cut, segment + 1);
+        }
+        segments
     }
-    segments
+
+    /// Bytes made from one cut on that lie across the next.
+    fn first_across(&self, tape: &Tape<'_>, from: usize, cut: usize) -> u64 {
+        let made = tape.steps[from..cut].iter().flat_map(|step| &step.makes);
+        let across = made.filter(|&&value| tape.values[value].store == value && self.last[value] >= cut);
+        across.map(|&value| tape.bytes[value]).sum()
+    }
 }
 
 /// Costs for each byte above which values are kept, so that all of them take the parts of [`DEAREST`].
