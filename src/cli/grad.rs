@@ -207,9 +207,10 @@ fn notes(built: &Built) {
     if let Some(saving) = &built.saving {
         saving.notes().iter().for_each(|note| message(format!("note: {note}")));
         if !built.open.is_empty() {
-            message(
-                "hint: that is for the few rows that the graph was planned with; --batch N plans it for N",
-            );
+            let rows = grad::USUAL_ROWS;
+            message(format!(
+                "hint: that is for {rows} rows and small sizes of what else is open; --batch and --shape fix them"
+            ));
         }
     }
 }

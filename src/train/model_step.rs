@@ -4,7 +4,7 @@ use super::align::{Alignment, Term};
 use super::batch_norm::{self, Statistic};
 use super::loss::{self, Counting};
 use crate::autodiff;
-use crate::autodiff::recompute::{Budget, Saving, recompute};
+use crate::autodiff::recompute::{Budget, Saving, Whole, recompute};
 use crate::data::{IGNORED, Layout};
 use crate::error::{Error, Result};
 use crate::onnx::{Builder, DType, Fact, Facts, Forms, Graph, Model, Tensor, ValueId, ValueInfo};
@@ -69,9 +69,10 @@ impl ModelStep {
         let gradients = 1..outputs.len() - self.statistics.len();
         let ends = outputs.iter().enumerate().filter(|(i, _)| !gradients.contains(i));
         let ends: Vec<ValueId> = ends.map(|(_, id)| id.clone()).collect();
+        let graph = std::mem::take(&mut self.model.graph);
         let saving;
         (self.model.graph, self.facts, saving) =
-            recompute(std::mem::take(&mut self.model.graph), self.facts, &ends, budget);
+            recompute(Whole { graph, facts: self.facts, ends: &ends }, None, budget);
         self.saving = Some(saving);
         self
     }

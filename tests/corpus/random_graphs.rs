@@ -7,7 +7,7 @@ use crate::differences::{Manner, Miss, Subject, compare};
 use crate::gradients::judges;
 use onnx_merge::autodiff::backward;
 use onnx_merge::autodiff::lower::lower;
-use onnx_merge::autodiff::recompute::{Budget, recompute};
+use onnx_merge::autodiff::recompute::{Budget, Whole, recompute};
 use onnx_merge::onnx::infer::infer_graph;
 use onnx_merge::onnx::{Attr, Builder, DType, Fact, Facts, Graph, Model, Tensor, ValueId};
 use onnx_merge::runtime::Value;
@@ -98,7 +98,7 @@ fn recomputation_leaves_the_gradients_of_random_graphs_as_they_are() {
             Some(outputs.iter().map(|y| y.to_host().unwrap().bytes().to_vec()).collect())
         };
         let Some(expected) = run(&graph, &facts) else { continue };
-        let (again, facts, saving) = recompute(graph, facts, &[loss], Budget::Least);
+        let (again, facts, saving) = recompute(Whole { graph, facts, ends: &[loss] }, None, Budget::Least);
         assert!(saving.peak <= saving.peak_without, "seed {seed}: {saving:?}");
         assert_eq!(run(&again, &facts).as_ref(), Some(&expected), "seed {seed}: {}", operators(&model));
         same += 1;

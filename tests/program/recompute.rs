@@ -1,7 +1,7 @@
 //! `--recompute`: forward values computed twice instead of being kept, gradients and all else as they were.
 
 use crate::transcript::{Sandbox, python};
-use onnx_merge::onnx::{Builder, DType, Fact, Model, Tensor, WORKING_OPSET, read};
+use onnx_merge::onnx::{Builder, DType, Dim, Fact, Model, Tensor, WORKING_OPSET, read};
 use std::path::Path;
 use std::process::Command;
 
@@ -20,6 +20,26 @@ fn deep(blocks: usize, rows: usize, width: usize) -> Model {
     }
     b.output_as("y", &x);
     Model::new(b.finish().0, WORKING_OPSET)
+}
+
+/// Residual blocks of convolutions over small images, with an open batch.
+fn convolutions(blocks: usize) -> Model {
+    let mut b = Builder::new("convolutions");
+    let mut x = b.input("x", Fact::new(DType::F32, &[2, 4, 8, 8]));
+    for i in 0..blocks {
+        let numbers: Vec<f32> =
+            (0..4 * 4 * 9).map(|k| ((k * 29 + i * 7) % 31) as f32 / 120.0 - 0.12).collect();
+        let w = b.initializer(&format!("w{i}"), Tensor::f32(&[4, 4, 3, 3], &numbers));
+        let y = b.op_with("Conv", &[&x, &w], &[("pads", vec![1i64; 4].into())]);
+        let y = b.op("Relu", &[&y]);
+        x = b.add(&x, &y);
+    }
+    b.output_as("y", &x);
+    let mut graph = b.finish().0;
+    for info in graph.inputs.iter_mut().chain(&mut graph.outputs) {
+        info.shape.as_mut().expect("a shape")[0] = Dim::Named("N".into());
+    }
+    Model::new(graph, WORKING_OPSET)
 }
 
 /// Runs two graphs of equal inputs and outputs in ONNX Runtime, unoptimised and optimised: outputs must be equal bit for bit, or but for
@@ -78,13 +98,14 @@ fn beside(sandbox: &Sandbox, python: &Path, graphs: [&str; 2]) -> Vec<[i64; 4]> 
 fn gradients_of_networks_are_the_same_under_onnx_runtime_and_what_is_computed_twice_stays() {
     let Some(python) = python() else { return };
     let sandbox = Sandbox::digits()
-        .fixtures(&["digits_transformer.onnx", "digits_lstm.onnx"])
+        .fixtures(&["digits_transformer.onnx"])
+        .model("convolutions.onnx", &convolutions(12))
         .model("norm.onnx", &crate::train_bn::classifier());
     for (model, more) in [
-        ("digits_cnn.onnx", "--gradients-only"),
+        ("convolutions.onnx", "--loss sum --gradients-only"),
+        ("convolutions.onnx", "--loss sum"),
         ("digits_transformer.onnx", "--optimizer sgd"),
         ("digits_transformer.onnx", "--gradients-only --batch 16"),
-        ("digits_lstm.onnx", "--gradients-only"),
         ("norm.onnx", "--train-bn --optimizer momentum"),
     ] {
         sandbox.transcript(&format!(
@@ -128,7 +149,8 @@ fn onnx_runtime_holds_less() {
 #[test]
 fn training_is_the_same() {
     let sandbox = Sandbox::digits().model("norm.onnx", &crate::train_bn::classifier());
-    let train = "--steps 12 --lr 0.01 --significance 1 --min-gain 0 --data digits_train100.npz --val digits_val.npz --executor tract";
+    let train =
+        "--steps 60 --lr 0.01 --significance 1 --data digits_train.npz --val digits_val.npz --executor tract";
     for job in [
         "tune digits_mlp.onnx",
         "tune norm.onnx --train-bn",

@@ -63,22 +63,32 @@ impl Saving {
     }
 }
 
-/// Rewrites a step graph whose forward pass ends in `ends` (the loss first, then other outputs that are no gradients), so that its
-/// values fit `budget`; where nothing does, so that they take the least that was found. Values that depend on chance are kept.
+/// A step graph.
+pub struct Whole<'a> {
+    pub graph: Graph,
+    pub facts: Facts,
+    /// What the forward pass ends in: the loss, then other outputs that are no gradients.
+    pub ends: &'a [ValueId],
+}
+
+/// Rewrites a step graph so that its values fit `budget`; where nothing does, so that they take the least that was found. Values that
+/// depend on chance are kept. `sizes` are the facts that memory is counted by, where the graph is for any sizes, and its own facts for
+/// small ones.
 ///
 /// Without a fact, a value counts nothing, and is kept.
-pub fn recompute(graph: Graph, facts: Facts, ends: &[ValueId], budget: Budget) -> (Graph, Facts, Saving) {
-    let tape = Tape::of(&graph, &facts, ends);
+pub fn recompute(whole: Whole<'_>, sizes: Option<&Facts>, budget: Budget) -> (Graph, Facts, Saving) {
+    let Whole { graph, facts, ends } = whole;
+    let tape = Tape::of(&graph, sizes.unwrap_or(&facts), ends);
     let without = usage(&tape, &Layout::plain(&tape));
     let (layout, with) = search(&tape, budget);
-    let whole: f64 = tape.steps[..tape.forward].iter().map(|step| step.cost).sum();
+    let work: f64 = tape.steps[..tape.forward].iter().map(|step| step.cost).sum();
     let saving = Saving {
         kept: with.kept,
         kept_without: without.kept,
         peak: with.peak,
         peak_without: without.peak,
         nodes: layout.again,
-        share: if whole > 0.0 { layout.cost / whole } else { 0.0 },
+        share: if work > 0.0 { layout.cost / work } else { 0.0 },
         budget,
     };
     if layout.again == 0 {

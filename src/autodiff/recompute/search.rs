@@ -6,13 +6,15 @@
 
 use super::budget::Budget;
 use super::layout::{Choice, Layout, Usage, usage};
-use super::tape::Tape;
+use super::tape::{Step, Tape};
 
 /// Numbers of segments that are tried.
 const SEGMENTS: [usize; 16] = [2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 128];
 /// Shrinking segments stay larger than one part in so many of the first.
 const SMALLEST: u64 = 8;
-/// Parts of the forward pass, in bytes, that are kept because nothing costs more for each byte.
+/// A segment may be of so many values that are too large for it.
+const SOME: u64 = 3;
+/// Parts of what the way back reads, in bytes, that are kept because nothing costs more for each byte.
 const DEAREST: [f64; 8] = [0.0, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85];
 /// Layouts within this of the least memory are as good as the least; of them the cheapest is taken.
 const AS_GOOD: f64 = 1.02;
@@ -107,10 +109,14 @@ fn choices(tape: &Tape<'_>) -> Vec<Choice> {
     choices
 }
 
-/// Bytes that each forward step makes.
-fn made(tape: &Tape<'_>) -> impl Iterator<Item = u64> {
-    let bytes = |&value: &usize| if tape.values[value].store == value { tape.bytes[value] } else { 0 };
-    tape.steps[..tape.forward].iter().map(move |step| step.makes.iter().map(bytes).sum())
+/// Bytes that each forward step makes of what the way back reads.
+fn wanted(tape: &Tape<'_>) -> Vec<u64> {
+    let mut read = vec![false; tape.values.len()];
+    for step in &tape.steps[tape.forward..] {
+        step.reads.iter().for_each(|&value| read[tape.values[value].store] = true);
+    }
+    let bytes = |&value: &usize| if read[value] { tape.bytes[value] } else { 0 };
+    tape.steps[..tape.forward].iter().map(|step| step.makes.iter().map(bytes).sum()).collect()
 }
 
 /// How long the forward pass itself needs its values.
@@ -119,7 +125,7 @@ struct Lives {
     last: Vec<usize>,
     /// Bytes that lie across a cut before each forward step.
     across: Vec<u64>,
-    /// Bytes made before each forward step, and in all.
+    /// Bytes that are made before each forward step, and in all, of what the way back reads.
     upto: Vec<u64>,
 }
 
@@ -143,13 +149,13 @@ impl Lives {
         });
         let across = after.collect();
         let mut upto = vec![0];
-        for bytes in made(tape) {
+        for bytes in wanted(tape) {
             upto.push(upto.last().unwrap_or(&0) + bytes);
         }
         Self { last, across, upto }
     }
 
-    /// The segment of each forward step, where the first is to have one part in `count` of all bytes, and the others as many; or
+    /// The segment of each forward step, where the first is to have one part in `count` of what the way back reads, and the others as many; or
     /// where they are `shrinking`, less by what lies across the cuts before them, as that is still there when they are computed
     /// again. Each ends where the least is alive, half its size around where it should.
     fn segments(&self, tape: &Tape<'_>, count: usize, shrinking: bool) -> Vec<usize> {
@@ -159,7 +165,10 @@ impl Lives {
         while from < tape.forward {
             let size = if shrinking { first.saturating_sub(kept).max(first / SMALLEST) } else { first };
             let place = |bytes: u64| upto.partition_point(|&u| u < upto[from] + bytes);
-            let (near, far) = (place(size / 2).max(from + 1), place(size + size / 2));
+            let near = place(size / 2).max(from + 1);
+            // Where single values are as large as segments are to be, a good place may come after some of them.
+            let large = upto[near.min(tape.forward)] - upto[near.min(tape.forward) - 1];
+            let far = place((size + size / 2).max(SOME * large));
             let window = near..far.max(near + 1).min(tape.forward);
             let rest = whole - upto[from];
             let best = |&at: &usize| (self.across[at], upto[at].abs_diff(upto[from] + size));
@@ -184,9 +193,10 @@ impl Lives {
 
 /// Costs for each byte above which values are kept, so that all of them take the parts of [`DEAREST`].
 fn dearest(tape: &Tape<'_>) -> Vec<f64> {
-    let steps = tape.steps[..tape.forward].iter().filter(|step| step.repeats);
+    let made = |step: &Step| step.makes.iter().map(|&value| tape.bytes[value]).sum::<u64>();
+    let steps = tape.steps[..tape.forward].iter().zip(wanted(tape)).filter(|(step, _)| step.repeats);
     let mut rated: Vec<(f64, u64)> =
-        steps.zip(made(tape)).map(|(step, bytes)| (step.cost / bytes.max(1) as f64, bytes)).collect();
+        steps.map(|(step, wanted)| (step.cost / made(step).max(1) as f64, wanted)).collect();
     rated.sort_by(|a, b| b.0.total_cmp(&a.0));
     let whole: u64 = rated.iter().map(|(_, bytes)| bytes).sum();
     let mut limits: Vec<f64> = vec![];

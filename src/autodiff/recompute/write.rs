@@ -149,8 +149,8 @@ impl Writer<'_> {
         for &(value, instance) in made {
             let id = self.tape.values[value].id;
             let name = self.b.fresh(id.as_str());
-            if let Some(fact) = self.tape.values[value].fact {
-                self.b.set_fact(&name, fact.clone());
+            if let Some(fact) = self.b.facts().get(id).cloned() {
+                self.b.set_fact(&name, fact);
             }
             for output in node.outputs.iter_mut().flatten().filter(|output| *output == id) {
                 *output = name.clone();

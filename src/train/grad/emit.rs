@@ -10,7 +10,7 @@ use super::sizes::Working;
 use super::weights::Chosen;
 use super::{Form, LossKind};
 use crate::autodiff;
-use crate::autodiff::recompute::{Budget, Saving, recompute};
+use crate::autodiff::recompute::{Budget, Saving, Whole, recompute};
 use crate::data::Answer;
 use crate::error::{Error, Result};
 use crate::onnx::{Builder, DType, Fact, Facts, Graph, Tensor, ValueId, ValueInfo};
@@ -167,13 +167,19 @@ pub struct Finished {
 
 /// The whole of what was asked for, from a graph of [`emit`] or what is general about several: forward values computed again where
 /// memory is to be saved, and for a step the update, next weights, moments and running statistics. Adds to the facts those of new
-/// values.
-pub fn finish(mut graph: Graph, facts: &mut Facts, moving: Moving, plan: &Plan) -> Finished {
+/// values. `usual` are facts for usual sizes of what is open, by which memory is counted.
+pub fn finish(
+    mut graph: Graph,
+    (facts, usual): (&mut Facts, Option<&Facts>),
+    moving: Moving,
+    plan: &Plan,
+) -> Finished {
     let saving = plan.recompute.map(|budget| {
         let loss = ValueId::new(&plan.names.loss);
         let ends: Vec<ValueId> = std::iter::once(&loss).chain(moving.ends()).cloned().collect();
         let saving;
-        (graph, *facts, saving) = recompute(std::mem::take(&mut graph), std::mem::take(facts), &ends, budget);
+        let whole = Whole { graph: std::mem::take(&mut graph), facts: std::mem::take(facts), ends: &ends };
+        (graph, *facts, saving) = recompute(whole, usual, budget);
         saving
     });
     let Form::Step(optimizer) = &plan.form else { return Finished { graph, state: vec![], saving } };

@@ -89,7 +89,7 @@ pub struct Built {
     pub fixed: Vec<(String, usize)>,
     pub why_fixed: Option<String>,
     pub names: Names,
-    /// What recomputation comes to, where that was asked for; at open sizes, for the small ones that the graph was built with.
+    /// What recomputation comes to, where that was asked for: for [`USUAL_ROWS`] and small other sizes where these are open.
     pub saving: Option<Saving>,
 }
 
@@ -142,6 +142,9 @@ struct Job<'a> {
 
 /// The seed of the inputs that working graphs are probed with.
 const PROBED: u64 = 7;
+
+/// Rows that memory is planned for where their number is open: the main job's default.
+pub const USUAL_ROWS: usize = 64;
 
 /// Sizes for open dimensions, three a dimension: to build with, to see what differs, and to prove it with. Coprime ones
 /// first; then ones that networks with several halvings accept.
@@ -240,7 +243,7 @@ impl Job<'_> {
     fn fixed(&mut self, working: Working, fixed: Vec<(String, usize)>) -> Result<Built> {
         let plan = self.plan(&working)?;
         let Emitted { graph, mut facts, moving, idle, classes } = emit(&working, &plan)?;
-        let done = emit::finish(graph, &mut facts, moving, &plan);
+        let done = emit::finish(graph, (&mut facts, None), moving, &plan);
         let model = self.finished(done.graph, &working);
         if prepare::has_varying_shapes(&working.model.graph) {
             self.try_out(&model, &facts, &done.state)?;
@@ -291,11 +294,17 @@ impl Job<'_> {
             };
             let plan = self.plan(&base)?;
             let Emitted { graph, mut facts, moving, idle, classes } = emit(&base, &plan)?;
-            let mut others = vec![];
+            let (mut others, mut usual) = (vec![], None);
             for i in 0..open.len() {
                 let sizes = sizes_of(open, &family, |k| usize::from(k == i));
                 match self.working(open, &sizes) {
-                    Ok(working) => others.push(Sample { sizes, graph: emit(&working, &plan)?.graph }),
+                    Ok(working) => {
+                        let other = emit(&working, &plan)?;
+                        if open[i].batch && plan.recompute.is_some() {
+                            usual = Some(with_usual_rows((&facts, base_sizes[i]), (&other.facts, sizes[i])));
+                        }
+                        others.push(Sample { sizes, graph: other.graph });
+                    }
                     Err(e) => self.why = Some(reason(&e)),
                 }
             }
@@ -318,7 +327,7 @@ impl Job<'_> {
             });
             match proved {
                 Ok(graph) => {
-                    let done = emit::finish(graph, &mut facts, moving, &plan);
+                    let done = emit::finish(graph, (&mut facts, usual.as_ref()), moving, &plan);
                     let model = self.finished(done.graph, &base);
                     let names = open.iter().map(|s| s.name.clone()).collect();
                     let fixed = fixed.iter().map(|(s, n)| (s.name.clone(), *n)).collect();
@@ -436,6 +445,20 @@ impl Job<'_> {
             saving,
         }
     }
+}
+
+/// Facts for the rows that are usual in training, from those for two other numbers of rows: what differs in these grows on.
+fn with_usual_rows((facts, rows): (&Facts, usize), (others, more): (&Facts, usize)) -> Facts {
+    let grown = |(&size, &other): (&usize, &usize)| match (other.checked_sub(size), more - rows) {
+        (Some(growth), run) if growth % run == 0 => size + growth / run * (USUAL_ROWS - rows),
+        _ => size,
+    };
+    let fact = |(id, fact): (&ValueId, &Fact)| {
+        let other = others.get(id).filter(|other| other.rank() == fact.rank()).unwrap_or(fact);
+        let shape: Vec<usize> = fact.shape.iter().zip(&other.shape).map(grown).collect();
+        (id.clone(), Fact::new(fact.dtype, &shape))
+    };
+    facts.iter().map(fact).collect()
 }
 
 /// A graph that the open one has to agree with.
