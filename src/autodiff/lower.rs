@@ -4,6 +4,7 @@
 //! forward pass and the gradient rules both compute is computed once ([`share`]), and cotangents of slices are put side by
 //! side (`join`). Knows nothing of gradients.
 
+use super::prepare::is_random;
 use super::rules;
 use crate::error::Result;
 use crate::onnx::{Builder, Facts, Graph, Node, ValueId, alike};
@@ -46,10 +47,6 @@ pub fn lower(graph: Graph, facts: Facts) -> Result<(Graph, Facts)> {
 
 /// Constants of more bytes than this aren't compared with each other.
 const SMALL: usize = 4096;
-
-/// Operators that give something else each time.
-const RANDOM: [&str; 6] =
-    ["Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniformLike"];
 
 /// Lets one node do the work of all that compute the same, and drops identities. Outputs of the graph keep their
 /// names.
@@ -106,10 +103,6 @@ pub fn share(graph: &mut Graph) {
     graph.nodes = nodes;
 }
 
-fn is_random(node: &Node) -> bool {
-    RANDOM.contains(&node.op.as_str()) || node.subgraphs().any(|inner| inner.nodes.iter().any(is_random))
-}
-
 /// Whether `first` computes all that `node` does.
 fn covers(first: &Node, node: &Node) -> bool {
     first.inputs == node.inputs
@@ -164,6 +157,22 @@ mod tests {
         assert_eq!(ops, ["Exp", "Add", "Identity"]);
         assert_eq!(graph.nodes[1].inputs[0], graph.nodes[1].inputs[1]);
         assert_eq!(graph.outputs[0].id.as_str(), "y");
+    }
+
+    #[test]
+    fn each_random_node_stays() {
+        let mut b = Builder::new("noise");
+        let mut draw = || {
+            let drawn = b.op_with("RandomUniform", &[], &[("shape", vec![2i64].into())]);
+            b.set_fact(&drawn, Fact::new(DType::F32, &[2]));
+            drawn
+        };
+        let (first, second) = (draw(), draw());
+        let difference = b.sub(&first, &second);
+        b.output_as("y", &difference);
+        let (mut graph, _) = b.finish();
+        share(&mut graph);
+        assert_eq!(graph.nodes.iter().filter(|node| node.is("RandomUniform")).count(), 2);
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod join;
 pub mod lower;
 pub mod ops;
 pub mod prepare;
+pub mod recompute;
 pub mod rules;
 mod survey;
 

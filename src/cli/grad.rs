@@ -2,6 +2,7 @@
 
 use super::args::{ExecutorArgs, executor_options, positive, required};
 use super::terminal::message;
+use crate::autodiff::recompute::Budget;
 use crate::error::{Error, Result};
 use crate::onnx::ValueId;
 use crate::runtime;
@@ -61,6 +62,10 @@ pub struct Args {
     /// Normalise batches by their own statistics, and let the running ones follow
     #[arg(long)]
     train_bn: bool,
+    /// Compute forward values again on the way back instead of keeping them all: as few as keep what lies between the step's inputs and
+    /// outputs below SIZE (512MB, 2GiB); without SIZE, for as little memory as possible
+    #[arg(long, value_name = "SIZE", num_args = 0..=1, default_missing_value = "least")]
+    recompute: Option<Budget>,
     #[command(flatten)]
     update: UpdateArgs,
     #[command(flatten)]
@@ -163,6 +168,7 @@ pub fn run(args: Args) -> Result<u8> {
         class_axis: args.class_axis,
         ignored: args.ignore_label.unwrap_or(crate::data::IGNORED),
         train_bn: args.train_bn,
+        recompute: args.recompute,
     };
     let built = grad::build(&file, &request, &*executor)?;
     if !args.gradients_only && built.state.is_empty() {
@@ -203,6 +209,15 @@ fn notes(built: &Built) {
             built.idle.len(),
             names.join(", ")
         ));
+    }
+    if let Some(saving) = &built.saving {
+        saving.notes().iter().for_each(|note| message(format!("note: {note}")));
+        if !built.open.is_empty() {
+            let rows = grad::USUAL_ROWS;
+            message(format!(
+                "hint: that is for {rows} rows and small sizes of what else is open; --batch and --shape fix them"
+            ));
+        }
     }
 }
 
@@ -249,6 +264,7 @@ fn described(built: &Built, output: &Path, state: Option<&Path>) -> serde_json::
         "open": built.open,
         "fixed": built.fixed.iter().map(|(name, size)| json!({"name": name, "size": size})).collect::<Vec<_>>(),
         "why_fixed": built.why_fixed,
+        "recompute": built.saving,
     })
 }
 

@@ -7,6 +7,7 @@ use super::log::{Audience, Log};
 use super::signals::Interrupt;
 use super::tensorboard::Board;
 use super::terminal::{Paint, Watcher, message, table};
+use crate::autodiff::recompute::Budget;
 use crate::data::{DataOptions, parse_number, parse_numbers};
 use crate::error::{Error, Result};
 use crate::patterns::Patterns;
@@ -112,6 +113,10 @@ struct Training {
     /// Normalise batches by their own statistics, and let the target's running ones follow
     #[arg(long)]
     train_bn: bool,
+    /// Compute forward values again on the way back instead of keeping them all: as few as keep what a run holds below SIZE (512MB,
+    /// 2GiB); without SIZE, for as little memory as possible
+    #[arg(long, value_name = "SIZE", num_args = 0..=1, default_missing_value = "least")]
+    recompute: Option<Budget>,
     /// Leave weights as they are whose names match
     #[arg(long, value_name = "GLOB")]
     freeze: Vec<String>,
@@ -338,6 +343,7 @@ impl Training {
         set_some(&mut train.shift, self.shift);
         set(&mut train.patience, self.patience);
         train.train_bn |= self.train_bn;
+        set_some(&mut train.recompute, self.recompute);
         set(&mut train.freeze, (!self.freeze.is_empty()).then(|| self.freeze.clone()));
         set(&mut train.seed, self.seed);
         set(&mut train.seeds, count(self.seeds));

@@ -37,7 +37,7 @@ pub use select::{
 pub use split::SplitExecutor;
 pub use step::{Feed, Fetch, Outputs, Runner, Snapshot, State, StateId, StepProgram};
 
-pub use work::{gpu_where_it_pays, multiply_adds};
+pub use work::{gpu_where_it_pays, multiply_adds, multiply_adds_of};
 
 use crate::error::Result;
 use crate::onnx::{Fact, Facts, Forms, Model, Tensor};

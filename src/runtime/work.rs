@@ -14,10 +14,11 @@ const PASSES: f64 = 3.0;
 /// Multiplications with an addition in one run of `graph`, in its convolutions and matrix products; the rest is little
 /// beside them. A node whose sizes aren't in `facts` counts nothing.
 pub fn multiply_adds(graph: &Graph, facts: &Facts) -> f64 {
-    graph.nodes.iter().filter_map(|node| of_node(node, facts)).sum()
+    graph.nodes.iter().filter_map(|node| multiply_adds_of(node, facts)).sum()
 }
 
-fn of_node(node: &Node, facts: &Facts) -> Option<f64> {
+/// Those of one node; `None` for one that is neither a convolution nor a product, or whose sizes aren't known.
+pub fn multiply_adds_of(node: &Node, facts: &Facts) -> Option<f64> {
     let shape = |id: Option<&ValueId>| facts.get(id?).map(|fact| fact.shape.as_slice());
     let size = |shape: &[usize]| shape.iter().product::<usize>() as f64;
     let (x, w, y) = (shape(node.input(0))?, shape(node.input(1))?, shape(node.output(0))?);

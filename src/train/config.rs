@@ -1,5 +1,6 @@
 //! Everything a run depends on besides the models and the data; what `merge.toml` holds.
 
+pub use crate::autodiff::recompute::Budget;
 pub use crate::runtime::{ExecutorChoice, Precision};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -188,6 +189,9 @@ pub struct TrainConfig {
     pub seeds: usize,
     /// Batch normalisation by the statistics of the batch, which the running ones follow.
     pub train_bn: bool,
+    /// What a run's values are to be brought down to, by computing some of the forward pass again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recompute: Option<Budget>,
     /// Weights (globs over their names) that stay as they are.
     pub freeze: Vec<String>,
     /// `target glob=source glob` pairs that refine the automatic pairing.
@@ -244,6 +248,7 @@ impl Default for TrainConfig {
             seed: 0,
             seeds: 1,
             train_bn: false,
+            recompute: None,
             freeze: vec![],
             map: vec![],
             adapt: vec![],

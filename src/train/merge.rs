@@ -342,7 +342,9 @@ fn open_networks(
             Network::open_source(path, target.batch, Purpose { data, of }, executor)
         }
     };
-    let sources = request.sources.iter().map(open).collect::<Result<_>>()?;
+    let mut sources = request.sources.iter().map(open).collect::<Result<Vec<_>>>()?;
+    // They are trained, too, where they move.
+    sources.iter_mut().for_each(|source| source.recompute = request.config.recompute);
     Ok((target, sources))
 }
 
@@ -361,11 +363,14 @@ fn open_target(request: &MergeRequest) -> Result<Network> {
     let (path, purpose) =
         (&request.target, Purpose { data: Some(&request.data.train), of: config.of.as_deref() });
     let batch = request.ranks.share(config.batch).len().max(1);
-    if !config.train_bn {
-        return runs::open_target(path, batch, purpose, executor);
+    let mut target = match config.train_bn {
+        true => Network::open(path, batch, purpose, executor)?,
+        false => runs::open_target(path, batch, purpose, executor)?,
+    };
+    if config.train_bn {
+        target.train_norms(&config.freeze)?;
     }
-    let mut target = Network::open(path, batch, purpose, executor)?;
-    target.train_norms(&config.freeze)?;
+    target.recompute = config.recompute;
     Ok(target)
 }
 

@@ -4,6 +4,7 @@ use super::align::{Alignment, Term};
 use super::batch_norm::{self, Statistic};
 use super::loss::{self, Counting};
 use crate::autodiff;
+use crate::autodiff::recompute::{Budget, Saving, Whole, recompute};
 use crate::data::{IGNORED, Layout};
 use crate::error::{Error, Result};
 use crate::onnx::{Builder, DType, Fact, Facts, Forms, Graph, Model, Tensor, ValueId, ValueInfo};
@@ -57,6 +58,24 @@ pub struct ModelStep {
     pub maps: Vec<ValueId>,
     /// Running statistics that follow those of the batch.
     pub statistics: Vec<Statistic>,
+    /// What recomputation comes to, where that was asked for.
+    pub saving: Option<Saving>,
+}
+
+impl ModelStep {
+    /// The same with as much of the forward pass computed again as `budget` demands.
+    pub fn recomputing(mut self, budget: Budget) -> Self {
+        let outputs: Vec<ValueId> = self.model.graph.outputs.iter().map(|o| o.id.clone()).collect();
+        let gradients = 1..outputs.len() - self.statistics.len();
+        let ends = outputs.iter().enumerate().filter(|(i, _)| !gradients.contains(i));
+        let ends: Vec<ValueId> = ends.map(|(_, id)| id.clone()).collect();
+        let graph = std::mem::take(&mut self.model.graph);
+        let saving;
+        (self.model.graph, self.facts, saving) =
+            recompute(Whole { graph, facts: self.facts, ends: &ends }, None, budget);
+        self.saving = Some(saving);
+        self
+    }
 }
 
 /// Name of the step graph's input for labels, where no value of the model is called so.
@@ -184,7 +203,7 @@ pub fn build(
     graph.prune();
     let (graph, facts) = autodiff::lower::lower(graph, facts)?;
     model.graph = graph;
-    Ok(ModelStep { model, facts, weights: reached, maps, statistics })
+    Ok(ModelStep { model, facts, weights: reached, maps, statistics, saving: None })
 }
 
 fn emit_loss(b: &mut Builder, answer: &ValueId, objective: Objective) -> ValueId {

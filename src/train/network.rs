@@ -7,6 +7,7 @@ use super::head::{find_head, no_answer};
 use super::model_step::{self, ModelStep, Objective};
 use crate::autodiff::facts::{probe, unrunnable};
 use crate::autodiff::prepare::{self, Lifting};
+use crate::autodiff::recompute::Budget;
 use crate::data::{Dataset, Layout};
 use crate::error::{Error, Result, ResultExt};
 use crate::onnx::{Dim, Fact, Facts, Forms, Graph, Model, ModelFile, Tensor, ValueId, ValueInfo};
@@ -31,6 +32,8 @@ pub struct Network {
     pub params: ParamGraph,
     /// Running statistics that follow those of the batch in training; none unless [asked for](Network::train_norms).
     pub following: Vec<ValueId>,
+    /// What steps' values are to be brought down to.
+    pub recompute: Option<Budget>,
     /// Those of the executor that it was opened with.
     forms: Forms,
 }
@@ -126,8 +129,8 @@ impl Network {
         let head = find_head(&mut model.graph, &mut probed.facts, batch, &lifted.by_rows, of);
         let head = head.unwrap_or_default();
         let (facts, lifting, forms) = (probed.facts, lifted.lifting, executor.forms());
-        let following = vec![];
-        Ok(Self { file, model, facts, batch, lifting, inputs, head, params, following, forms })
+        let (following, recompute) = (vec![], None);
+        Ok(Self { file, model, facts, batch, lifting, inputs, head, params, following, recompute, forms })
     }
 
     /// Classes lie as labels say. A model that answers with one number for each label, the chance or the logit of the second of two
@@ -241,8 +244,12 @@ impl Network {
     ) -> Result<ModelStep> {
         let (answer, terms) = (&self.head.answer, (alignments, share));
         let weights = (weights, &self.following[..]);
-        model_step::build(&self.model, &self.facts, weights, answer, objective, terms, self.forms)
-            .context(|| self.file.path.display().to_string())
+        let step = model_step::build(&self.model, &self.facts, weights, answer, objective, terms, self.forms)
+            .context(|| self.file.path.display().to_string())?;
+        Ok(match self.recompute {
+            Some(budget) => step.recomputing(budget),
+            None => step,
+        })
     }
 
     /// The forward pass: the batch, then `weights`, in; the answer out.

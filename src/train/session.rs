@@ -13,6 +13,7 @@ use super::network::Network;
 use super::ranks::Ranks;
 use super::source::{Part, Source, Weights, measure_target};
 use super::{Event, Observer, Start, Task, TrainConfig, guide, objective};
+use crate::autodiff::recompute::Saving;
 use crate::data::Layout;
 use crate::error::{Error, Result};
 use crate::lpka::{self, Origin, Side, UpdateProgram};
@@ -159,6 +160,7 @@ impl Session {
                 "{unreached} weights don't influence the output and stay as they are"
             )));
         }
+        notes.extend(probe.saving.iter().flat_map(Saving::notes));
         let statistics = probe.statistics;
         let followed = statistics.iter().map(|s| s.name.clone());
         let moved: Vec<ValueId> = order.iter().cloned().chain(followed).collect();

@@ -5,7 +5,12 @@
 
 use crate::differences::{Manner, Miss, Subject, compare};
 use crate::gradients::judges;
-use onnx_merge::onnx::{Attr, Builder, DType, Fact, Model, Tensor, ValueId};
+use onnx_merge::autodiff::backward;
+use onnx_merge::autodiff::lower::lower;
+use onnx_merge::autodiff::recompute::{Budget, Whole, recompute};
+use onnx_merge::onnx::infer::infer_graph;
+use onnx_merge::onnx::{Attr, Builder, DType, Fact, Facts, Graph, Model, Tensor, ValueId};
+use onnx_merge::runtime::Value;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::collections::{BTreeMap, HashMap};
@@ -73,6 +78,57 @@ fn random_graphs_agree_with_central_differences() {
     failures.iter().for_each(|failure| println!("FAILED {failure}"));
     assert!(failures.is_empty(), "{} random graphs fail", failures.len());
     assert!(double.is_empty() || compared >= FEWEST, "only {compared} graphs were compared");
+}
+
+/// Computed again or kept, forward values are the same, and so are gradients.
+#[test]
+fn recomputation_leaves_the_gradients_of_random_graphs_as_they_are() {
+    onnx_merge::runtime::silence_telemetry();
+    let judges = judges();
+    let Some((tract, _)) = judges.iter().find(|(executor, _)| executor.name() == "tract") else { return };
+    let (mut same, mut twice) = (0, 0);
+    for seed in 0..GRAPHS {
+        let (model, point) = random_graph(seed);
+        let Some((graph, facts, loss)) = gradients_of_the_sum(&model) else { continue };
+        let run = |graph: &Graph, facts: &Facts| -> Option<Vec<Vec<u8>>> {
+            let model = Model::new(graph.clone(), 18);
+            let fed: Vec<Value> =
+                graph.required_inputs().map(|input| Value::host(point[&input.id].clone())).collect();
+            let outputs = tract.compile(&model, facts).ok()?.run(&fed).ok()?;
+            Some(outputs.iter().map(|y| y.to_host().unwrap().bytes().to_vec()).collect())
+        };
+        let Some(expected) = run(&graph, &facts) else { continue };
+        let (again, facts, saving) = recompute(Whole { graph, facts, ends: &[loss] }, None, Budget::Least);
+        assert!(saving.peak <= saving.peak_without, "seed {seed}: {saving:?}");
+        assert_eq!(run(&again, &facts).as_ref(), Some(&expected), "seed {seed}: {}", operators(&model));
+        same += 1;
+        twice += saving.nodes;
+    }
+    println!("{same} random graphs have the same gradients, {twice} nodes being computed twice");
+    assert!(same >= FEWEST && twice >= FEWEST, "{same} graphs, {twice} nodes");
+}
+
+/// The graph that computes the sum of all outputs and its gradients by all inputs.
+fn gradients_of_the_sum(model: &Model) -> Option<(Graph, Facts, ValueId)> {
+    let fed = model.graph.inputs.iter().filter_map(|i| Some((i.id.clone(), i.fact()?))).collect();
+    let facts = infer_graph(&model.graph, fed);
+    let mut graph = model.graph.clone();
+    let outputs: Vec<ValueId> = std::mem::take(&mut graph.outputs).into_iter().map(|o| o.id).collect();
+    let inputs: Vec<ValueId> = graph.inputs.iter().map(|i| i.id.clone()).collect();
+    let mut b = Builder::on(graph, facts);
+    let mut loss: Option<ValueId> = None;
+    for output in &outputs {
+        let sum = b.sum_all(output);
+        loss = Some(loss.map_or(sum.clone(), |so_far| b.add(&so_far, &sum)));
+    }
+    let loss = loss?;
+    let one = b.scalar_like(&loss, 1.0);
+    let gradients = backward(&mut b, &[(loss.clone(), one)], &inputs).ok()?;
+    b.output(&loss);
+    inputs.iter().filter_map(|input| gradients.get(input)).for_each(|gradient| b.output(gradient));
+    let (graph, facts) = b.finish();
+    let (graph, facts) = lower(graph, facts).ok()?;
+    Some((graph, facts, loss))
 }
 
 fn operators(model: &Model) -> String {

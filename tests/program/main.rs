@@ -18,6 +18,7 @@ mod positions;
 #[cfg(target_os = "linux")]
 mod private;
 mod python;
+mod recompute;
 mod refusals;
 mod resume;
 mod server;

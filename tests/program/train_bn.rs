@@ -7,7 +7,7 @@ use onnx_merge::onnx::{Attr, Builder, DType, Dim, Fact, Model, Tensor, ValueId};
 const DATA: &str = "--data digits_train100.npz --val digits_val.npz --test digits_test.npz --threads 1";
 
 /// An untrained classifier of digits with a layer of batch normalisation, and one of a frozen name.
-fn classifier() -> Model {
+pub fn classifier() -> Model {
     let mut b = Builder::new("classifier");
     let image = b.input("image", Fact::new(DType::F32, &[1, 1, 8, 8]));
     let mut state = 1u32;

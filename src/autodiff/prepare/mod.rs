@@ -22,7 +22,7 @@ pub use lift::{Lifted, Lifting, OPEN_SIZES, batch_axes, lift};
 pub(super) use names::own_names;
 pub use names::{rename, rename_reads};
 pub use specialise::{settle, specialise};
-pub use statics::{has_varying_shapes, random_node};
+pub use statics::{has_varying_shapes, is_random, random_node};
 pub use upgrade::upgrade;
 pub use widen::widen;
 

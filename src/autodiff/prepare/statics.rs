@@ -50,7 +50,7 @@ impl Statics {
             true => varying_input,
             false => {
                 let of_live = reads.iter().any(|r| self.live.contains(r));
-                varying_input || is_random(node) || is_quantising(node) || of_live
+                varying_input || draws(node) || is_quantising(node) || of_live
             }
         };
         let shape_from_data =
@@ -75,13 +75,18 @@ impl Statics {
 
 /// A node that gives something else in each run, bodies of nodes included.
 pub fn random_node(graph: &Graph) -> Option<&Node> {
-    graph.nodes.iter().find_map(|node| match is_random(node) {
+    graph.nodes.iter().find_map(|node| match draws(node) {
         true => Some(node),
         false => node.subgraphs().find_map(random_node),
     })
 }
 
-fn is_random(node: &Node) -> bool {
+/// Whether a node, or one inside it, gives something else each time.
+pub fn is_random(node: &Node) -> bool {
+    draws(node) || node.subgraphs().any(|inner| random_node(inner).is_some())
+}
+
+fn draws(node: &Node) -> bool {
     node.op.starts_with("Random") || matches!(node.op.as_str(), "Bernoulli" | "Multinomial" | "Dropout")
 }
 

@@ -10,6 +10,7 @@ use super::sizes::Working;
 use super::weights::Chosen;
 use super::{Form, LossKind};
 use crate::autodiff;
+use crate::autodiff::recompute::{Budget, Saving, Whole, recompute};
 use crate::data::Answer;
 use crate::error::{Error, Result};
 use crate::onnx::{Builder, DType, Fact, Facts, Graph, Tensor, ValueId, ValueInfo};
@@ -34,6 +35,8 @@ pub struct Plan {
     /// Inputs whose gradients are wanted, too; none for a step.
     pub inputs: Vec<ValueId>,
     pub train_bn: bool,
+    /// What values between the forward pass and the gradients are to be brought down to.
+    pub recompute: Option<Budget>,
 }
 
 /// What came of it. The outputs are the loss, then the gradients that the form asks for; for a step, those of what moves and
@@ -68,6 +71,10 @@ impl Moving {
     pub fn initial(&self) -> impl Iterator<Item = (&ValueId, &Tensor)> {
         let weights = self.weights.iter().map(|(weight, _)| (&weight.name, &weight.value));
         weights.chain(self.statistics.iter().map(|(statistic, initial)| (&statistic.name, initial)))
+    }
+    /// What the forward pass ends in beside the loss.
+    fn ends(&self) -> impl Iterator<Item = &ValueId> {
+        self.statistics.iter().map(|(statistic, _)| &statistic.next)
     }
 }
 
@@ -161,11 +168,32 @@ fn declare(b: &mut Builder, moving: &Moving) {
     moving.statistics.iter().for_each(|(statistic, _)| b.output(&statistic.next));
 }
 
-/// The whole of what was asked for, from a graph of [`emit`] or what is general about several: for a step with the update,
-/// next weights, moments and running statistics. Adds to the facts those of new values. Gives what goes from step to step,
-/// with its first values.
-pub fn finish(graph: Graph, facts: &mut Facts, moving: Moving, plan: &Plan) -> (Graph, Vec<Slot>) {
-    let Form::Step(optimizer) = &plan.form else { return (graph, vec![]) };
+/// The whole of what was asked for.
+pub struct Finished {
+    pub graph: Graph,
+    /// What goes from step to step, with its first values.
+    pub state: Vec<Slot>,
+    pub saving: Option<Saving>,
+}
+
+/// The whole of what was asked for, from a graph of [`emit`] or what is general about several: forward values computed again where
+/// memory is to be saved, and for a step the update, next weights, moments and running statistics. Adds to the facts those of new
+/// values. `usual` are facts for usual sizes of what is open, by which memory is counted.
+pub fn finish(
+    mut graph: Graph,
+    (facts, usual): (&mut Facts, Option<&Facts>),
+    moving: Moving,
+    plan: &Plan,
+) -> Finished {
+    let saving = plan.recompute.map(|budget| {
+        let loss = ValueId::new(&plan.names.loss);
+        let ends: Vec<ValueId> = std::iter::once(&loss).chain(moving.ends()).cloned().collect();
+        let saving;
+        let whole = Whole { graph: std::mem::take(&mut graph), facts: std::mem::take(facts), ends: &ends };
+        (graph, *facts, saving) = recompute(whole, usual, budget);
+        saving
+    });
+    let Form::Step(optimizer) = &plan.form else { return Finished { graph, state: vec![], saving } };
     let mut b = Builder::on(graph, std::mem::take(facts));
     let own = b.graph().inputs.len() - moving.initial().count();
     b.graph_mut().inputs.truncate(own);
@@ -177,7 +205,7 @@ pub fn finish(graph: Graph, facts: &mut Facts, moving: Moving, plan: &Plan) -> (
     }
     let graph;
     (graph, *facts) = b.finish();
-    (graph, state)
+    Finished { graph, state, saving }
 }
 
 /// An input in the type that the working graph computes in: what half-precision ones are cast to, before anything reads them.

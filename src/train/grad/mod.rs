@@ -17,6 +17,7 @@ mod weights;
 
 use crate::autodiff::facts::unrunnable;
 use crate::autodiff::prepare::{self, OPEN_SIZES};
+use crate::autodiff::recompute::{Budget, Saving};
 use crate::error::{Error, Result};
 use crate::onnx::{Dim, Fact, Facts, Graph, Model, ModelFile, Tensor, ValueId};
 use crate::runtime::{Executor, Value};
@@ -68,6 +69,8 @@ pub struct Request {
     pub ignored: i64,
     /// Batch normalisation by the statistics of the batch.
     pub train_bn: bool,
+    /// What the values inside are to be brought down to, by computing some of the forward pass again.
+    pub recompute: Option<Budget>,
 }
 
 /// What was built.
@@ -89,6 +92,8 @@ pub struct Built {
     pub fixed: Vec<(String, usize)>,
     pub why_fixed: Option<String>,
     pub names: Names,
+    /// What recomputation comes to, where that was asked for: for [`USUAL_ROWS`] and small other sizes where these are open.
+    pub saving: Option<Saving>,
 }
 
 /// Builds the graph that `request` asks for.
@@ -141,6 +146,9 @@ struct Job<'a> {
 /// The seed of the inputs that working graphs are probed with.
 const PROBED: u64 = 7;
 
+/// Rows that memory is planned for where their number is open: the main job's default.
+pub const USUAL_ROWS: usize = 64;
+
 /// Sizes for open dimensions, three a dimension: to build with, to see what differs, and to prove it with. Coprime ones
 /// first; then ones that networks with several halvings accept.
 const COPRIME: [[usize; 3]; 6] =
@@ -160,6 +168,7 @@ impl Job<'_> {
                 self.model = sized(&self.model, &[(symbol, batch)]);
             }
         } else if let Some((batch, own)) = self.baked.take() {
+            self.expect_sizes(std::slice::from_ref(&batch))?;
             match self.freed(batch) {
                 Ok(built) => return Ok(built),
                 Err(why) => self.stuck = Some((own, why)),
@@ -170,12 +179,24 @@ impl Job<'_> {
             let working = Working::of(&self.model, self.executor)?;
             return self.fixed(working, vec![]);
         }
+        self.expect_sizes(&all)?;
         for symbols in [all.clone(), symbols(&self.model.graph, true)] {
             if let Some(built) = self.open(&symbols, &[])? {
                 return Ok(built);
             }
         }
         self.partly_open()
+    }
+
+    /// Refuses a limit in bytes for a graph of any size.
+    fn expect_sizes(&self, open: &[Symbol]) -> Result<()> {
+        let Some(budget @ Budget::Bytes(_)) = self.request.recompute else { return Ok(()) };
+        let names: Vec<&str> = open.iter().map(|symbol| symbol.name.as_str()).collect();
+        let what =
+            format!("--recompute {budget} needs known sizes, and these are open: {}", names.join(", "));
+        Err(Error::usage(what).hint(
+            "give them by --batch N and --shape NAME=SIZES, or leave out the size to save as much memory as possible",
+        ))
     }
 
     /// For any number of rows, though the file fixes one; or why that can't be had.
@@ -225,12 +246,12 @@ impl Job<'_> {
     fn fixed(&mut self, working: Working, fixed: Vec<(String, usize)>) -> Result<Built> {
         let plan = self.plan(&working)?;
         let Emitted { graph, mut facts, moving, idle, classes } = emit(&working, &plan)?;
-        let (graph, state) = emit::finish(graph, &mut facts, moving, &plan);
-        let model = self.finished(graph, &working);
+        let done = emit::finish(graph, (&mut facts, None), moving, &plan);
+        let model = self.finished(done.graph, &working);
         if prepare::has_varying_shapes(&working.model.graph) {
-            self.try_out(&model, &facts, &state)?;
+            self.try_out(&model, &facts, &done.state)?;
         }
-        Ok(self.built(model, &plan, (state, idle, classes), vec![], fixed))
+        Ok(self.built(model, &plan, (done.state, done.saving), (idle, classes), vec![], fixed))
     }
 
     /// Refuses a graph that runs on the inputs that its shapes were seen with, and not on others: shapes inside it
@@ -276,11 +297,17 @@ impl Job<'_> {
             };
             let plan = self.plan(&base)?;
             let Emitted { graph, mut facts, moving, idle, classes } = emit(&base, &plan)?;
-            let mut others = vec![];
+            let (mut others, mut usual) = (vec![], None);
             for i in 0..open.len() {
                 let sizes = sizes_of(open, &family, |k| usize::from(k == i));
                 match self.working(open, &sizes) {
-                    Ok(working) => others.push(Sample { sizes, graph: emit(&working, &plan)?.graph }),
+                    Ok(working) => {
+                        let other = emit(&working, &plan)?;
+                        if open[i].batch && plan.recompute.is_some() {
+                            usual = Some(with_usual_rows((&facts, base_sizes[i]), (&other.facts, sizes[i])));
+                        }
+                        others.push(Sample { sizes, graph: other.graph });
+                    }
                     Err(e) => self.why = Some(reason(&e)),
                 }
             }
@@ -303,11 +330,12 @@ impl Job<'_> {
             });
             match proved {
                 Ok(graph) => {
-                    let (graph, state) = emit::finish(graph, &mut facts, moving, &plan);
-                    let model = self.finished(graph, &base);
+                    let done = emit::finish(graph, (&mut facts, usual.as_ref()), moving, &plan);
+                    let model = self.finished(done.graph, &base);
                     let names = open.iter().map(|s| s.name.clone()).collect();
                     let fixed = fixed.iter().map(|(s, n)| (s.name.clone(), *n)).collect();
-                    return Ok(Some(self.built(model, &plan, (state, idle, classes), names, fixed)));
+                    let done = (done.state, done.saving);
+                    return Ok(Some(self.built(model, &plan, done, (idle, classes), names, fixed)));
                 }
                 Err(why) => {
                     self.why = Some(why);
@@ -388,6 +416,7 @@ impl Job<'_> {
             weights,
             inputs,
             train_bn: self.request.train_bn,
+            recompute: self.request.recompute,
         })
     }
 
@@ -400,7 +429,8 @@ impl Job<'_> {
         &mut self,
         model: Model,
         plan: &Plan,
-        (state, idle, classes): (Vec<Slot>, Vec<ValueId>, Option<ClassAxis>),
+        (state, saving): (Vec<Slot>, Option<Saving>),
+        (idle, classes): (Vec<ValueId>, Option<ClassAxis>),
         open: Vec<String>,
         mut fixed: Vec<(String, usize)>,
     ) -> Built {
@@ -422,8 +452,23 @@ impl Job<'_> {
             fixed,
             why_fixed,
             names: plan.names.clone(),
+            saving,
         }
     }
+}
+
+/// Facts for the rows that are usual in training, from those for two other numbers of rows: what differs in these grows on.
+fn with_usual_rows((facts, rows): (&Facts, usize), (others, more): (&Facts, usize)) -> Facts {
+    let grown = |(&size, &other): (&usize, &usize)| match (other.checked_sub(size), more - rows) {
+        (Some(growth), run) if growth % run == 0 => size + growth / run * (USUAL_ROWS - rows),
+        _ => size,
+    };
+    let fact = |(id, fact): (&ValueId, &Fact)| {
+        let other = others.get(id).filter(|other| other.rank() == fact.rank()).unwrap_or(fact);
+        let shape: Vec<usize> = fact.shape.iter().zip(&other.shape).map(grown).collect();
+        (id.clone(), Fact::new(fact.dtype, &shape))
+    };
+    facts.iter().map(fact).collect()
 }
 
 /// A graph that the open one has to agree with.
