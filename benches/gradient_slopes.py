@@ -3,8 +3,9 @@
     python benches/long_tail.py FOLDER --slopes          # the column «slopes»
 
 For weights of the largest gradients, and some others, the loss is taken at w ± ε g/‖g‖ by the graph itself, in float32; the slope
-is to be ‖g‖. Steps are 0.03 to 0.00001 of ‖w‖, and the one with the smallest difference counts: long ones cross kinks, short ones drown in
-rounding. Weights whose steps change the loss by less than rounding does say nothing, and neither do models with random numbers inside.
+is to be ‖g‖. Steps are 0.03 to 0.00001 of ‖w‖, and the one with the smallest difference counts: long ones cross kinks, short ones
+drown in rounding. Weights whose steps change the loss by less than rounding does say nothing, nor do models with random numbers
+inside.
 """
 import numpy as np
 import onnx
@@ -63,7 +64,8 @@ def worst(path, size):
         off = []
         for step in STEPS:
             reach = step * length
-            ends = [float(moved.run([loss_name], feeds | {name: (value + s * reach * gradient / norms[name]).astype(value.dtype)})[0]) for s in (1, -1)]
+            there = [(value + s * reach * gradient / norms[name]).astype(value.dtype) for s in (1, -1)]
+            ends = [float(moved.run([loss_name], feeds | {name: v})[0]) for v in there]
             if 2 * reach * norms[name] > NOISE * max(abs(loss), 1e-3) / 0.02:
                 off.append(abs((ends[0] - ends[1]) / (2 * reach) / norms[name] - 1))
         if off and (result is None or min(off) > result[0]):
