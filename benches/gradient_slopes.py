@@ -35,6 +35,12 @@ def made_up(info, rng, size):
     return rng.random(shape).astype(dtype)
 
 
+def varies(tensor):
+    """Whether its elements aren't all one number: others may be the same tensor."""
+    value = numpy_helper.to_array(tensor)
+    return value.size > 1 and np.ptp(value) > 0
+
+
 def worst(path, size):
     """The largest relative difference of slope and gradient, and the weight; `None` where no weight says anything."""
     rng = np.random.default_rng(1)
@@ -49,8 +55,9 @@ def worst(path, size):
     if loss != float(whole.run([loss_name], feeds)[0]):
         return None
     norms = {n.removesuffix(".grad"): float(np.linalg.norm(np.float64(g))) for n, g in found.items() if n.endswith(".grad")}
-    # Equal tensors are stored once, such as states that are all zero: one can't be moved without the others.
-    alone = {n for n, t in given.items() if t.dims and np.ptp(numpy_helper.to_array(t)) > 0}
+    # Equal tensors are stored once, such as those of layers that began as copies: one can't be moved without the others.
+    merged = {np.shape(found[f"{n}.grad"]) for n in norms if n not in given}
+    alone = {n for n in norms if n in given and tuple(given[n].dims) not in merged and varies(given[n])}
     norms = {n: v for n, v in norms.items() if n in alone and np.isfinite(v) and v > 0}
     chosen = sorted(norms, key=norms.get)[-WEIGHTS:] + list(rng.permutation(sorted(norms))[:WEIGHTS])
     for name in dict.fromkeys(chosen):
