@@ -281,7 +281,8 @@ def sizes_and_types():
         l = MatMul(q, t)  p = Softmax <axis = -1> (l)  y = MatMul(p, x)"""
     yield Case("open batch and length, attention", attention, dict(w=(4, 4), u=(4, 4)), inputs=dict(x="float[N, T, 4]"))
     image = dict(x="float[N, 2, H, W]")
-    yield Case("open height and width, convolution (given with --shape)", "y = Conv(x, w)", dict(w=(3, 2, 3, 3)), inputs=image, shape="x=?,2,6,7")
+    subject = "open height and width, convolution (given with --shape)"
+    yield Case(subject, "y = Conv(x, w)", dict(w=(3, 2, 3, 3)), inputs=image, shape="x=?,2,6,7")
     flat = "s = Shape(x)  i = Gather(s, zero)  n = Concat <axis = 0> (i, rest)  r = Reshape(x, n)  y = MatMul(r, w)"
     yield Case(
         "open batch, shape computed from it", flat, dict(w=(12, 3)), dict(zero=ints(0), rest=ints(-1)), dict(x="float[N, 3, 4]")
@@ -297,8 +298,9 @@ def sizes_and_types():
 
 
 def control_flow():
-    branch = "y = If <then_branch = t () => (float[3, 4] p) {{ p = Mul(h, w) }}, else_branch = e () => (float[3, 4] q) {{ q = Tanh(h) }}> ({})"
-    body = "h = MatMul(x, v)  " + branch
+    body = """
+        h = MatMul(x, v)
+        y = If <then_branch = t () => (float[3, 4] p) {{ p = Mul(h, w) }}, else_branch = e () => (float[3, 4] q) {{ q = Tanh(h) }}> ({})"""
     weights, x = dict(w=(4,), v=(4, 4)), dict(x="float[3, 4]")
     yield Case("If, condition computed", body.format("c"), weights, inputs=x | dict(c="bool"))
     yield Case("If, condition constant", body.format("c"), weights, dict(c=np.array(True)), x)
@@ -369,43 +371,53 @@ def structure():
         y = If <then_branch = t () => (float[3, 4] p) { k = Constant <value = float[4] {0.5, -1.0, 2.0, 0.25}> ()  p = Mul(x, k) },
                 else_branch = e () => (float[3, 4] q) { q = Neg(x) }> (c)"""
     yield Case("weight inside a branch", inside, dict(k=f32(0.5, -1, 2, 0.25)), inputs=x | dict(c="bool"))
-    yield Case("sequence of tensors", "s = SplitToSequence <axis = 1> (h, two)  p = SequenceAt(s, zero)  q = SequenceAt(s, one)  y = Mul(p, q)\n".replace(
-        "s = Split", "h = MatMul(x, w)  s = Split"), dict(w=(4, 4)), dict(two=np.int64(2), zero=np.int64(0), one=np.int64(1)), x)
+    sequence = """
+        h = MatMul(x, w)  s = SplitToSequence <axis = 1> (h, two)  p = SequenceAt(s, zero)  q = SequenceAt(s, one)  y = Mul(p, q)"""
+    places = dict(two=np.int64(2), zero=np.int64(0), one=np.int64(1))
+    yield Case("sequence of tensors", sequence, dict(w=(4, 4)), places, x)
     yield Case("several outputs", "y = MatMul(x, w)  z = Tanh(y)  k = ArgMax(z)", dict(w=(4, 4)), inputs=x, outputs=("y", "z"))
-    yield Case("the gradient of an input", "h = MatMul(x, w)  y = Tanh(h)", dict(x=None), dict(w=np.linspace(-1, 1, 16, dtype=np.float32).reshape(4, 4)), x)
+    w = np.linspace(-1, 1, 16, dtype=np.float32).reshape(4, 4)
+    yield Case("the gradient of an input", "h = MatMul(x, w)  y = Tanh(h)", dict(x=None), dict(w=w), x)
 
 
 def vendor():
     """Operators of ONNX Runtime, judged by their definitions."""
-    domains, x = ', "com.microsoft": 1', dict(x="float[3, 4]")
-    ms = lambda subject, body, judge, wrt, constants={}, inputs=x, **more: Case(
-        "com.microsoft " + subject, body, wrt, dict(constants), inputs, domains=domains, judge=judge, **more)
+    rows, wide = dict(x="float[3, 4]"), dict(w=(4, 5))
+    numbers = dict(half=float_scalar(0.5), one=float_scalar(1), two=float_scalar(1.702), root=float_scalar(np.sqrt(0.5)))
+    numbers |= dict(k=float_scalar(0.044715), r=float_scalar(np.sqrt(2 / np.pi)))
+
+    def case(subject, body, judge, wrt, inputs=rows, **constants):
+        body = body.replace(subject, f"com.microsoft.{subject}")
+        subject = f"com.microsoft {subject}"
+        return Case(subject, body, wrt, numbers | constants, inputs, domains=', "com.microsoft": 1', judge=judge)
+
+    dense, biased = "h = MatMul(x, w)  ", "m = MatMul(x, w)  h = Add(m, b)  "
+    erf_gelu = "s = Mul(h, root)  e = Erf(s)  e1 = Add(e, one)  g = Mul(h, e1)  y = Mul(g, half)"
     tanh_gelu = """
         x3 = Mul(h, h)  x4 = Mul(x3, h)  x5 = Mul(x4, k)  s = Add(h, x5)  s2 = Mul(s, r)  t = Tanh(s2)
         t1 = Add(t, one)  g = Mul(h, t1)  y = Mul(g, half)"""
-    erf_gelu = "s = Mul(h, root)  e = Erf(s)  e1 = Add(e, one)  g = Mul(h, e1)  y = Mul(g, half)"
-    numbers = dict(one=float_scalar(1), half=float_scalar(0.5), root=float_scalar(np.sqrt(0.5)), k=float_scalar(0.044715), r=float_scalar(np.sqrt(2 / np.pi)))
-    dense = "h = MatMul(x, w)  "
-    yield ms("FusedMatMul", "y = com.microsoft.FusedMatMul <transB = 1, alpha = 0.5> (x, w)",
-             "t = Transpose(w)  m = MatMul(x, t)  y = Mul(m, half)", dict(w=(5, 4)), dict(half=float_scalar(0.5)))
-    yield ms("FusedGemm", 'y = com.microsoft.FusedGemm <activation = "Relu"> (x, w, b)', "g = Gemm(x, w, b)  y = Relu(g)", dict(w=(4, 5), b=(5,)))
-    yield ms("FusedConv", 'y = com.microsoft.FusedConv <activation = "Relu", pads = [1, 1, 1, 1]> (x, w, b)',
-             "c = Conv <pads = [1, 1, 1, 1]> (x, w, b)  y = Relu(c)", dict(w=(3, 2, 3, 3), b=(3,)), inputs=dict(x="float[1, 2, 4, 4]"))
-    yield ms("Gelu", dense + "y = com.microsoft.Gelu(h)", dense + erf_gelu, dict(w=(4, 5)), numbers)
-    yield ms("FastGelu", dense + "y = com.microsoft.FastGelu(h)", dense + tanh_gelu, dict(w=(4, 5)), numbers)
-    yield ms("BiasGelu", "m = MatMul(x, w)  y = com.microsoft.BiasGelu(m, b)", "m = MatMul(x, w)  h = Add(m, b)  " + erf_gelu, dict(w=(4, 5), b=(5,)), numbers)
-    yield ms("QuickGelu", dense + "y = com.microsoft.QuickGelu(h)", dense + "s = Mul(h, a)  g = Sigmoid(s)  y = Mul(h, g)", dict(w=(4, 5)), dict(a=float_scalar(1.702)))
-    yield ms("SkipLayerNormalization", dense + "y = com.microsoft.SkipLayerNormalization <epsilon = 0.001> (x3, h3, g, b)".replace("x3", "x").replace("h3", "h"),
-             dense + "s = Add(x, h)  y = LayerNormalization <epsilon = 0.001> (s, g, b)", dict(w=(4, 4), g=(4,), b=(4,)), inputs=dict(x="float[2, 3, 4]"))
-    heads = """
-        q = MatMul(x, wq)  k = MatMul(x, wk)  v = MatMul(x, wv)"""
+    product = "t = Transpose(w)  m = MatMul(x, t)  y = Mul(m, half)"
+    yield case("FusedMatMul", "y = FusedMatMul <transB = 1, alpha = 0.5> (x, w)", product, dict(w=(5, 4)))
+    gemm, activation = "g = Gemm(x, w, b)  y = Relu(g)", 'activation = "Relu"'
+    yield case("FusedGemm", f"y = FusedGemm <{activation}> (x, w, b)", gemm, dict(w=(4, 5), b=(5,)))
+    conv, image = "c = Conv <pads = [1, 1, 1, 1]> (x, w, b)  y = Relu(c)", dict(x="float[1, 2, 4, 4]")
+    yield case("FusedConv", f"y = FusedConv <{activation}, pads = [1, 1, 1, 1]> (x, w, b)", conv, dict(w=(3, 2, 3, 3), b=(3,)), image)
+    yield case("Gelu", dense + "y = Gelu(h)", dense + erf_gelu, wide)
+    yield case("FastGelu", dense + "y = FastGelu(h)", dense + tanh_gelu, wide)
+    yield case("BiasGelu", "m = MatMul(x, w)  y = BiasGelu(m, b)", biased + erf_gelu, wide | dict(b=(5,)))
+    yield case("QuickGelu", dense + "y = QuickGelu(h)", dense + "s = Mul(h, two)  g = Sigmoid(s)  y = Mul(h, g)", wide)
+    skipped = dense + "s = Add(x, h)  y = LayerNormalization <epsilon = 0.001> (s, g, b)"
+    norm = dense + "y = SkipLayerNormalization <epsilon = 0.001> (x, h, g, b)"
+    sentence = dict(x="float[2, 3, 4]")
+    yield case("SkipLayerNormalization", norm, skipped, dict(w=(4, 4), g=(4,), b=(4,)), sentence)
+    heads = "q = MatMul(x, wq)  keys = MatMul(x, wk)  v = MatMul(x, wv)  "
     split = lambda n: f"r{n} = Reshape({n}, four)  t{n} = Transpose <perm = [0, 2, 1, 3]> (r{n})"
     attention = heads + f"""
-        {split('q')}  {split('k')}  {split('v')}  kt = Transpose <perm = [0, 1, 3, 2]> (tk)  l = MatMul(tq, kt)  s = Mul(l, scale)
+        {split('q')}  {split('keys')}  {split('v')}  kt = Transpose <perm = [0, 1, 3, 2]> (tkeys)  l = MatMul(tq, kt)  s = Mul(l, root)
         p = Softmax(s)  o = MatMul(p, tv)  ot = Transpose <perm = [0, 2, 1, 3]> (o)  y = Reshape(ot, three)"""
-    yield ms("MultiHeadAttention", heads + "  y = com.microsoft.MultiHeadAttention <num_heads = 2> (q, k, v)", attention,
-             dict(wq=(4, 4), wk=(4, 4), wv=(4, 4)), dict(four=ints(2, 3, 2, 2), three=ints(2, 3, 4), scale=float_scalar(np.sqrt(0.5))),
-             dict(x="float[2, 3, 4]"))
+    fused = heads + "y = MultiHeadAttention <num_heads = 2> (q, keys, v)"
+    weights = dict(wq=(4, 4), wk=(4, 4), wv=(4, 4))
+    yield case("MultiHeadAttention", fused, attention, weights, sentence, four=ints(2, 3, 2, 2), three=ints(2, 3, 4))
 
 
 def operators():
@@ -453,22 +465,28 @@ def operators():
 
 
 def kinks():
-    """Where the slope jumps, or a product would be infinity times zero: the answers are PyTorch's."""
-    here = lambda subject, body, a, exact, constants={}: Case("kink: " + subject, body, dict(a=f32(*a)), dict(constants), exact=dict(a=exact))
+    """Where the slope jumps, or a product would be infinity times zero: the answers are PyTorch's (that of `Where` is NaN there)."""
+
+    def here(subject, body, a, exact, **constants):
+        return Case(f"kink: {subject}", body, dict(a=f32(*a)), constants, exact=dict(a=exact))
+
+    bounds = dict(low=float_scalar(-1), high=float_scalar(1))
     yield here("Relu at 0", "y = Relu(a)", (-1, 0, 2), [0, 0, 1])
     yield here("LeakyRelu at 0", "y = LeakyRelu <alpha = 0.1> (a)", (-1, 0, 2), [0.1, 0.1, 1])
-    yield here("Clip at its bounds", "y = Clip(a, low, high)", (-2, -1, 0, 1, 2), [0, 0, 1, 0, 0], dict(low=float_scalar(-1), high=float_scalar(1)))
+    yield here("Clip at its bounds", "y = Clip(a, low, high)", (-2, -1, 0, 1, 2), [0, 0, 1, 0, 0], **bounds)
     yield here("HardSigmoid at its ends", "y = HardSigmoid <alpha = 0.25> (a)", (-2, 0, 2), [0, 0.25, 0])
     yield here("HardSwish at its ends", "y = HardSwish(a)", (-3, 0, 3), [0, 0.5, 1])
-    yield here("Elu, Selu, Celu at 0", "e = Elu(a)  s = Selu(a)  c = Celu(a)  p = Add(e, s)  y = Add(p, c)", (0,), [2 + 1.6732632 * 1.050701])
+    three = "e = Elu(a)  s = Selu(a)  c = Celu(a)  p = Add(e, s)  y = Add(p, c)"
+    yield here("Elu, Selu, Celu at 0", three, (0,), [2 + 1.6732632 * 1.050701])
     yield here("Abs at 0", "y = Abs(a)", (-1, 0, 1), [-1, 0, 1])
     yield here("root of Relu", "r = Relu(a)  y = Sqrt(r)", (-1, 4), [0, 0.25])
-    taken = dict(c=np.array([False, True]), zero=float_scalar(0))
-    yield here("Where, infinite slope on the other side", "r = Abs(a)  s = Sqrt(r)  y = Where(c, s, zero)", (0, 4), [0, 0.25], taken)
+    other = "s = Sqrt(a)  y = Where(c, s, zero)"
+    yield here("Where, infinite slope on the other side", other, (0, 4), [0, 0.25], c=np.array([False, True]), zero=float_scalar(0))
     yield here("Softplus, large", "y = Softplus(a)", (-200, 0, 200), [0, 0.5, 1])
     yield here("Elu, large", "y = Elu(a)", (-200, -1, 200), [0, np.exp(-1), 1])
-    yield Case("kink: MaxPool, ties in overlapping windows", "y = MaxPool <kernel_shape = [2]> (a)", dict(a=f32(1, 1, 1, 0).reshape(1, 1, 4)),
-               exact=dict(a=[[[1, 1, 1, 0]]]))
+    ties = dict(a=f32(1, 1, 1, 0).reshape(1, 1, 4))
+    body = "y = MaxPool <kernel_shape = [2]> (a)"
+    yield Case("kink: MaxPool, ties in overlapping windows", body, ties, exact=dict(a=[[[1, 1, 1, 0]]]))
 
 
 FURTHER = {

@@ -3,8 +3,9 @@
     python benches/long_tail.py FOLDER --slopes          # the column «slopes»
 
 For weights of the largest gradients, and some others, the loss is taken at w ± ε g/‖g‖ by the graph itself, in float32; the slope
-is to be ‖g‖. Steps are 0.03 to 0.00001 of ‖w‖, and the one with the smallest difference counts: long ones cross kinks, short ones drown in
-rounding. Weights whose steps change the loss by less than rounding does say nothing, and neither do models with random numbers inside.
+is to be ‖g‖. Steps are 0.03 to 0.00001 of ‖w‖, and the one with the smallest difference counts: long ones cross kinks, short ones
+drown in rounding. Weights whose steps change the loss by less than rounding does say nothing, nor do models with random numbers
+inside.
 """
 import numpy as np
 import onnx
@@ -34,6 +35,12 @@ def made_up(info, rng, size):
     return rng.random(shape).astype(dtype)
 
 
+def varies(tensor):
+    """Whether its elements aren't all one number: others may be the same tensor."""
+    value = numpy_helper.to_array(tensor)
+    return value.size > 1 and np.ptp(value) > 0
+
+
 def worst(path, size):
     """The largest relative difference of slope and gradient, and the weight; `None` where no weight says anything."""
     rng = np.random.default_rng(1)
@@ -48,8 +55,9 @@ def worst(path, size):
     if loss != float(whole.run([loss_name], feeds)[0]):
         return None
     norms = {n.removesuffix(".grad"): float(np.linalg.norm(np.float64(g))) for n, g in found.items() if n.endswith(".grad")}
-    # Equal tensors are stored once, such as states that are all zero: one can't be moved without the others.
-    alone = {n for n, t in given.items() if t.dims and np.ptp(numpy_helper.to_array(t)) > 0}
+    # Equal tensors are stored once, such as those of layers that began as copies: one can't be moved without the others.
+    merged = {np.shape(found[f"{n}.grad"]) for n in norms if n not in given}
+    alone = {n for n in norms if n in given and tuple(given[n].dims) not in merged and varies(given[n])}
     norms = {n: v for n, v in norms.items() if n in alone and np.isfinite(v) and v > 0}
     chosen = sorted(norms, key=norms.get)[-WEIGHTS:] + list(rng.permutation(sorted(norms))[:WEIGHTS])
     for name in dict.fromkeys(chosen):
@@ -63,7 +71,8 @@ def worst(path, size):
         off = []
         for step in STEPS:
             reach = step * length
-            ends = [float(moved.run([loss_name], feeds | {name: (value + s * reach * gradient / norms[name]).astype(value.dtype)})[0]) for s in (1, -1)]
+            there = [(value + s * reach * gradient / norms[name]).astype(value.dtype) for s in (1, -1)]
+            ends = [float(moved.run([loss_name], feeds | {name: v})[0]) for v in there]
             if 2 * reach * norms[name] > NOISE * max(abs(loss), 1e-3) / 0.02:
                 off.append(abs((ends[0] - ends[1]) / (2 * reach) / norms[name] - 1))
         if off and (result is None or min(off) > result[0]):

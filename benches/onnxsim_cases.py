@@ -5,10 +5,11 @@
     python benches/onnxsim_cases.py --why              # with reasons for refusals
 
 Needs numpy, onnx, onnxruntime and onnxsim, and this program built (`--program` names it); torch and onnxscript for exports. The
-models are those of `gradient_cases.py` and `gradient_exports.py`. Every output is multiplied by an input of random numbers (its cotangent) and the loss is the sum of all. This
-program makes the gradients with `grad --gradients-only --loss sum`. onnxsim gets the model with its weights as inputs, as its own
-tests do, and all shapes; first as it is, then with constants hoisted, functions inlined and simplified by itself, then as operator
-set 17, then with open sizes fixed: the first graph that runs counts. Both gradient graphs run in ONNX Runtime.
+models are those of `gradient_cases.py` and `gradient_exports.py`. Every output is multiplied by an input of random numbers (its
+cotangent) and the loss is the sum of all. This program makes the gradients with `grad --gradients-only --loss sum`. onnxsim gets the
+model with its weights as inputs, as its own tests do, and all shapes; first as it is, then with constants hoisted, functions inlined
+and simplified by itself, then as operator set 17, then with open sizes fixed: the first graph that runs counts. Both gradient graphs
+run in ONNX Runtime.
 
 *Agrees* is an error of at most 1e-4: the largest difference between gradients over the largest element of the exact one (over 1 if
 that is smaller), the worse of two draws of numbers. *Refuses* is an error message in place of a graph, or a graph that doesn't load.
@@ -278,7 +279,11 @@ class Bench:
         by_subject, every = collections.defaultdict(list), []
         for case in gradient_cases.PEERS:
             by_subject[case.subject].append(case)
-        line = lambda name, pairs: print(f"| {name} | {len(pairs)} | {cells([p[0] for p in pairs])} | {cells([p[1] for p in pairs])} |", flush=True)
+
+        def line(name, pairs):
+            ours_, theirs = zip(*pairs) if pairs else ((), ())
+            print(f"| {name} | {len(pairs)} | {cells(ours_)} | {cells(theirs)} |", flush=True)
+
         for subject, cases in by_subject.items():
             if self.asks(subject):
                 pairs = [self.pair(c) for c in cases]
@@ -322,7 +327,8 @@ def main():
         bench.of_its_tests()
         if bench.asks("malformed"):
             count = refusals(args.program, bench.folder, args.why)
-            print(f"\n{len(gradient_cases.MALFORMED)} malformed models: {OURS} refuses {count[OURS]}, {THEIRS} {count[THEIRS]}\n", flush=True)
+            said = f"{OURS} refuses {count[OURS]}, {THEIRS} {count[THEIRS]}"
+            print(f"\n{len(gradient_cases.MALFORMED)} malformed models: {said}\n", flush=True)
         bench.further()
     sys.exit(bench.failed)
 
