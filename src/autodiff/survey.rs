@@ -31,17 +31,20 @@ pub fn survey(
     for (id, number) in [(&none, 0), (&one, 1), (&flat, -1)] {
         model.graph.initializers.insert(id.clone(), Tensor::i64(&[1], &[number]));
     }
-    let mut outputs = vec![];
+    let (mut outputs, mut asked) = (vec![], vec![]);
     for value in wanted {
         let [shape, line, first] =
             ["shape", "line", "first"].map(|hint| names.fresh(&format!("survey_{hint}")));
-        model.graph.nodes.extend([
+        asked.push([
             Node::new("Shape", &[value], &[&shape]),
             Node::new("Reshape", &[value, &flat], &[&line]),
             Node::new("Slice", &[&line, &none, &one], &[&first]),
         ]);
         outputs.extend([shape, first]);
     }
+    // ONNX Runtime begins with what comes last in the file and goes back to what that needs: early values are asked for last, or it
+    // would come to them when all others have been made.
+    model.graph.nodes.extend(asked.into_iter().rev().flatten());
     ask_for(&mut model.graph, outputs);
     let results = executor.compile_once(&model, known)?.run(feeds)?;
     let fact = |(value, pair): (&ValueId, &[Value])| -> Result<(ValueId, Fact)> {

@@ -148,7 +148,8 @@ fn onnx_runtime_holds_less() {
 
 #[test]
 fn training_is_the_same() {
-    let sandbox = Sandbox::digits().model("norm.onnx", &crate::train_bn::classifier());
+    let sandbox =
+        Sandbox::digits().fixtures(&["digits_train.npz"]).model("norm.onnx", &crate::train_bn::classifier());
     let train =
         "--steps 60 --lr 0.01 --significance 1 --data digits_train.npz --val digits_val.npz --executor tract";
     for job in [

@@ -12,8 +12,10 @@ use super::tape::{Step, Tape};
 const SEGMENTS: [usize; 16] = [2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 128];
 /// Shrinking segments stay larger than one part in so many of the first.
 const SMALLEST: u64 = 8;
-/// A segment may be of so many values that are too large for it.
+/// Segments may go on for so many values that are too large for them.
 const SOME: u64 = 3;
+/// So many choices of the least memory are improved on.
+const REFINED: usize = 4;
 /// Parts of what the way back reads, in bytes, that are kept because nothing costs more for each byte.
 const DEAREST: [f64; 8] = [0.0, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85];
 /// Layouts within this of the least memory are as good as the least; of them the cheapest is taken.
@@ -29,8 +31,10 @@ pub fn search(tape: &Tape<'_>, budget: Budget) -> (Layout, Usage) {
         return (plain, whole);
     }
     let mut tried = Tried { tape, left: EFFORT, found: vec![(plain, whole)] };
-    let rated: Vec<_> =
+    let mut rated: Vec<_> =
         choices(tape).into_iter().filter_map(|choice| Some((tried.peak(&choice)?, choice))).collect();
+    rated.sort_by_key(|(peak, _)| *peak);
+    rated.iter().take(REFINED).for_each(|(peak, choice)| tried.merge_segments(choice, *peak));
     if let Budget::Bytes(bytes) = budget {
         let fitting = rated.iter().filter(|(peak, _)| *peak <= bytes);
         fitting.for_each(|(_, choice)| tried.keep_more(choice, bytes));
@@ -58,6 +62,24 @@ impl Tried<'_> {
             self.found.push((layout, usage));
         }
         Some(usage.peak)
+    }
+
+    /// Segments that follow each other as one, wherever that takes less memory.
+    fn merge_segments(&mut self, choice: &Choice, mut least: u64) {
+        let (mut choice, mut cut) = (choice.clone(), 1);
+        while choice.kept_from > 1 && cut <= choice.kept_from {
+            let merged = choice.segments.iter().map(|&segment| segment - usize::from(segment >= cut));
+            let merged = Choice {
+                segments: merged.collect(),
+                kept_from: choice.kept_from - 1,
+                dearest: choice.dearest,
+            };
+            match self.peak(&merged) {
+                Some(peak) if peak < least => (choice, least) = (merged, peak),
+                Some(_) => cut += 1,
+                None => return,
+            }
+        }
     }
 
     /// Fewer of the first segments computed again, as long as that fits.
@@ -93,8 +115,9 @@ impl Tried<'_> {
 fn choices(tape: &Tape<'_>) -> Vec<Choice> {
     let lives = Lives::of(tape);
     let mut cuttings: Vec<Vec<usize>> = vec![];
-    for (count, shrinking) in SEGMENTS.into_iter().flat_map(|count| [(count, false), (count, true)]) {
-        let segments = lives.segments(tape, count, shrinking);
+    let manners = [(false, 0), (true, 0), (false, SOME), (true, SOME)];
+    for (count, manner) in SEGMENTS.into_iter().flat_map(|count| manners.map(|manner| (count, manner))) {
+        let segments = lives.segments(tape, count, manner);
         if segments.last().is_some_and(|&last| last > 0) && !cuttings.contains(&segments) {
             cuttings.push(segments);
         }
@@ -157,8 +180,9 @@ impl Lives {
 
     /// The segment of each forward step, where the first is to have one part in `count` of what the way back reads, and the others as many; or
     /// where they are `shrinking`, less by what lies across the cuts before them, as that is still there when they are computed
-    /// again. Each ends where the least is alive, half its size around where it should.
-    fn segments(&self, tape: &Tape<'_>, count: usize, shrinking: bool) -> Vec<usize> {
+    /// again. Each ends where the least is alive, half its size around where it should, or among `some` values as large as that
+    /// where it closes.
+    fn segments(&self, tape: &Tape<'_>, count: usize, (shrinking, some): (bool, u64)) -> Vec<usize> {
         let (upto, whole) = (&self.upto, self.upto[tape.forward]);
         let first = whole / count as u64;
         let (mut segments, mut segment, mut from, mut kept) = (vec![], 0, 0, 0);
@@ -168,7 +192,7 @@ impl Lives {
             let near = place(size / 2).max(from + 1);
             // Where single values are as large as segments are to be, a good place may come after some of them.
             let large = upto[near.min(tape.forward)] - upto[near.min(tape.forward) - 1];
-            let far = place((size + size / 2).max(SOME * large));
+            let far = place((size + size / 2).max(some * large));
             let window = near..far.max(near + 1).min(tape.forward);
             let rest = whole - upto[from];
             let best = |&at: &usize| (self.across[at], upto[at].abs_diff(upto[from] + size));
