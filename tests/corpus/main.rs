@@ -14,6 +14,7 @@ mod models;
 mod old_forms;
 mod quantised;
 mod random_graphs;
+mod sparse;
 mod torch_refs;
 #[cfg(feature = "wgpu")]
 mod wgpu;

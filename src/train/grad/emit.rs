@@ -4,9 +4,10 @@
 //! Differentiating knows fixed shapes only; [`super::generalise`] opens them again. What an optimiser does is the same at all
 //! sizes, so that it comes after that, once.
 
-use super::names::{GRADIENT, Names};
+use super::names::{GRADIENT, Names, ROWS, VALUES};
 use super::optimizer::{self, Slot};
 use super::sizes::Working;
+use super::sparse::{self, Read, Rows};
 use super::weights::Chosen;
 use super::{Form, LossKind};
 use crate::autodiff;
@@ -17,7 +18,7 @@ use crate::train::batch_norm;
 use crate::train::head::{both_logits, logit_before, logits_before};
 use crate::train::loss::{self, Counting};
 use crate::train::model_step::free_weights;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 /// What is built, whatever the sizes.
 pub struct Plan {
@@ -31,6 +32,8 @@ pub struct Plan {
     /// The label of what doesn't count.
     pub ignored: i64,
     pub weights: Vec<Chosen>,
+    /// Tables that were to have gradients of rows, and why they don't.
+    pub dense: Vec<(ValueId, String)>,
     pub train_bn: bool,
 }
 
@@ -52,11 +55,35 @@ pub struct ClassAxis {
     pub axis: usize,
 }
 
+/// The gradient of a weight.
+#[derive(Clone, Debug)]
+pub enum Gradient {
+    Whole(ValueId),
+    Rows(Rows),
+}
+
+impl Gradient {
+    /// That of a weight that the loss doesn't depend on.
+    fn zeros(b: &mut Builder, weight: &Chosen) -> Self {
+        if weight.sparse {
+            return Self::Rows(sparse::none_of(b, &weight.value));
+        }
+        let zero = b.constant(Tensor::scalar(weight.value.dtype(), 0.0));
+        Self::Whole(b.expand(&zero, weight.value.shape()))
+    }
+    fn parts(&self) -> Vec<&ValueId> {
+        match self {
+            Self::Whole(gradient) => vec![gradient],
+            Self::Rows(rows) => vec![&rows.indices, &rows.values],
+        }
+    }
+}
+
 /// What a step changes; the graph's last inputs.
 #[derive(Default)]
 pub struct Moving {
     /// With their gradients.
-    weights: Vec<(Chosen, ValueId)>,
+    weights: Vec<(Chosen, Gradient)>,
     /// With what they are at the start.
     statistics: Vec<(batch_norm::Statistic, Tensor)>,
 }
@@ -80,6 +107,7 @@ pub fn emit(working: &Working, plan: &Plan) -> Result<Emitted> {
     let here: Vec<&Chosen> =
         plan.weights.iter().filter(|w| graph.initializers.contains_key(&w.name)).collect();
     let names: Vec<ValueId> = here.iter().map(|w| w.name.clone()).collect();
+    let tables = tables(&graph, &here)?;
     let statistics = match plan.train_bn {
         true => batch_norm::to_training(&mut graph, |_| true),
         false => vec![],
@@ -105,7 +133,7 @@ pub fn emit(working: &Working, plan: &Plan) -> Result<Emitted> {
     let (loss, classes) = loss_of(&mut b, working, plan, &outputs)?;
     let one = b.scalar_like(&loss, 1.0);
     b.set_scope("");
-    let gradients = autodiff::backward(&mut b, &[(loss.clone(), one)], &names)?;
+    let gradients = gradients(&mut b, &[(loss.clone(), one)], &here, &tables)?;
     b.output_as(&plan.names.loss, &loss);
     let idle: Vec<ValueId> =
         plan.weights.iter().map(|w| w.name.clone()).filter(|w| !gradients.contains_key(w)).collect();
@@ -115,9 +143,16 @@ pub fn emit(working: &Working, plan: &Plan) -> Result<Emitted> {
             for weight in &plan.weights {
                 let gradient = match gradients.get(&weight.name) {
                     Some(gradient) => gradient.clone(),
-                    None => zeros(&mut b, &weight.value),
+                    None => Gradient::zeros(&mut b, weight),
                 };
-                b.output_as(&format!("{}.{GRADIENT}", weight.name), &gradient);
+                let name = format!("{}.{GRADIENT}", weight.name);
+                match gradient {
+                    Gradient::Whole(gradient) => drop(b.output_as(&name, &gradient)),
+                    Gradient::Rows(rows) => {
+                        b.output_as(&format!("{name}.{ROWS}"), &rows.indices);
+                        b.output_as(&format!("{name}.{VALUES}"), &rows.values);
+                    }
+                }
             }
         }
         Form::Step(_) => {
@@ -146,7 +181,7 @@ fn declare(b: &mut Builder, moving: &Moving) {
     for (name, initial) in moving.initial() {
         b.graph_mut().inputs.push(ValueInfo::new(name.clone(), &Fact::of(initial)));
     }
-    moving.weights.iter().for_each(|(_, gradient)| b.output(gradient));
+    moving.weights.iter().flat_map(|(_, gradient)| gradient.parts()).for_each(|part| b.output(part));
     moving.statistics.iter().for_each(|(statistic, _)| b.output(&statistic.next));
 }
 
@@ -169,9 +204,35 @@ pub fn finish(graph: Graph, facts: &mut Facts, moving: Moving, plan: &Plan) -> (
     (graph, state)
 }
 
-fn zeros(b: &mut Builder, like: &Tensor) -> ValueId {
-    let zero = b.constant(Tensor::scalar(like.dtype(), 0.0));
-    b.expand(&zero, like.shape())
+/// The lookups of the tables among `weights`.
+fn tables<'a>(graph: &Graph, weights: &[&'a Chosen]) -> Result<HashMap<&'a ValueId, Vec<Read>>> {
+    let of = |table: &&'a Chosen| match sparse::reads(graph, &table.name) {
+        Ok(reads) => Ok((&table.name, reads)),
+        Err(why) => Err(Error::tensor(table.name.as_str(), format!("has no gradient of rows here: {why}"))),
+    };
+    weights.iter().copied().filter(|w| w.sparse).map(|table| of(&table)).collect()
+}
+
+/// The gradients of `weights`, as far as what the `seeds` pair with cotangents depends on them.
+fn gradients(
+    b: &mut Builder,
+    seeds: &[(ValueId, ValueId)],
+    weights: &[&Chosen],
+    tables: &HashMap<&ValueId, Vec<Read>>,
+) -> Result<HashMap<ValueId, Gradient>> {
+    let whole = weights.iter().filter(|w| !w.sparse).map(|w| w.name.clone());
+    let reads = weights.iter().filter_map(|w| tables.get(&w.name)).flatten();
+    let wrt: Vec<ValueId> = whole.chain(reads.map(|read| read.found.clone())).collect();
+    let cotangents = autodiff::backward(b, seeds, &wrt)?;
+    let mut gradients = HashMap::new();
+    for weight in weights {
+        let gradient = match tables.get(&weight.name) {
+            Some(reads) => sparse::gathered(b, weight.value.shape(), reads, &cotangents).map(Gradient::Rows),
+            None => cotangents.get(&weight.name).cloned().map(Gradient::Whole),
+        };
+        gradients.extend(gradient.map(|gradient| (weight.name.clone(), gradient)));
+    }
+    Ok(gradients)
 }
 
 fn nothing_real(outputs: &[ValueId]) -> Error {

@@ -11,6 +11,7 @@ mod generalise;
 pub mod names;
 pub mod optimizer;
 mod sizes;
+mod sparse;
 #[cfg(all(test, feature = "tract"))]
 mod tests;
 mod weights;
@@ -67,6 +68,8 @@ pub struct Request {
     pub ignored: i64,
     /// Batch normalisation by the statistics of the batch.
     pub train_bn: bool,
+    /// Globs over the names of embedding tables whose gradients are to be rows of them, where they can; none means no table.
+    pub sparse: Vec<String>,
 }
 
 /// What was built.
@@ -78,6 +81,9 @@ pub struct Built {
     pub weights: Vec<ValueId>,
     /// Of the weights asked for, those that the loss doesn't depend on.
     pub idle: Vec<ValueId>,
+    /// Tables whose gradients are rows, and those that had to stay dense, with why.
+    pub sparse: Vec<ValueId>,
+    pub dense: Vec<(ValueId, String)>,
     /// Where the classes of cross-entropy lie, if there is a label for each position of a row.
     pub classes: Option<ClassAxis>,
     /// Names of dimensions that stayed open.
@@ -220,6 +226,7 @@ impl Job<'_> {
 
     /// One graph, for the sizes it was built with.
     fn fixed(&mut self, working: Working, fixed: Vec<(String, usize)>) -> Result<Built> {
+        let working = self.prepared(working)?;
         let plan = self.plan(&working)?;
         let Emitted { graph, mut facts, moving, idle, classes } = emit(&working, &plan)?;
         let (graph, state) = emit::finish(graph, &mut facts, moving, &plan);
@@ -317,7 +324,17 @@ impl Job<'_> {
 
     fn working(&self, open: &[Symbol], sizes: &[usize]) -> Result<Working> {
         let assigned: Vec<(&Symbol, usize)> = open.iter().zip(sizes.iter().copied()).collect();
-        Working::with(&self.model, &assigned, self.executor, &self.file.path.display().to_string())
+        let working =
+            Working::with(&self.model, &assigned, self.executor, &self.file.path.display().to_string())?;
+        self.prepared(working)
+    }
+
+    /// The working graph in the form that the request's options take.
+    fn prepared(&self, mut working: Working) -> Result<Working> {
+        if !self.request.sparse.is_empty() {
+            (working.model.graph, working.facts) = sparse::taken_apart(working.model.graph, working.facts)?;
+        }
+        Ok(working)
     }
 
     /// The graph for sizes that the open one isn't made from.
@@ -369,7 +386,9 @@ impl Job<'_> {
             whole.graph.initializers.entry(id.clone()).or_insert_with(|| tensor.clone());
         }
         let used = [&self.model.graph, &working.model.graph];
-        let weights = weights::select(&whole, &used, &working.facts, &self.request.wrt, &self.file.path)?;
+        let mut weights = weights::select(&whole, &used, &working.facts, &self.request.wrt, &self.file.path)?;
+        let graph = &working.model.graph;
+        let dense = sparse::choose(&mut weights, graph, &self.request.sparse, &self.file.path)?;
         Ok(Plan {
             loss: self.request.loss,
             form: self.request.form,
@@ -378,6 +397,7 @@ impl Job<'_> {
             class_axis: self.request.class_axis,
             ignored: self.request.ignored,
             weights,
+            dense,
             train_bn: self.request.train_bn,
         })
     }
@@ -407,6 +427,8 @@ impl Job<'_> {
             state: state.into_iter().map(|s| (s.name, s.initial)).collect(),
             weights: plan.weights.iter().map(|w| w.name.clone()).filter(moved).collect(),
             idle,
+            sparse: plan.weights.iter().filter(|w| w.sparse).map(|w| w.name.clone()).collect(),
+            dense: plan.dense.clone(),
             classes,
             open,
             fixed,

@@ -32,6 +32,8 @@ pub struct Chosen {
     pub value: Tensor,
     /// Whether an optimiser may shrink it: matrices and kernels, not biases and norms.
     pub decays: bool,
+    /// Whether its gradient is [rows](super::sparse) of it.
+    pub sparse: bool,
 }
 
 /// The weights that `patterns` name (globs; none means `*`), in the order in which the file has them.
@@ -85,6 +87,7 @@ pub fn select(
         name: id.clone(),
         value: graph.initializers[id].clone(),
         decays: graph.initializers[id].rank() > 1,
+        sparse: false,
     });
     Ok(chosen.collect())
 }
