@@ -57,6 +57,12 @@ pub struct Args {
     /// Normalise batches by their own statistics, and let the running ones follow
     #[arg(long)]
     train_bn: bool,
+    /// Let Dropout nodes drop; what a step keeps depends on the input `step`, which counts steps from 0, and --seed
+    #[arg(long)]
+    train_dropout: bool,
+    /// Seed of dropout
+    #[arg(long, value_name = "N", default_value = "0")]
+    seed: u64,
     /// Give embedding tables gradients of the rows that the batch looks up, NAME.grad.rows and NAME.grad.values, and move only these
     /// rows in a step; all such tables, or those named =GLOB (may be repeated)
     #[arg(long, value_name = "GLOB", num_args = 0..=1, require_equals = true, default_missing_value = "*")]
@@ -163,6 +169,7 @@ pub fn run(args: Args) -> Result<u8> {
         class_axis: args.class_axis,
         ignored: args.ignore_label.unwrap_or(crate::data::IGNORED),
         train_bn: args.train_bn,
+        dropout: args.train_dropout.then_some(args.seed),
         sparse: args.sparse.clone(),
     };
     let built = grad::build(&file, &request, &*executor)?;

@@ -112,6 +112,9 @@ struct Training {
     /// Normalise batches by their own statistics, and let the target's running ones follow
     #[arg(long)]
     train_bn: bool,
+    /// Let the target's Dropout nodes drop in training steps
+    #[arg(long)]
+    train_dropout: bool,
     /// Leave weights as they are whose names match
     #[arg(long, value_name = "GLOB")]
     freeze: Vec<String>,
@@ -338,6 +341,7 @@ impl Training {
         set_some(&mut train.shift, self.shift);
         set(&mut train.patience, self.patience);
         train.train_bn |= self.train_bn;
+        train.train_dropout |= self.train_dropout;
         set(&mut train.freeze, (!self.freeze.is_empty()).then(|| self.freeze.clone()));
         set(&mut train.seed, self.seed);
         set(&mut train.seeds, count(self.seeds));

@@ -188,6 +188,8 @@ pub struct TrainConfig {
     pub seeds: usize,
     /// Batch normalisation by the statistics of the batch, which the running ones follow.
     pub train_bn: bool,
+    /// `Dropout` nodes of the target drop in training steps.
+    pub train_dropout: bool,
     /// Weights (globs over their names) that stay as they are.
     pub freeze: Vec<String>,
     /// `target glob=source glob` pairs that refine the automatic pairing.
@@ -244,6 +246,7 @@ impl Default for TrainConfig {
             seed: 0,
             seeds: 1,
             train_bn: false,
+            train_dropout: false,
             freeze: vec![],
             map: vec![],
             adapt: vec![],

@@ -8,6 +8,7 @@ mod cases;
 mod control;
 mod corners;
 mod differences;
+mod dropout;
 mod gradients;
 mod kernels;
 mod models;

@@ -79,7 +79,8 @@ pub fn random_node(graph: &Graph) -> Option<&Node> {
 }
 
 fn is_random(node: &Node) -> bool {
-    node.op.starts_with("Random") || matches!(node.op.as_str(), "Bernoulli" | "Multinomial" | "Dropout")
+    let drops = node.is("Dropout") && node.input(2).is_some();
+    node.op.starts_with("Random") || matches!(node.op.as_str(), "Bernoulli" | "Multinomial") || drops
 }
 
 /// Operators whose outputs' shapes depend on the values of their inputs as a whole.

@@ -4,6 +4,7 @@
 //! Differentiating knows fixed shapes only; [`super::generalise`] opens them again. What an optimiser does is the same at all
 //! sizes, so that it comes after that, once.
 
+use super::mask;
 use super::names::{GRADIENT, Names, ROWS, VALUES};
 use super::optimizer::{self, Slot};
 use super::sizes::Working;
@@ -15,6 +16,7 @@ use crate::data::Answer;
 use crate::error::{Error, Result};
 use crate::onnx::{Builder, DType, Fact, Facts, Graph, Tensor, ValueId, ValueInfo};
 use crate::train::batch_norm;
+use crate::train::dropout;
 use crate::train::head::{both_logits, logit_before, logits_before};
 use crate::train::loss::{self, Counting};
 use crate::train::model_step::free_weights;
@@ -35,6 +37,8 @@ pub struct Plan {
     /// Tables that were to have gradients of rows, and why they don't.
     pub dense: Vec<(ValueId, String)>,
     pub train_bn: bool,
+    /// The seed of dropout, where anything is dropped.
+    pub dropout: Option<u64>,
 }
 
 /// What came of it. The outputs are the loss, then the gradients that the form asks for; for a step, those of what moves and
@@ -86,13 +90,16 @@ pub struct Moving {
     weights: Vec<(Chosen, Gradient)>,
     /// With what they are at the start.
     statistics: Vec<(batch_norm::Statistic, Tensor)>,
+    /// The number of steps taken, where the graph depends on it.
+    counter: Option<(ValueId, Tensor)>,
 }
 
 impl Moving {
     /// The inputs with what they are at the start.
     pub fn initial(&self) -> impl Iterator<Item = (&ValueId, &Tensor)> {
         let weights = self.weights.iter().map(|(weight, _)| (&weight.name, &weight.value));
-        weights.chain(self.statistics.iter().map(|(statistic, initial)| (&statistic.name, initial)))
+        let statistics = self.statistics.iter().map(|(statistic, initial)| (&statistic.name, initial));
+        weights.chain(statistics).chain(self.counter.iter().map(|(name, initial)| (name, initial)))
     }
 }
 
@@ -101,9 +108,12 @@ impl Moving {
 /// # Errors
 /// What [`autodiff::backward`] refuses, and a model whose outputs the loss makes no sense of.
 pub fn emit(working: &Working, plan: &Plan) -> Result<Emitted> {
-    let mut graph = working.model.graph.clone();
+    let (mut graph, facts) = match plan.dropout {
+        Some(seed) => dropping(working, plan, seed),
+        None => (working.model.graph.clone(), working.facts.clone()),
+    };
     let outputs: Vec<ValueId> = graph.outputs.iter().map(|o| o.id.clone()).collect();
-    let inputs: Vec<ValueInfo> = graph.required_inputs().cloned().collect();
+    let inputs: Vec<ValueInfo> = working.model.graph.required_inputs().cloned().collect();
     let here: Vec<&Chosen> =
         plan.weights.iter().filter(|w| graph.initializers.contains_key(&w.name)).collect();
     let names: Vec<ValueId> = here.iter().map(|w| w.name.clone()).collect();
@@ -119,11 +129,11 @@ pub fn emit(working: &Working, plan: &Plan) -> Result<Emitted> {
         let named: HashSet<&ValueId> = names.iter().collect();
         freed.extend(names.iter().cloned());
         freed.extend(statistics.iter().map(|s| s.name.clone()).filter(|s| !named.contains(s)));
-        free_weights(&mut graph, &working.facts, &freed)?;
+        free_weights(&mut graph, &facts, &freed)?;
     }
     graph.inputs = inputs.clone();
     graph.outputs.clear();
-    let mut b = Builder::on(graph, working.facts.clone());
+    let mut b = Builder::on(graph, facts);
     for (input, fact) in inputs.iter().filter_map(|i| Some((&i.id, i.fact()?))) {
         b.set_fact(input, fact);
     }
@@ -131,6 +141,10 @@ pub fn emit(working: &Working, plan: &Plan) -> Result<Emitted> {
     b.reserve(freed.iter().cloned());
     b.set_scope("loss");
     let (loss, classes) = loss_of(&mut b, working, plan, &outputs)?;
+    let counter = plan.dropout.map(|_| (ValueId::new(&plan.names.step), Tensor::i64(&[], &[0])));
+    if let (Some((step, first)), Form::Gradients) = (&counter, &plan.form) {
+        b.graph_mut().inputs.push(ValueInfo::new(step.clone(), &Fact::of(first)));
+    }
     let one = b.scalar_like(&loss, 1.0);
     b.set_scope("");
     let gradients = gradients(&mut b, &[(loss.clone(), one)], &here, &tables)?;
@@ -158,6 +172,7 @@ pub fn emit(working: &Working, plan: &Plan) -> Result<Emitted> {
         Form::Step(_) => {
             let moved = |w: &&Chosen| Some(((*w).clone(), gradients.get(&w.name)?.clone()));
             moving.weights.extend(here.iter().filter_map(moved));
+            moving.counter = counter;
             let weights: HashSet<&ValueId> = moving.weights.iter().map(|(w, _)| &w.name).collect();
             let others = statistics.into_iter().filter(|s| !weights.contains(&s.name));
             let found: Vec<_> = others.filter_map(|s| Some((constants.get(&s.name)?.clone(), s))).collect();
@@ -194,7 +209,8 @@ pub fn finish(graph: Graph, facts: &mut Facts, moving: Moving, plan: &Plan) -> (
     let own = b.graph().inputs.len() - moving.initial().count();
     b.graph_mut().inputs.truncate(own);
     b.graph_mut().outputs.truncate(1);
-    let mut state = optimizer::emit(&mut b, optimizer, &plan.names, &moving.weights);
+    let counts = moving.counter.is_some();
+    let mut state = optimizer::emit(&mut b, optimizer, &plan.names, &moving.weights, counts);
     for (statistic, initial) in moving.statistics {
         b.graph_mut().inputs.push(ValueInfo::new(statistic.name.clone(), &Fact::of(&initial)));
         optimizer::next_value(&mut b, statistic.name.as_str(), &statistic.next, initial, &mut state);
@@ -202,6 +218,16 @@ pub fn finish(graph: Graph, facts: &mut Facts, moving: Moving, plan: &Plan) -> (
     let graph;
     (graph, *facts) = b.finish();
     (graph, state)
+}
+
+/// The working graph with its dropout in training form.
+fn dropping(working: &Working, plan: &Plan, seed: u64) -> (Graph, Facts) {
+    let step = ValueId::new(&plan.names.step);
+    let mut facts = working.facts.clone();
+    facts.insert(step.clone(), Fact::new(DType::I64, &[]));
+    dropout::to_training(working.model.graph.clone(), facts, |b, i, fact, ratio| {
+        mask::kept(b, &step, [seed, i as u64], &fact.shape, ratio)
+    })
 }
 
 /// The lookups of the tables among `weights`.

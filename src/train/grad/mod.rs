@@ -8,6 +8,7 @@
 mod emit;
 mod formula;
 mod generalise;
+mod mask;
 pub mod names;
 pub mod optimizer;
 mod sizes;
@@ -17,10 +18,11 @@ mod tests;
 mod weights;
 
 use crate::autodiff::facts::unrunnable;
-use crate::autodiff::prepare::{self, OPEN_SIZES};
+use crate::autodiff::prepare::{self, Kept, OPEN_SIZES};
 use crate::error::{Error, Result};
 use crate::onnx::{Dim, Fact, Facts, Graph, Model, ModelFile, Tensor, ValueId};
 use crate::runtime::{Executor, Value};
+use crate::train::dropout;
 pub use emit::ClassAxis;
 use emit::{Emitted, Moving, Plan, emit};
 use generalise::{Open, Sample, generalise};
@@ -68,6 +70,8 @@ pub struct Request {
     pub ignored: i64,
     /// Batch normalisation by the statistics of the batch.
     pub train_bn: bool,
+    /// The seed of `Dropout` that drops; `None` where it passes everything on.
+    pub dropout: Option<u64>,
     /// Globs over the names of embedding tables whose gradients are to be rows of them, where they can; none means no table.
     pub sparse: Vec<String>,
 }
@@ -100,7 +104,14 @@ pub struct Built {
 /// [`Error::Usage`] for patterns and names that match nothing; [`Error::Node`] for an operator without a gradient
 /// between the weights and the loss, with its domain and version; what the executor says where it can't run the model.
 pub fn build(file: &ModelFile, request: &Request, executor: &dyn Executor) -> Result<Built> {
-    let mut model = prepare::widen(&prepare::upgrade(&file.model)?);
+    let upgraded = match request.dropout {
+        Some(_) => prepare::upgrade_with_dropout(&file.model, Kept::All)?,
+        None => prepare::upgrade(&file.model)?,
+    };
+    if request.dropout.is_some() && !dropout::any(&upgraded.graph) {
+        return Err(dropout::none_in(&file.path));
+    }
+    let mut model = prepare::widen(&upgraded);
     let names = Names::free_in(&model.graph);
     let renamed = names.clear(&mut model.graph);
     let output = request.output.as_ref().map(|name| {
@@ -399,6 +410,7 @@ impl Job<'_> {
             weights,
             dense,
             train_bn: self.request.train_bn,
+            dropout: self.request.dropout,
         })
     }
 

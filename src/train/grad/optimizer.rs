@@ -37,13 +37,15 @@ pub struct Slot {
     pub initial: Tensor,
 }
 
-/// Emits the next values of `weights` from their gradients. Learning rate, weights, moments and counter become inputs here.
+/// Emits the next values of `weights` from their gradients. Learning rate, weights, moments and counter become inputs here, the
+/// counter also where the rule doesn't use it but the graph `counts`.
 /// Returns all that goes from step to step.
 pub fn emit(
     b: &mut Builder,
     optimizer: &Optimizer,
     names: &Names,
     weights: &[(Chosen, Gradient)],
+    counts: bool,
 ) -> Vec<Slot> {
     let mut slots = vec![];
     let rate = b.input(&names.rate, Fact::new(DType::F32, &[]));
@@ -53,9 +55,16 @@ pub fn emit(
     b.set_scope("update");
     let moved: Vec<Moved> = weights.iter().map(|(weight, gradient)| Moved::of(b, weight, gradient)).collect();
     let gradients = clipped(b, moved.iter().map(|m| m.summed().clone()).collect(), optimizer.clip);
+    let mut count = || counted(b, names, &mut slots);
     let corrections = match optimizer.rule {
-        Rule::Adamw { beta1, beta2, .. } => Some(corrections(b, names, [beta1, beta2], &mut slots)),
-        _ => None,
+        Rule::Adamw { beta1, beta2, .. } => {
+            let count = count();
+            Some(corrections(b, &count, [beta1, beta2]))
+        }
+        _ => {
+            counts.then(count);
+            None
+        }
     };
     let mut shared: Vec<(DType, Shared)> = vec![];
     for (((weight, _), moved), gradient) in weights.iter().zip(&moved).zip(&gradients) {
@@ -185,14 +194,19 @@ pub fn next_value(b: &mut Builder, name: &str, next: &ValueId, initial: Tensor, 
     slots.push(Slot { name: name.to_owned(), initial });
 }
 
-/// 1 − βᵗ at this step t, counted from 1. As `2h / (1 + h)` with `h = tanh(−t·ln β / 2)`, which loses nothing to
-/// cancellation while βᵗ is near 1.
-fn corrections(b: &mut Builder, names: &Names, betas: [f64; 2], slots: &mut Vec<Slot>) -> [ValueId; 2] {
+/// Counts this step, from 1.
+fn counted(b: &mut Builder, names: &Names, slots: &mut Vec<Slot>) -> ValueId {
     let before = b.input(&names.step, Fact::new(DType::I64, &[]));
     let one = b.constant(Tensor::i64(&[], &[1]));
     let count = b.add(&before, &one);
     next_value(b, &names.step, &count, Tensor::i64(&[], &[0]), slots);
-    let count = b.cast(&count, DType::F32);
+    count
+}
+
+/// 1 − βᵗ at this step t. As `2h / (1 + h)` with `h = tanh(−t·ln β / 2)`, which loses nothing to
+/// cancellation while βᵗ is near 1.
+fn corrections(b: &mut Builder, count: &ValueId, betas: [f64; 2]) -> [ValueId; 2] {
+    let count = b.cast(count, DType::F32);
     betas.map(|beta| {
         let half = b.mul_scalar(&count, -0.5 * beta.ln());
         let h = b.op("Tanh", &[&half]);

@@ -24,6 +24,7 @@ fn request(form: Form) -> Request {
         class_axis: None,
         ignored: crate::data::IGNORED,
         train_bn: false,
+        dropout: None,
         sparse: vec![],
     }
 }
