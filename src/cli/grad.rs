@@ -66,6 +66,16 @@ pub struct Args {
     /// outputs below SIZE (512MB, 2GiB); without SIZE, for as little memory as possible
     #[arg(long, value_name = "SIZE", num_args = 0..=1, default_missing_value = "least")]
     recompute: Option<Budget>,
+    /// Let Dropout nodes drop; what a step keeps depends on the input `step`, which counts steps from 0, and --seed
+    #[arg(long)]
+    train_dropout: bool,
+    /// Seed of dropout
+    #[arg(long, value_name = "N", default_value = "0")]
+    seed: u64,
+    /// Give embedding tables gradients of the rows that the batch looks up, NAME.grad.rows and NAME.grad.values, and move only these
+    /// rows in a step; all such tables, or those named =GLOB (may be repeated)
+    #[arg(long, value_name = "GLOB", num_args = 0..=1, require_equals = true, default_missing_value = "*")]
+    sparse: Vec<String>,
     #[command(flatten)]
     update: UpdateArgs,
     #[command(flatten)]
@@ -169,6 +179,8 @@ pub fn run(args: Args) -> Result<u8> {
         ignored: args.ignore_label.unwrap_or(crate::data::IGNORED),
         train_bn: args.train_bn,
         recompute: args.recompute,
+        dropout: args.train_dropout.then_some(args.seed),
+        sparse: args.sparse.clone(),
     };
     let built = grad::build(&file, &request, &*executor)?;
     if !args.gradients_only && built.state.is_empty() {
@@ -192,6 +204,9 @@ fn notes(built: &Built) {
         message(format!(
             "note: the classes lie on axis {axis} of output '{output}', and each of its other places has a label (--class-axis chooses)"
         ));
+    }
+    for (table, why) in &built.dense {
+        message(format!("note: '{table}' keeps a dense gradient: {why}"));
     }
     if !built.fixed.is_empty() {
         let sizes: Vec<String> = built.fixed.iter().map(|(name, n)| format!("{name} = {n}")).collect();
@@ -260,6 +275,8 @@ fn described(built: &Built, output: &Path, state: Option<&Path>) -> serde_json::
         "weights": built.weights.iter().map(|w| w.as_str()).collect::<Vec<_>>(),
         "differentiated_inputs": built.inputs.iter().map(|i| i.as_str()).collect::<Vec<_>>(),
         "idle": built.idle.iter().map(|w| w.as_str()).collect::<Vec<_>>(),
+        "sparse": built.sparse.iter().map(|w| w.as_str()).collect::<Vec<_>>(),
+        "dense": built.dense.iter().map(|(name, why)| json!({"name": name.as_str(), "why": why})).collect::<Vec<_>>(),
         "class_axis": built.classes.as_ref().map(|classes| classes.axis),
         "open": built.open,
         "fixed": built.fixed.iter().map(|(name, size)| json!({"name": name, "size": size})).collect::<Vec<_>>(),

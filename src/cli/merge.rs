@@ -117,6 +117,9 @@ struct Training {
     /// 2GiB); without SIZE, for as little memory as possible
     #[arg(long, value_name = "SIZE", num_args = 0..=1, default_missing_value = "least")]
     recompute: Option<Budget>,
+    /// Let the target's Dropout nodes drop in training steps
+    #[arg(long)]
+    train_dropout: bool,
     /// Leave weights as they are whose names match
     #[arg(long, value_name = "GLOB")]
     freeze: Vec<String>,
@@ -344,6 +347,7 @@ impl Training {
         set(&mut train.patience, self.patience);
         train.train_bn |= self.train_bn;
         set_some(&mut train.recompute, self.recompute);
+        train.train_dropout |= self.train_dropout;
         set(&mut train.freeze, (!self.freeze.is_empty()).then(|| self.freeze.clone()));
         set(&mut train.seed, self.seed);
         set(&mut train.seeds, count(self.seeds));

@@ -66,10 +66,10 @@ pub fn infer(node: &Node, inputs: &[Option<Operand<'_>>]) -> Option<Vec<Fact>> {
     let ints = |i: usize| operand(i).and_then(|o| o.value).map(|t| t.to_i64().into_owned());
     match node.op.as_str() {
         "Abs" | "Acos" | "Acosh" | "Asin" | "Asinh" | "Atan" | "Atanh" | "Ceil" | "Clip" | "Cos" | "Cosh"
-        | "CumSum" | "Elu" | "Erf" | "Exp" | "Floor" | "Gelu" | "HardSigmoid" | "HardSwish" | "Identity"
-        | "LeakyRelu" | "Log" | "LogSoftmax" | "Neg" | "Reciprocal" | "Relu" | "Round" | "Selu"
-        | "Shrink" | "Sigmoid" | "Sign" | "Sin" | "Sinh" | "Softmax" | "Softplus" | "Softsign" | "Sqrt"
-        | "Tan" | "Tanh" | "Trilu" | "ThresholdedRelu" | "ScatterElements" | "ScatterND"
+        | "CumSum" | "Dropout" | "Elu" | "Erf" | "Exp" | "Floor" | "Gelu" | "HardSigmoid" | "HardSwish"
+        | "Identity" | "LeakyRelu" | "Log" | "LogSoftmax" | "Neg" | "Reciprocal" | "Relu" | "Round"
+        | "Selu" | "Shrink" | "Sigmoid" | "Sign" | "Sin" | "Sinh" | "Softmax" | "Softplus" | "Softsign"
+        | "Sqrt" | "Tan" | "Tanh" | "Trilu" | "ThresholdedRelu" | "ScatterElements" | "ScatterND"
         | "LpNormalization" | "LayerNormalization" | "Hardmax" | "BitwiseNot" | "ReverseSequence" => {
             same(first?.dtype)
         }
@@ -77,7 +77,7 @@ pub fn infer(node: &Node, inputs: &[Option<Operand<'_>>]) -> Option<Vec<Fact>> {
         "Cast" => same(DType::from_onnx(node.int("to")? as i32)),
         "CastLike" => same(operand(1)?.fact.dtype),
         "Add" | "Sub" | "Mul" | "Div" | "Pow" | "Mod" | "Max" | "Min" | "Sum" | "Mean" | "PRelu"
-        | "BitwiseAnd" => {
+        | "BitShift" | "BitwiseAnd" | "BitwiseXor" => {
             let shape = inputs.iter().flatten().try_fold(vec![], |s, o| broadcast(&s, &o.fact.shape))?;
             one(Fact::new(first?.dtype, &shape))
         }

@@ -469,7 +469,8 @@ impl<'a> Batches<'a> {
     ) -> Result<Vec<Vec<Value>>> {
         let part = self.examples.part(split);
         let all = self.examples.places(split, &picked);
-        let rows = all[self.ranks.share(all.len())].to_vec();
+        let share = self.ranks.share(all.len());
+        let (first, rows) = (share.start, all[share].to_vec());
         let Some(bound) = part.bound.as_ref().filter(|_| !rows.is_empty()) else { return Ok(vec![]) };
         let shift = (self.shift > 0).then(|| {
             let mut random = generator(self.seed, stream::AUGMENT, step as u64);
@@ -487,6 +488,7 @@ impl<'a> Batches<'a> {
         let mut runs = vec![];
         for (i, chunk) in rows.chunks(size).enumerate() {
             let mut feeds = shown(bound, chunk, size, &self.target.inputs, shift)?;
+            feeds.extend(self.target.drops.noise(self.seed, (split, step), first + i * size));
             let labels = self.examples.label_tensor(objective, chunk, size);
             feeds.extend(labels.into_iter().chain(divisor.clone()).map(Value::host));
             feeds.extend(help.iter().map(|tensor| Value::host(tensor.rows(i * size..(i + 1) * size))));

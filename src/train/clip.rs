@@ -10,7 +10,10 @@ pub fn clipped(b: &mut Builder, gradients: Vec<ValueId>, limit: f64) -> Vec<Valu
     let mut total: Option<ValueId> = None;
     for gradient in &gradients {
         let square = b.mul(gradient, gradient);
-        let sum = b.sum_all(&square);
+        // Some gradients have as many rows as the batch happens to look up.
+        let any = b.ints(&[-1]);
+        let flat = b.op("Reshape", &[&square, &any]);
+        let sum = b.sum(&flat, &[0], false);
         let sum = b.cast(&sum, DType::F32);
         total = Some(match total {
             Some(total) => b.add(&total, &sum),

@@ -192,6 +192,8 @@ pub struct TrainConfig {
     /// What a run's values are to be brought down to, by computing some of the forward pass again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recompute: Option<Budget>,
+    /// `Dropout` nodes of the target drop in training steps.
+    pub train_dropout: bool,
     /// Weights (globs over their names) that stay as they are.
     pub freeze: Vec<String>,
     /// `target glob=source glob` pairs that refine the automatic pairing.
@@ -249,6 +251,7 @@ impl Default for TrainConfig {
             seeds: 1,
             train_bn: false,
             recompute: None,
+            train_dropout: false,
             freeze: vec![],
             map: vec![],
             adapt: vec![],

@@ -47,7 +47,7 @@ pub fn invent(
     observer.event(&Event::Phase("inventing"));
     let network = {
         let of = config.src_of.as_deref();
-        Network::open(source, config.batch.max(1), Purpose { data: None, of }, executor)?
+        Network::open(source, config.batch.max(1), Purpose { of, ..Purpose::default() }, executor)?
     };
     if let Some((id, fact)) = network.inputs.iter().find(|(_, fact)| !fact.dtype.is_float()) {
         let what = format!("takes {} at its input '{id}', which can't be made up", fact.dtype);

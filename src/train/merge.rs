@@ -329,7 +329,12 @@ fn open_networks(
     let data = Some(&request.source_data.as_ref().unwrap_or(&request.data).train);
     let TrainConfig { of, src_of, .. } = &request.config;
     let open = |path: &PathBuf| match src_of {
-        Some(_) => Network::open(path, target.batch, Purpose { data, of: src_of.as_deref() }, executor),
+        Some(_) => Network::open(
+            path,
+            target.batch,
+            Purpose { data, of: src_of.as_deref(), ..Purpose::default() },
+            executor,
+        ),
         // Of several outputs it is the one of the same name, if there is one.
         None => {
             let of = match of.as_deref() {
@@ -339,7 +344,7 @@ fn open_networks(
                 }
                 None => None,
             };
-            Network::open_source(path, target.batch, Purpose { data, of }, executor)
+            Network::open_source(path, target.batch, Purpose { data, of, ..Purpose::default() }, executor)
         }
     };
     let mut sources = request.sources.iter().map(open).collect::<Result<Vec<_>>>()?;
@@ -360,8 +365,9 @@ fn other_outputs(config: &TrainConfig, target: &Network) -> Option<String> {
 /// The target for this rank's rows of a step. A batch whose statistics count isn't cut into runs.
 fn open_target(request: &MergeRequest) -> Result<Network> {
     let (config, executor) = (&request.config, &*request.model_executor);
-    let (path, purpose) =
-        (&request.target, Purpose { data: Some(&request.data.train), of: config.of.as_deref() });
+    let path = &request.target;
+    let data = Some(&request.data.train);
+    let purpose = Purpose { data, of: config.of.as_deref(), dropout: config.train_dropout };
     let batch = request.ranks.share(config.batch).len().max(1);
     let mut target = match config.train_bn {
         true => Network::open(path, batch, purpose, executor)?,

@@ -15,6 +15,7 @@ mod config;
 mod contest;
 mod data_free;
 mod datasets;
+mod dropout;
 mod events;
 mod evidence;
 mod fingerprint;

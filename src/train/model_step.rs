@@ -2,6 +2,7 @@
 
 use super::align::{Alignment, Term};
 use super::batch_norm::{self, Statistic};
+use super::dropout;
 use super::loss::{self, Counting};
 use crate::autodiff;
 use crate::autodiff::recompute::{Budget, Saving, Whole, recompute};
@@ -45,7 +46,7 @@ impl Objective {
     }
 }
 
-/// A differentiated model. The graph's inputs are the model's own, then `labels`, `counted` (by how much sums over labels are divided)
+/// A differentiated model. The graph's inputs are the model's own, then random numbers (one a `Dropout` that drops), `labels`, `counted` (by how much sums over labels are divided)
 /// and `teacher` (where the objective wants them), the source's activations (one an alignment), the weights in the order given, and the maps (one an
 /// alignment); its outputs are the loss, then a gradient a weight, then a gradient a map, then what the batch's mean or variance was
 /// for each running statistic that follows.
@@ -146,6 +147,9 @@ pub fn build(
     let mut model = model.clone();
     let mut graph = std::mem::take(&mut model.graph);
     graph.name = "model step".to_owned();
+    graph.inputs = graph.required_inputs().cloned().collect();
+    let (mut graph, facts) = dropout::fed(graph, facts.clone());
+    let facts = &facts;
     let own = graph.required_inputs().count();
     let statistics = batch_norm::to_training(&mut graph, |id| following.contains(id));
     batch_norm::report_batch(&mut graph);

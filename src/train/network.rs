@@ -2,11 +2,12 @@
 
 use super::align::Alignment;
 use super::batch_norm;
+use super::dropout::{self, Drops};
 pub use super::head::Head;
 use super::head::{find_head, no_answer};
 use super::model_step::{self, ModelStep, Objective};
 use crate::autodiff::facts::{probe, unrunnable};
-use crate::autodiff::prepare::{self, Lifting};
+use crate::autodiff::prepare::{self, Kept, Lifting};
 use crate::autodiff::recompute::Budget;
 use crate::data::{Dataset, Layout};
 use crate::error::{Error, Result, ResultExt};
@@ -34,6 +35,8 @@ pub struct Network {
     pub following: Vec<ValueId>,
     /// What steps' values are to be brought down to.
     pub recompute: Option<Budget>,
+    /// Random numbers that its steps are fed; none unless opened [for that](Purpose::dropout).
+    pub drops: Drops,
     /// Those of the executor that it was opened with.
     forms: Forms,
 }
@@ -45,11 +48,13 @@ pub struct Purpose<'a> {
     pub data: Option<&'a Dataset>,
     /// The output that is compared with labels; the first that can be, where none is named.
     pub of: Option<&'a str>,
+    /// Whether its `Dropout` is to drop in training steps.
+    pub dropout: bool,
 }
 
 impl<'a> Purpose<'a> {
     pub fn on(data: &'a Dataset) -> Self {
-        Self { data: Some(data), of: None }
+        Self { data: Some(data), ..Self::default() }
     }
 }
 
@@ -90,7 +95,12 @@ impl Network {
         let declared: Vec<ValueInfo> = file.model.graph.required_inputs().cloned().collect();
         let bound = purpose.data.and_then(|d| d.bind(&declared).ok());
         let rows = bound.map(|b| b.facts(1)).unwrap_or_default();
-        Self::prepare(file, batch, (&rows, purpose.of), executor).map_err(|e| unrunnable(e).context(path))
+        let network = Self::prepare(file, batch, (&rows, purpose), executor)
+            .map_err(|e| unrunnable(e).context(path))?;
+        match purpose.dropout && network.drops.is_empty() {
+            true => Err(dropout::none_in(&network.file.path)),
+            false => Ok(network),
+        }
     }
 
     /// Itself, if an output answers row by row.
@@ -113,10 +123,14 @@ impl Network {
     fn prepare(
         file: Arc<ModelFile>,
         batch: usize,
-        (rows, of): (&[(ValueId, Fact)], Option<&str>),
+        (rows, purpose): (&[(ValueId, Fact)], Purpose<'_>),
         executor: &dyn Executor,
     ) -> Result<Self> {
-        let mut model = prepare::widen(&prepare::upgrade(&file.model)?);
+        let upgraded = match purpose.dropout {
+            true => prepare::upgrade_with_dropout(&file.model, Kept::Idle)?,
+            false => prepare::upgrade(&file.model)?,
+        };
+        let mut model = prepare::widen(&upgraded);
         settle_inputs(&mut model.graph, rows);
         let lifted = prepare::lift(&model, batch, executor)?;
         let batch = if matches!(lifted.lifting, Lifting::SingleRows { .. }) { 1 } else { batch };
@@ -126,11 +140,25 @@ impl Network {
         let mut probed = probe(executor, &model, &lifted.example)?;
         let inputs = input_facts(&model.graph, &probed.facts)?;
         let params = ParamGraph::extract(&model, &probed.facts)?;
-        let head = find_head(&mut model.graph, &mut probed.facts, batch, &lifted.by_rows, of);
+        let head = find_head(&mut model.graph, &mut probed.facts, batch, &lifted.by_rows, purpose.of);
         let head = head.unwrap_or_default();
         let (facts, lifting, forms) = (probed.facts, lifted.lifting, executor.forms());
         let (following, recompute) = (vec![], None);
-        Ok(Self { file, model, facts, batch, lifting, inputs, head, params, following, recompute, forms })
+        let drops = Drops::of(&model.graph, &facts, batch);
+        Ok(Self {
+            file,
+            model,
+            facts,
+            batch,
+            lifting,
+            inputs,
+            head,
+            params,
+            following,
+            recompute,
+            drops,
+            forms,
+        })
     }
 
     /// Classes lie as labels say. A model that answers with one number for each label, the chance or the logit of the second of two

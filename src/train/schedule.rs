@@ -20,6 +20,7 @@ pub mod stream {
     pub const SHUFFLE: u64 = 1;
     pub const AUGMENT: u64 = 2;
     pub const NOISE: u64 = 3;
+    pub const DROPOUT: u64 = 4;
 }
 
 /// The learning rate of step `step` (from 0) of `steps`: linear warm-up, then the schedule down to zero.

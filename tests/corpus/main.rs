@@ -8,12 +8,14 @@ mod cases;
 mod control;
 mod corners;
 mod differences;
+mod dropout;
 mod gradients;
 mod kernels;
 mod models;
 mod old_forms;
 mod quantised;
 mod random_graphs;
+mod sparse;
 mod torch_refs;
 #[cfg(feature = "wgpu")]
 mod wgpu;

@@ -73,7 +73,7 @@ fn declared(graph: &Graph) -> Facts {
     infos.filter_map(|info| Some((info.id.clone(), info.fact()?))).collect()
 }
 
-fn executors() -> Vec<Arc<dyn Executor>> {
+pub fn executors() -> Vec<Arc<dyn Executor>> {
     let options = ExecutorOptions { threads: Some(1), ..ExecutorOptions::default() };
     let mut found = vec![];
     for choice in [ExecutorChoice::Tract, ExecutorChoice::Ort] {

@@ -88,6 +88,52 @@ fn what_makes_no_sense_is_refused_with_what_to_do() {
     );
 }
 
+/// The mean of looked up rows of `word.weight`, times `out.weight`, or once more times the table itself.
+fn lookups(tied: bool) -> Model {
+    let mut b = Builder::new("lookups");
+    let ids = b.input("ids", Fact::new(DType::I64, &[2, 3]));
+    let table = b.initializer("word.weight", Tensor::f32(&[7, 4], &[0.5; 28]));
+    let rows = b.op_with("Gather", &[&table, &ids], &[("axis", Attr::Int(0))]);
+    let mean = b.mean(&rows, &[1], false);
+    let logits = match tied {
+        true => {
+            let turned = b.transpose(&table, &[1, 0]);
+            b.matmul(&mean, &turned)
+        }
+        false => {
+            let out = b.initializer("out.weight", Tensor::f32(&[4, 7], &[0.1; 28]));
+            b.matmul(&mean, &out)
+        }
+    };
+    b.output_as("logits", &logits);
+    Model::new(b.finish().0, WORKING_OPSET)
+}
+
+#[test]
+fn tables_have_gradients_of_rows_where_they_can() {
+    let sandbox = Sandbox::new().model("m.onnx", &lookups(false)).model("tied.onnx", &lookups(true));
+    sandbox.transcript(
+        "$ onnx-merge grad m.onnx --sparse --gradients-only -o g.onnx --executor tract
+         g.onnx: the loss and the gradients of 2 weights, [..] nodes, open: batch
+         $ onnx-merge grad m.onnx --sparse='*.weight' -o step.onnx --executor tract
+         note: 'out.weight' keeps a dense gradient: 'MatMul' (MatMul) reads it, too
+         step.onnx: a training step of 2 weights, [..] nodes, open: batch
+         step.npz: its first state, 7 arrays
+         $ onnx-merge grad tied.onnx --sparse -o t.onnx --executor tract
+         error: tied.onnx: has no embedding table whose gradient could be rows of it (--sparse)
+         hint: 'word.weight' can't be one: 'Transpose' (Transpose) reads it, too
+         [exit 3]
+         $ onnx-merge grad m.onnx --sparse=words -o t.onnx --executor tract
+         error: --sparse 'words' matches none of the weights
+         hint: `onnx-merge inspect` lists the weights' names
+         [exit 2]
+         $ missing t.onnx",
+    );
+    let outputs = read(sandbox.path("g.onnx")).unwrap().model.graph.outputs;
+    let names: Vec<&str> = outputs.iter().map(|o| o.id.as_str()).collect();
+    assert_eq!(names, ["loss", "word.weight.grad.rows", "word.weight.grad.values", "out.weight.grad"]);
+}
+
 /// The README's Python, beside a step graph of the fixtures' model.
 #[test]
 fn ten_lines_of_python_train_and_pack_puts_the_weights_back() {

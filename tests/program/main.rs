@@ -23,5 +23,6 @@ mod refusals;
 mod resume;
 mod server;
 mod train_bn;
+mod train_dropout;
 mod transcript;
 mod transfer;

@@ -126,6 +126,10 @@ mod together {
         same_with(&sandbox, 4, "tune digits_mlp.onnx --steps 40 --lr 0.003 --batch 3");
         // Labels that don't count, more of them in some shares than in others.
         same_with(&sandbox, 4, "tune digits_mlp.onnx --steps 40 --lr 0.003 --batch 10 --ignore-label 7");
+        // Rows have their own random numbers, whoever takes them.
+        let model = crate::train_dropout::dropping(&sandbox);
+        let sandbox = sandbox.model("drop.onnx", &model);
+        same_with(&sandbox, 2, "tune drop.onnx --steps 40 --lr 0.003 --batch 10 --train-dropout");
         // The adapter, from a fit, with rows without labels and distillation.
         let transfer =
             "digits_cnn.onnx digits_small_cnn.onnx --method lpka+kd --start fitted --steps 40 --lr 0.003";

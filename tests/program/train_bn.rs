@@ -115,15 +115,19 @@ fn what_cannot_be_normalised_by_batches_is_refused() {
     );
 }
 
-/// Interrupted under its second seed, then resumed: the same bytes as without an interruption.
 #[cfg(unix)]
 #[test]
 fn statistics_go_on_where_an_interrupted_run_stopped() {
-    let sandbox = sandbox();
+    a_resumed_run_is_whole(&sandbox(), "norm.onnx --train-bn");
+}
+
+/// A run of `tune` that is interrupted under its second seed, then resumed, gives the same bytes as without an interruption.
+#[cfg(unix)]
+pub fn a_resumed_run_is_whole(sandbox: &Sandbox, model: &str) {
     let arguments = |output: &str, more: &str| -> Vec<String> {
         let all = format!(
-            "tune norm.onnx -o {output} --data digits_train100.npz --val digits_val.npz --steps 1200 --lr 0.01 --seeds 2 \
-             --executor tract --threads 1 --train-bn {more}"
+            "tune {model} -o {output} --data digits_train100.npz --val digits_val.npz --steps 1200 --lr 0.01 --seeds 2 \
+             --executor tract --threads 1 {more}"
         );
         all.split_whitespace().map(str::to_owned).collect()
     };

@@ -2,7 +2,7 @@
 //!
 //! Mostly attributes that are inputs now. Numbers in comments are the opsets that changed an operator.
 
-use super::upgrade::Upgrade;
+use super::upgrade::{Kept, Upgrade};
 use crate::error::{Error, Result};
 use crate::onnx::{Attr, DType, Dim, Graph, Node, Tensor, ValueId, ValueInfo};
 
@@ -170,11 +170,31 @@ fn asymmetric(up: &mut Upgrade<'_>, mut node: Node) {
     up.push(node.with("coordinate_transformation_mode", "asymmetric"));
 }
 
-/// In inference, which is what models are trained from here, dropout passes its input on.
+/// In inference, which is what models are trained from here, dropout passes its input on. It stays where training is to drop, and
+/// what share is known.
 fn dropout(up: &mut Upgrade<'_>, mut node: Node) -> Result<()> {
-    let training = node.input(2).is_some()
-        && up.value(node.input(2)).is_none_or(|t| t.to_f64().first().is_some_and(|&v| v != 0.0));
-    if training {
+    let training = match node.input(2) {
+        Some(_) => up.value(node.input(2)).map(|t| t.to_f64().first().is_some_and(|&v| v != 0.0)),
+        None => Some(false),
+    };
+    let ratio = match node.input(1) {
+        Some(_) => up.value(node.input(1)).and_then(|t| t.to_f64().first().copied()),
+        None => Some(f64::from(node.float_or("ratio", 0.5))),
+    };
+    let kept = match up.dropout {
+        Kept::None => false,
+        Kept::Idle => training == Some(false),
+        Kept::All => training.is_some(),
+    };
+    if let Some(ratio) = ratio.filter(|&ratio| kept && ratio > 0.0) {
+        let ratio = up.constant(&node, "ratio", Tensor::scalar(DType::F32, ratio));
+        node.attrs.clear();
+        node.inputs.truncate(1);
+        node.inputs.push(Some(ratio));
+        up.push(node);
+        return Ok(());
+    }
+    if training != Some(false) {
         // The gradient needs to know what was dropped.
         if node.output(1).is_none() {
             let mask = up.fresh(&format!("{}/mask", node.label()));

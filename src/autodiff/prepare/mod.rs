@@ -23,7 +23,7 @@ pub(super) use names::own_names;
 pub use names::{rename, rename_reads};
 pub use specialise::{settle, specialise};
 pub use statics::{has_varying_shapes, is_random, random_node};
-pub use upgrade::upgrade;
+pub use upgrade::{Kept, upgrade, upgrade_with_dropout};
 pub use widen::widen;
 
 #[cfg(test)]

@@ -87,7 +87,8 @@ pub fn is_random(node: &Node) -> bool {
 }
 
 fn draws(node: &Node) -> bool {
-    node.op.starts_with("Random") || matches!(node.op.as_str(), "Bernoulli" | "Multinomial" | "Dropout")
+    let drops = node.is("Dropout") && node.input(2).is_some();
+    node.op.starts_with("Random") || matches!(node.op.as_str(), "Bernoulli" | "Multinomial") || drops
 }
 
 /// A node that rounds data or weights, however few: they are no scales, and a gradient goes straight through.

@@ -27,6 +27,28 @@ const MAX_NODES: usize = 1_000_000;
 /// # Errors
 /// [`Error::Node`] for functions that contain themselves and for old forms without a modern counterpart.
 pub fn upgrade(model: &Model) -> Result<Model> {
+    upgraded(model, Kept::None)
+}
+
+/// Which `Dropout` nodes stay for training that drops: in inference form, which passes its input on, with a constant ratio.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kept {
+    None,
+    /// Those that have that form.
+    Idle,
+    /// Those in training form, too.
+    All,
+}
+
+/// [`upgrade`] with some `Dropout` kept.
+///
+/// # Errors
+/// As [`upgrade`].
+pub fn upgrade_with_dropout(model: &Model, kept: Kept) -> Result<Model> {
+    upgraded(model, kept)
+}
+
+fn upgraded(model: &Model, dropout: Kept) -> Result<Model> {
     let opset = model.functions.iter().filter_map(|f| f.opsets.get("")).fold(model.opset(), |a, &b| a.max(b));
     let opset = opset.max(WORKING_OPSET);
     let mut opsets = model.opsets.clone();
@@ -38,7 +60,7 @@ pub fn upgrade(model: &Model) -> Result<Model> {
     opsets.retain(|domain, _| !model.functions.iter().any(|f| f.domain == *domain) || is_standard(domain));
     let mut named = model.graph.clone();
     make_unique(&mut named);
-    let mut upgrade = Upgrade::new(model, &named);
+    let mut upgrade = Upgrade { dropout, ..Upgrade::new(model, &named) };
     let mut graph = upgrade.graph(&named, model.opset())?;
     hoist(&mut graph);
     let ir_version = if opset >= 21 { 10 } else { 8 };
@@ -51,6 +73,7 @@ fn is_standard(domain: &str) -> bool {
 
 /// The state of an upgrade: what has been emitted, and what is known of its values.
 pub(super) struct Upgrade<'a> {
+    pub dropout: Kept,
     functions: HashMap<(&'a str, &'a str), &'a Function>,
     names: Names,
     emitted: usize,
@@ -68,6 +91,7 @@ impl<'a> Upgrade<'a> {
     fn new(model: &'a Model, named: &Graph) -> Self {
         let key = |f: &'a Function| ((f.domain.as_str(), f.name.as_str()), f);
         Self {
+            dropout: Kept::None,
             functions: model.functions.iter().map(key).collect(),
             names: Names::of(named),
             emitted: 0,

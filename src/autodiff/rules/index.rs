@@ -6,7 +6,8 @@
 use super::elementwise::unless_zero;
 use super::reduce::WithoutZeros;
 use super::{Context, Cotangents, Row, rule, stop};
-use crate::onnx::{Attr, Builder, DType, Fact, Tensor, ValueId};
+use crate::onnx::{Attr, Builder, DType, Fact, Forms, Tensor, ValueId};
+use std::collections::HashMap;
 
 pub const TABLE: &[Row] = &[
     rule("Compress", compress),
@@ -26,8 +27,8 @@ pub const TABLE: &[Row] = &[
         let (x, indices, g) = (c.input(0)?, c.input(1)?, c.cotangent()?);
         let batch = usize::try_from(c.node.int_or("batch_dims", 0)).unwrap_or(0);
         let indices = with_batch_coordinates(c.b, &indices, batch);
-        let zeros = c.b.zeros_like(&x);
-        Ok(vec![Some(Indexing::Tuples.scatter(c.b, &zeros, &indices, &g, "add"))])
+        let shape = c.b.shape(&x);
+        Ok(vec![Some(add_at_tuples(c.b, &shape, &indices, &g))])
     }),
     stop("NonZero"),
     rule("OneHot", one_hot),
@@ -72,16 +73,87 @@ pub(super) fn add_at(
     let width: usize = rest.iter().product();
     let rows = b.reshape(&front, &[count, width]);
     let indices = from_front(b, indices, size);
-    let indices = b.cast(&indices, DType::I64);
-    let indices = b.reshape(&indices, &[count, 1]);
-    let zero = b.constant(Tensor::scalar(b.dtype(g), 0.0));
-    let zeros = b.expand(&zero, &[size, width]);
-    let sum = Indexing::Tuples.scatter(b, &zeros, &indices, &rows, "add");
+    let sum = add_rows(b, size, &indices, &rows);
     let sum = b.reshape(&sum, &[&[size], &rest[..]].concat());
     // The axis goes back from the front to its place.
     let mut perm: Vec<usize> = (1..shape.len()).collect();
     perm.insert(axis, 0);
     b.transpose(&sum, &perm)
+}
+
+/// In so many rounds at most rows are added whole, each time to places that differ.
+const ROUNDS: usize = 4;
+
+/// A matrix of zeros and of `size` rows, to which `rows` (`[count, width]`) are added at `indices` (`count` of them, from the front).
+///
+/// Element by element where any rows may belong to one place: ONNX Runtime shares out the rows of `ScatterND` over its
+/// threads, and sums that two of them add to lose parts (microsoft/onnxruntime#18048, version 1.32 too).
+fn add_rows(b: &mut Builder, size: usize, indices: &ValueId, rows: &ValueId) -> ValueId {
+    let (count, width) = (b.shape(rows)[0], b.shape(rows)[1]);
+    let zero = b.constant(Tensor::scalar(b.dtype(rows), 0.0));
+    let zeros = b.expand(&zero, &[size, width]);
+    let by_rows = b.forms == Forms::Windows;
+    let known = b.constant_value(indices).filter(|_| !by_rows).map(|known| known.to_i64().into_owned());
+    if let Some((rounds, known)) = known.map(|known| (rounds(&known), known))
+        && rounds.len() <= ROUNDS
+    {
+        return rounds.iter().fold(zeros, |sum, places| {
+            let targets: Vec<i64> = places.iter().map(|&place| known[place]).collect();
+            let targets = b.constant(Tensor::i64(&[places.len(), 1], &targets));
+            let part = taken(b, rows, places);
+            Indexing::Tuples.scatter(b, &sum, &targets, &part, "add")
+        });
+    }
+    let indices = b.cast(indices, DType::I64);
+    let indices = b.reshape(&indices, &[count, 1]);
+    if by_rows {
+        return Indexing::Tuples.scatter(b, &zeros, &indices, rows, "add");
+    }
+    let indices = b.expand(&indices, &[count, width]);
+    Indexing::Elements { axis: 0 }.scatter(b, &zeros, &indices, rows, "add")
+}
+
+/// The places of `indices`, in as few groups as have no index twice: first occurrences, second ones, and so on.
+fn rounds(indices: &[i64]) -> Vec<Vec<usize>> {
+    let (mut rounds, mut seen): (Vec<Vec<usize>>, HashMap<i64, usize>) = (vec![], HashMap::new());
+    for (place, &index) in indices.iter().enumerate() {
+        let before = seen.entry(index).or_default();
+        if *before == rounds.len() {
+            rounds.push(vec![]);
+        }
+        rounds[*before].push(place);
+        *before += 1;
+    }
+    rounds
+}
+
+/// The rows of a matrix at these places; no node where they are all of them.
+fn taken(b: &mut Builder, rows: &ValueId, places: &[usize]) -> ValueId {
+    if places.len() == b.shape(rows)[0] {
+        return rows.clone();
+    }
+    let places: Vec<i64> = places.iter().map(|&place| place as i64).collect();
+    let places = b.ints(&places);
+    b.op_with("Gather", &[rows, &places], &[("axis", Attr::Int(0))])
+}
+
+/// The adjoint of `GatherND`: a zero tensor of `shape` to which `g` is added at the places that tuples of `indices` name.
+fn add_at_tuples(b: &mut Builder, shape: &[usize], indices: &ValueId, g: &ValueId) -> ValueId {
+    let tuple = b.shape(indices).last().copied().unwrap_or(1);
+    let (indexed, rest) = shape.split_at(tuple);
+    let count = b.fact(indices).len() / tuple.max(1);
+    let indices = b.reshape(indices, &[count, tuple]);
+    let sizes: Vec<i64> = indexed.iter().map(|&d| d as i64).collect();
+    let strides: Vec<i64> = (0..tuple).map(|k| sizes[k + 1..].iter().product()).collect();
+    let (sizes, strides) = (b.ints(&sizes), b.ints(&strides));
+    let wrapped = b.add(&indices, &sizes);
+    let negative = super::elementwise::less(b, &indices, 0.0);
+    let places = b.where_(&negative, &wrapped, &indices);
+    let places = b.mul(&places, &strides);
+    let places = b.sum(&places, &[1], false);
+    let rows = b.reshape(g, &[count, rest.iter().product()]);
+    let sum = add_rows(b, indexed.iter().product(), &places, &rows);
+    b.reshape(&sum, shape)
 }
 
 /// [`add_at`] for indices known beforehand that follow each other, as where projections lie one behind the other: zeros
@@ -110,7 +182,7 @@ fn add_in_a_row(
 }
 
 /// Indices into an axis of `size` elements, negative ones counted from the front instead of the back.
-fn from_front(b: &mut Builder, indices: &ValueId, size: usize) -> ValueId {
+pub(crate) fn from_front(b: &mut Builder, indices: &ValueId, size: usize) -> ValueId {
     if let Some(known) = b.constant_value(indices) {
         let wrap = |&i: &i64| if i < 0 { i + size as i64 } else { i };
         let known = Tensor::i64(known.shape(), &known.to_i64().iter().map(wrap).collect::<Vec<_>>());

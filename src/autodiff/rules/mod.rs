@@ -32,6 +32,7 @@ mod window;
 use crate::error::{Error, Result};
 use crate::onnx::infer::normalise_axis;
 use crate::onnx::{Builder, Node, Tensor, ValueId};
+pub(crate) use index::from_front;
 use std::collections::HashSet;
 
 /// What a rule sees.

@@ -4,9 +4,11 @@
 //! Differentiating knows fixed shapes only; [`super::generalise`] opens them again. What an optimiser does is the same at all
 //! sizes, so that it comes after that, once.
 
-use super::names::{GRADIENT, Names};
+use super::mask;
+use super::names::{GRADIENT, Names, ROWS, VALUES};
 use super::optimizer::{self, Slot};
 use super::sizes::Working;
+use super::sparse::{self, Read, Rows};
 use super::weights::Chosen;
 use super::{Form, LossKind};
 use crate::autodiff;
@@ -15,10 +17,11 @@ use crate::data::Answer;
 use crate::error::{Error, Result};
 use crate::onnx::{Builder, DType, Fact, Facts, Graph, Tensor, ValueId, ValueInfo};
 use crate::train::batch_norm;
+use crate::train::dropout;
 use crate::train::head::{both_logits, logit_before, logits_before};
 use crate::train::loss::{self, Counting};
 use crate::train::model_step::free_weights;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 /// What is built, whatever the sizes.
 pub struct Plan {
@@ -37,6 +40,10 @@ pub struct Plan {
     pub train_bn: bool,
     /// What values between the forward pass and the gradients are to be brought down to.
     pub recompute: Option<Budget>,
+    /// Tables that were to have gradients of rows, and why they don't.
+    pub dense: Vec<(ValueId, String)>,
+    /// The seed of dropout, where anything is dropped.
+    pub dropout: Option<u64>,
 }
 
 /// What came of it. The outputs are the loss, then the gradients that the form asks for; for a step, those of what moves and
@@ -57,20 +64,47 @@ pub struct ClassAxis {
     pub axis: usize,
 }
 
+/// The gradient of a weight.
+#[derive(Clone, Debug)]
+pub enum Gradient {
+    Whole(ValueId),
+    Rows(Rows),
+}
+
+impl Gradient {
+    /// That of a weight that the loss doesn't depend on.
+    fn zeros(b: &mut Builder, weight: &Chosen) -> Self {
+        if weight.sparse {
+            return Self::Rows(sparse::none_of(b, &weight.value));
+        }
+        let zero = b.constant(Tensor::scalar(weight.value.dtype(), 0.0));
+        Self::Whole(b.expand(&zero, weight.value.shape()))
+    }
+    fn parts(&self) -> Vec<&ValueId> {
+        match self {
+            Self::Whole(gradient) => vec![gradient],
+            Self::Rows(rows) => vec![&rows.indices, &rows.values],
+        }
+    }
+}
+
 /// What a step changes; the graph's last inputs.
 #[derive(Default)]
 pub struct Moving {
     /// With their gradients.
-    weights: Vec<(Chosen, ValueId)>,
+    weights: Vec<(Chosen, Gradient)>,
     /// With what they are at the start.
     statistics: Vec<(batch_norm::Statistic, Tensor)>,
+    /// The number of steps taken, where the graph depends on it.
+    counter: Option<(ValueId, Tensor)>,
 }
 
 impl Moving {
     /// The inputs with what they are at the start.
     pub fn initial(&self) -> impl Iterator<Item = (&ValueId, &Tensor)> {
         let weights = self.weights.iter().map(|(weight, _)| (&weight.name, &weight.value));
-        weights.chain(self.statistics.iter().map(|(statistic, initial)| (&statistic.name, initial)))
+        let statistics = self.statistics.iter().map(|(statistic, initial)| (&statistic.name, initial));
+        weights.chain(statistics).chain(self.counter.iter().map(|(name, initial)| (name, initial)))
     }
     /// What the forward pass ends in beside the loss.
     fn ends(&self) -> impl Iterator<Item = &ValueId> {
@@ -83,13 +117,17 @@ impl Moving {
 /// # Errors
 /// What [`autodiff::backward`] refuses, and a model whose outputs the loss makes no sense of.
 pub fn emit(working: &Working, plan: &Plan) -> Result<Emitted> {
-    let mut graph = working.model.graph.clone();
+    let (mut graph, facts) = match plan.dropout {
+        Some(seed) => dropping(working, plan, seed),
+        None => (working.model.graph.clone(), working.facts.clone()),
+    };
     let outputs: Vec<ValueId> = graph.outputs.iter().map(|o| o.id.clone()).collect();
-    let inputs: Vec<ValueInfo> = graph.required_inputs().cloned().collect();
+    let inputs: Vec<ValueInfo> = working.model.graph.required_inputs().cloned().collect();
     let here: Vec<&Chosen> =
         plan.weights.iter().filter(|w| graph.initializers.contains_key(&w.name)).collect();
     let names: Vec<ValueId> = here.iter().map(|w| w.name.clone()).collect();
     let read: Vec<ValueId> = plan.inputs.iter().map(|input| in_float32(&graph, input)).collect();
+    let tables = tables(&graph, &here)?;
     let statistics = match plan.train_bn {
         true => batch_norm::to_training(&mut graph, |_| true),
         false => vec![],
@@ -101,11 +139,11 @@ pub fn emit(working: &Working, plan: &Plan) -> Result<Emitted> {
         let named: HashSet<&ValueId> = names.iter().collect();
         freed.extend(names.iter().cloned());
         freed.extend(statistics.iter().map(|s| s.name.clone()).filter(|s| !named.contains(s)));
-        free_weights(&mut graph, &working.facts, &freed)?;
+        free_weights(&mut graph, &facts, &freed)?;
     }
     graph.inputs = inputs.clone();
     graph.outputs.clear();
-    let mut b = Builder::on(graph, working.facts.clone());
+    let mut b = Builder::on(graph, facts);
     for (input, fact) in inputs.iter().filter_map(|i| Some((&i.id, i.fact()?))) {
         b.set_fact(input, fact);
     }
@@ -113,10 +151,13 @@ pub fn emit(working: &Working, plan: &Plan) -> Result<Emitted> {
     b.reserve(freed.iter().cloned());
     b.set_scope("loss");
     let (loss, classes) = loss_of(&mut b, working, plan, &outputs)?;
+    let counter = plan.dropout.map(|_| (ValueId::new(&plan.names.step), Tensor::i64(&[], &[0])));
+    if let (Some((step, first)), Form::Gradients) = (&counter, &plan.form) {
+        b.graph_mut().inputs.push(ValueInfo::new(step.clone(), &Fact::of(first)));
+    }
     let one = b.scalar_like(&loss, 1.0);
     b.set_scope("");
-    let wrt = [&names[..], &read].concat();
-    let gradients = autodiff::backward(&mut b, &[(loss.clone(), one)], &wrt)?;
+    let gradients = gradients(&mut b, &[(loss.clone(), one)], &here, &tables, &read)?;
     b.output_as(&plan.names.loss, &loss);
     let asked = plan.weights.iter().map(|w| (&w.name, &w.name)).chain(plan.inputs.iter().zip(&read));
     let idle = asked.filter(|(_, value)| !gradients.contains_key(*value)).map(|(name, _)| name.clone());
@@ -127,12 +168,22 @@ pub fn emit(working: &Working, plan: &Plan) -> Result<Emitted> {
             for weight in &plan.weights {
                 let gradient = match gradients.get(&weight.name) {
                     Some(gradient) => gradient.clone(),
-                    None => zeros(&mut b, &weight.value),
+                    None => Gradient::zeros(&mut b, weight),
                 };
-                b.output_as(&format!("{}.{GRADIENT}", weight.name), &gradient);
+                let name = format!("{}.{GRADIENT}", weight.name);
+                match gradient {
+                    Gradient::Whole(gradient) => drop(b.output_as(&name, &gradient)),
+                    Gradient::Rows(rows) => {
+                        b.output_as(&format!("{name}.{ROWS}"), &rows.indices);
+                        b.output_as(&format!("{name}.{VALUES}"), &rows.values);
+                    }
+                }
             }
             for (input, read) in plan.inputs.iter().zip(&read) {
-                let gradient = gradients.get(read).cloned().unwrap_or_else(|| b.zeros_like(read));
+                let gradient = match gradients.get(read) {
+                    Some(Gradient::Whole(gradient)) => gradient.clone(),
+                    _ => b.zeros_like(read),
+                };
                 // One that nothing reads is still in half precision.
                 let gradient = wide(&mut b, &gradient);
                 b.output_as(&format!("{input}.{GRADIENT}"), &gradient);
@@ -141,6 +192,7 @@ pub fn emit(working: &Working, plan: &Plan) -> Result<Emitted> {
         Form::Step(_) => {
             let moved = |w: &&Chosen| Some(((*w).clone(), gradients.get(&w.name)?.clone()));
             moving.weights.extend(here.iter().filter_map(moved));
+            moving.counter = counter;
             let weights: HashSet<&ValueId> = moving.weights.iter().map(|(w, _)| &w.name).collect();
             let others = statistics.into_iter().filter(|s| !weights.contains(&s.name));
             let found: Vec<_> = others.filter_map(|s| Some((constants.get(&s.name)?.clone(), s))).collect();
@@ -164,7 +216,7 @@ fn declare(b: &mut Builder, moving: &Moving) {
     for (name, initial) in moving.initial() {
         b.graph_mut().inputs.push(ValueInfo::new(name.clone(), &Fact::of(initial)));
     }
-    moving.weights.iter().for_each(|(_, gradient)| b.output(gradient));
+    moving.weights.iter().flat_map(|(_, gradient)| gradient.parts()).for_each(|part| b.output(part));
     moving.statistics.iter().for_each(|(statistic, _)| b.output(&statistic.next));
 }
 
@@ -198,7 +250,8 @@ pub fn finish(
     let own = b.graph().inputs.len() - moving.initial().count();
     b.graph_mut().inputs.truncate(own);
     b.graph_mut().outputs.truncate(1);
-    let mut state = optimizer::emit(&mut b, optimizer, &plan.names, &moving.weights);
+    let counts = moving.counter.is_some();
+    let mut state = optimizer::emit(&mut b, optimizer, &plan.names, &moving.weights, counts);
     for (statistic, initial) in moving.statistics {
         b.graph_mut().inputs.push(ValueInfo::new(statistic.name.clone(), &Fact::of(&initial)));
         optimizer::next_value(&mut b, statistic.name.as_str(), &statistic.next, initial, &mut state);
@@ -216,9 +269,49 @@ fn in_float32(graph: &Graph, input: &ValueId) -> ValueId {
     cast.and_then(|n| n.output(0)).unwrap_or(input).clone()
 }
 
-fn zeros(b: &mut Builder, like: &Tensor) -> ValueId {
-    let zero = b.constant(Tensor::scalar(like.dtype(), 0.0));
-    b.expand(&zero, like.shape())
+/// The working graph with its dropout in training form.
+fn dropping(working: &Working, plan: &Plan, seed: u64) -> (Graph, Facts) {
+    let step = ValueId::new(&plan.names.step);
+    let mut facts = working.facts.clone();
+    facts.insert(step.clone(), Fact::new(DType::I64, &[]));
+    dropout::to_training(working.model.graph.clone(), facts, |b, i, fact, ratio| {
+        mask::kept(b, &step, [seed, i as u64], &fact.shape, ratio)
+    })
+}
+
+/// The lookups of the tables among `weights`.
+fn tables<'a>(graph: &Graph, weights: &[&'a Chosen]) -> Result<HashMap<&'a ValueId, Vec<Read>>> {
+    let of = |table: &&'a Chosen| match sparse::reads(graph, &table.name) {
+        Ok(reads) => Ok((&table.name, reads)),
+        Err(why) => Err(Error::tensor(table.name.as_str(), format!("has no gradient of rows here: {why}"))),
+    };
+    weights.iter().copied().filter(|w| w.sparse).map(|table| of(&table)).collect()
+}
+
+/// The gradients of `weights` and `inputs`, as far as what the `seeds` pair with cotangents depends on them.
+fn gradients(
+    b: &mut Builder,
+    seeds: &[(ValueId, ValueId)],
+    weights: &[&Chosen],
+    tables: &HashMap<&ValueId, Vec<Read>>,
+    inputs: &[ValueId],
+) -> Result<HashMap<ValueId, Gradient>> {
+    let whole = weights.iter().filter(|w| !w.sparse).map(|w| w.name.clone());
+    let reads = weights.iter().filter_map(|w| tables.get(&w.name)).flatten();
+    let wrt: Vec<ValueId> =
+        whole.chain(reads.map(|read| read.found.clone())).chain(inputs.iter().cloned()).collect();
+    let cotangents = autodiff::backward(b, seeds, &wrt)?;
+    let whole = |value: &ValueId| cotangents.get(value).cloned().map(Gradient::Whole);
+    let mut gradients: HashMap<ValueId, Gradient> =
+        inputs.iter().filter_map(|input| Some((input.clone(), whole(input)?))).collect();
+    for weight in weights {
+        let gradient = match tables.get(&weight.name) {
+            Some(reads) => sparse::gathered(b, weight.value.shape(), reads, &cotangents).map(Gradient::Rows),
+            None => whole(&weight.name),
+        };
+        gradients.extend(gradient.map(|gradient| (weight.name.clone(), gradient)));
+    }
+    Ok(gradients)
 }
 
 fn nothing_real(outputs: &[ValueId]) -> Error {

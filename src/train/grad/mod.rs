@@ -8,19 +8,22 @@
 mod emit;
 mod formula;
 mod generalise;
+mod mask;
 pub mod names;
 pub mod optimizer;
 mod sizes;
+mod sparse;
 #[cfg(all(test, feature = "tract"))]
 mod tests;
 mod weights;
 
 use crate::autodiff::facts::unrunnable;
-use crate::autodiff::prepare::{self, OPEN_SIZES};
+use crate::autodiff::prepare::{self, Kept, OPEN_SIZES};
 use crate::autodiff::recompute::{Budget, Saving};
 use crate::error::{Error, Result};
 use crate::onnx::{Dim, Fact, Facts, Graph, Model, ModelFile, Tensor, ValueId};
 use crate::runtime::{Executor, Value};
+use crate::train::dropout;
 pub use emit::ClassAxis;
 use emit::{Emitted, Moving, Plan, emit};
 use generalise::{Open, Sample, generalise};
@@ -71,6 +74,10 @@ pub struct Request {
     pub train_bn: bool,
     /// What the values inside are to be brought down to, by computing some of the forward pass again.
     pub recompute: Option<Budget>,
+    /// The seed of `Dropout` that drops; `None` where it passes everything on.
+    pub dropout: Option<u64>,
+    /// Globs over the names of embedding tables whose gradients are to be rows of them, where they can; none means no table.
+    pub sparse: Vec<String>,
 }
 
 /// What was built.
@@ -84,6 +91,9 @@ pub struct Built {
     pub inputs: Vec<ValueId>,
     /// Of the weights and inputs asked for, those that the loss doesn't depend on.
     pub idle: Vec<ValueId>,
+    /// Tables whose gradients are rows, and those that had to stay dense, with why.
+    pub sparse: Vec<ValueId>,
+    pub dense: Vec<(ValueId, String)>,
     /// Where the classes of cross-entropy lie, if there is a label for each position of a row.
     pub classes: Option<ClassAxis>,
     /// Names of dimensions that stayed open.
@@ -102,7 +112,14 @@ pub struct Built {
 /// [`Error::Usage`] for patterns and names that match nothing; [`Error::Node`] for an operator without a gradient
 /// between the weights and the loss, with its domain and version; what the executor says where it can't run the model.
 pub fn build(file: &ModelFile, request: &Request, executor: &dyn Executor) -> Result<Built> {
-    let mut model = prepare::widen(&prepare::upgrade(&file.model)?);
+    let upgraded = match request.dropout {
+        Some(_) => prepare::upgrade_with_dropout(&file.model, Kept::All)?,
+        None => prepare::upgrade(&file.model)?,
+    };
+    if request.dropout.is_some() && !dropout::any(&upgraded.graph) {
+        return Err(dropout::none_in(&file.path));
+    }
+    let mut model = prepare::widen(&upgraded);
     let names = Names::free_in(&model.graph);
     let renamed = names.clear(&mut model.graph);
     let output = request.output.as_ref().map(|name| {
@@ -244,6 +261,7 @@ impl Job<'_> {
 
     /// One graph, for the sizes it was built with.
     fn fixed(&mut self, working: Working, fixed: Vec<(String, usize)>) -> Result<Built> {
+        let working = self.prepared(working)?;
         let plan = self.plan(&working)?;
         let Emitted { graph, mut facts, moving, idle, classes } = emit(&working, &plan)?;
         let done = emit::finish(graph, (&mut facts, None), moving, &plan);
@@ -348,7 +366,17 @@ impl Job<'_> {
 
     fn working(&self, open: &[Symbol], sizes: &[usize]) -> Result<Working> {
         let assigned: Vec<(&Symbol, usize)> = open.iter().zip(sizes.iter().copied()).collect();
-        Working::with(&self.model, &assigned, self.executor, &self.file.path.display().to_string())
+        let working =
+            Working::with(&self.model, &assigned, self.executor, &self.file.path.display().to_string())?;
+        self.prepared(working)
+    }
+
+    /// The working graph in the form that the request's options take.
+    fn prepared(&self, mut working: Working) -> Result<Working> {
+        if !self.request.sparse.is_empty() {
+            (working.model.graph, working.facts) = sparse::taken_apart(working.model.graph, working.facts)?;
+        }
+        Ok(working)
     }
 
     /// The graph for sizes that the open one isn't made from.
@@ -400,12 +428,14 @@ impl Job<'_> {
             whole.graph.initializers.entry(id.clone()).or_insert_with(|| tensor.clone());
         }
         let used = [&self.model.graph, &working.model.graph];
-        let Targets { weights, inputs } =
+        let Targets { mut weights, inputs } =
             weights::select(&whole, &used, &working.facts, &self.request.wrt, &self.file.path)?;
         if let (Form::Step(_), Some(input)) = (&self.request.form, inputs.first()) {
             return Err(Error::usage(format!("--wrt: '{input}' is an input, and a step changes weights"))
                 .hint("--gradients-only gives the gradient of an input"));
         }
+        let graph = &working.model.graph;
+        let dense = sparse::choose(&mut weights, graph, &self.request.sparse, &self.file.path)?;
         Ok(Plan {
             loss: self.request.loss,
             form: self.request.form,
@@ -417,6 +447,8 @@ impl Job<'_> {
             inputs,
             train_bn: self.request.train_bn,
             recompute: self.request.recompute,
+            dense,
+            dropout: self.request.dropout,
         })
     }
 
@@ -447,6 +479,8 @@ impl Job<'_> {
             weights: plan.weights.iter().map(|w| w.name.clone()).filter(moved).collect(),
             inputs: plan.inputs.iter().filter(|i| moved(i)).cloned().collect(),
             idle,
+            sparse: plan.weights.iter().filter(|w| w.sparse).map(|w| w.name.clone()).collect(),
+            dense: plan.dense.clone(),
             classes,
             open,
             fixed,

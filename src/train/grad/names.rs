@@ -15,6 +15,9 @@ pub struct Names {
 
 /// Endings of names that belong to a weight, the first to an input, too.
 pub const GRADIENT: &str = "grad";
+/// Endings of a gradient that is [rows](super::sparse) of a table.
+pub const ROWS: &str = "rows";
+pub const VALUES: &str = "values";
 pub const NEXT: &str = "next";
 pub const FIRST_MOMENT: &str = "m";
 pub const SECOND_MOMENT: &str = "v";
@@ -42,6 +45,7 @@ impl Names {
         for id in graph.initializers.iter().filter(|(_, t)| t.dtype().is_float()).map(|(id, _)| id) {
             let endings = [GRADIENT, NEXT, FIRST_MOMENT, SECOND_MOMENT].map(|e| format!("{id}.{e}"));
             reserved.extend(endings.iter().map(ValueId::new));
+            reserved.extend([ROWS, VALUES].map(|part| ValueId::new(format!("{id}.{GRADIENT}.{part}"))));
             reserved.extend(endings[2..].iter().map(|e| ValueId::new(format!("{e}.{NEXT}"))));
         }
         reserved.extend(graph.inputs.iter().map(|input| ValueId::new(format!("{}.{GRADIENT}", input.id))));

@@ -3,7 +3,9 @@
 //! The formulas are those of the program's own training (`lpka::optimizer`), which keeps state in flat vectors
 //! instead: weight decay is decoupled, and none for biases and norms.
 
+use super::emit::Gradient;
 use super::names::{FIRST_MOMENT, NEXT, Names, SECOND_MOMENT};
+use super::sparse::Touched;
 use super::weights::Chosen;
 use crate::onnx::{Builder, DType, Fact, Tensor, ValueId, ValueInfo};
 use crate::train::clip::clipped;
@@ -35,13 +37,15 @@ pub struct Slot {
     pub initial: Tensor,
 }
 
-/// Emits the next values of `weights` from their gradients. Learning rate, weights, moments and counter become inputs here.
+/// Emits the next values of `weights` from their gradients. Learning rate, weights, moments and counter become inputs here, the
+/// counter also where the rule doesn't use it but the graph `counts`.
 /// Returns all that goes from step to step.
 pub fn emit(
     b: &mut Builder,
     optimizer: &Optimizer,
     names: &Names,
-    weights: &[(Chosen, ValueId)],
+    weights: &[(Chosen, Gradient)],
+    counts: bool,
 ) -> Vec<Slot> {
     let mut slots = vec![];
     let rate = b.input(&names.rate, Fact::new(DType::F32, &[]));
@@ -49,13 +53,21 @@ pub fn emit(
         b.graph_mut().inputs.push(ValueInfo::new(weight.name.clone(), &Fact::of(&weight.value)));
     }
     b.set_scope("update");
-    let gradients = clipped(b, weights.iter().map(|(_, g)| g.clone()).collect(), optimizer.clip);
+    let moved: Vec<Moved> = weights.iter().map(|(weight, gradient)| Moved::of(b, weight, gradient)).collect();
+    let gradients = clipped(b, moved.iter().map(|m| m.summed().clone()).collect(), optimizer.clip);
+    let mut count = || counted(b, names, &mut slots);
     let corrections = match optimizer.rule {
-        Rule::Adamw { beta1, beta2, .. } => Some(corrections(b, names, [beta1, beta2], &mut slots)),
-        _ => None,
+        Rule::Adamw { beta1, beta2, .. } => {
+            let count = count();
+            Some(corrections(b, &count, [beta1, beta2]))
+        }
+        _ => {
+            counts.then(count);
+            None
+        }
     };
     let mut shared: Vec<(DType, Shared)> = vec![];
-    for ((weight, _), gradient) in weights.iter().zip(gradients) {
+    for (((weight, _), moved), gradient) in weights.iter().zip(&moved).zip(&gradients) {
         let name = &weight.name;
         let dtype = weight.value.dtype();
         let known = shared.iter().position(|(known, _)| *known == dtype).unwrap_or_else(|| {
@@ -65,11 +77,15 @@ pub fn emit(
         });
         let Shared { rate, root_correction, kept } = &shared[known].1;
         b.set_scope(&format!("update/{name}"));
+        let gradient = moved.gradient(b, gradient);
+        let mut moment = |b: &mut Builder, value: &ValueId, ending: &str, keep: f64, take: f64| {
+            moving(b, (weight, moved), value, ending, [keep, take], &mut slots)
+        };
         let change = match (optimizer.rule, root_correction) {
             (Rule::Adamw { beta1, beta2, epsilon }, Some(root_correction)) => {
-                let m = moving(b, &gradient, name, FIRST_MOMENT, beta1, 1.0 - beta1, &mut slots);
+                let m = moment(b, &gradient, FIRST_MOMENT, beta1, 1.0 - beta1);
                 let square = b.mul(&gradient, &gradient);
-                let v = moving(b, &square, name, SECOND_MOMENT, beta2, 1.0 - beta2, &mut slots);
+                let v = moment(b, &square, SECOND_MOMENT, beta2, 1.0 - beta2);
                 let root = b.op("Sqrt", &[&v]);
                 let root = b.div(&root, root_correction);
                 let root = b.add_scalar(&root, epsilon);
@@ -77,20 +93,69 @@ pub fn emit(
                 b.mul(&direction, rate)
             }
             (Rule::Momentum { momentum }, _) => {
-                let m = moving(b, &gradient, name, FIRST_MOMENT, momentum, 1.0, &mut slots);
+                let m = moment(b, &gradient, FIRST_MOMENT, momentum, 1.0);
                 b.mul(&m, rate)
             }
             _ => b.mul(&gradient, rate),
         };
+        let old = moved.read(b, name);
         let kept = match kept {
-            Some(share) if weight.decays => b.mul(name, share),
-            _ => name.clone(),
+            Some(share) if weight.decays => b.mul(&old, share),
+            _ => old,
         };
         let next = b.sub(&kept, &change);
+        let next = moved.write(b, name, &next);
         next_value(b, name.as_str(), &next, weight.value.clone(), &mut slots);
     }
     b.set_scope("");
     slots
+}
+
+/// The part of a weight, and of what goes with it, that a step changes.
+enum Moved {
+    Whole(ValueId),
+    /// The rows that the batch looked up. What goes with others isn't touched, as in PyTorch's `SparseAdam`.
+    Rows(Touched),
+}
+
+impl Moved {
+    fn of(b: &mut Builder, weight: &Chosen, gradient: &Gradient) -> Self {
+        match gradient {
+            Gradient::Whole(gradient) => Self::Whole(gradient.clone()),
+            Gradient::Rows(rows) => {
+                b.set_scope(&format!("update/{}", weight.name));
+                let touched = Touched::of(b, rows, weight.value.shape());
+                b.set_scope("update");
+                Self::Rows(touched)
+            }
+        }
+    }
+    /// The gradient, zeros and all, as far as the norm goes.
+    fn summed(&self) -> &ValueId {
+        match self {
+            Self::Whole(gradient) => gradient,
+            Self::Rows(touched) => &touched.sums,
+        }
+    }
+    /// The gradient of what is moved, from [`Self::summed`] after clipping.
+    fn gradient(&self, b: &mut Builder, summed: &ValueId) -> ValueId {
+        match self {
+            Self::Whole(_) => summed.clone(),
+            Self::Rows(touched) => touched.gradient(b, summed),
+        }
+    }
+    fn read(&self, b: &mut Builder, state: &ValueId) -> ValueId {
+        match self {
+            Self::Whole(_) => state.clone(),
+            Self::Rows(touched) => touched.read(b, state),
+        }
+    }
+    fn write(&self, b: &mut Builder, state: &ValueId, next: &ValueId) -> ValueId {
+        match self {
+            Self::Whole(_) => next.clone(),
+            Self::Rows(touched) => touched.write(b, state, next),
+        }
+    }
 }
 
 /// What the updates of all weights of one element type have in common; scalars.
@@ -129,14 +194,19 @@ pub fn next_value(b: &mut Builder, name: &str, next: &ValueId, initial: Tensor, 
     slots.push(Slot { name: name.to_owned(), initial });
 }
 
-/// 1 − βᵗ at this step t, counted from 1. As `2h / (1 + h)` with `h = tanh(−t·ln β / 2)`, which loses nothing to
-/// cancellation while βᵗ is near 1.
-fn corrections(b: &mut Builder, names: &Names, betas: [f64; 2], slots: &mut Vec<Slot>) -> [ValueId; 2] {
+/// Counts this step, from 1.
+fn counted(b: &mut Builder, names: &Names, slots: &mut Vec<Slot>) -> ValueId {
     let before = b.input(&names.step, Fact::new(DType::I64, &[]));
     let one = b.constant(Tensor::i64(&[], &[1]));
     let count = b.add(&before, &one);
     next_value(b, &names.step, &count, Tensor::i64(&[], &[0]), slots);
-    let count = b.cast(&count, DType::F32);
+    count
+}
+
+/// 1 − βᵗ at this step t. As `2h / (1 + h)` with `h = tanh(−t·ln β / 2)`, which loses nothing to
+/// cancellation while βᵗ is near 1.
+fn corrections(b: &mut Builder, count: &ValueId, betas: [f64; 2]) -> [ValueId; 2] {
+    let count = b.cast(count, DType::F32);
     betas.map(|beta| {
         let half = b.mul_scalar(&count, -0.5 * beta.ln());
         let h = b.op("Tanh", &[&half]);
@@ -146,22 +216,23 @@ fn corrections(b: &mut Builder, names: &Names, betas: [f64; 2], slots: &mut Vec<
     })
 }
 
-/// The state `NAME.ending` ← `keep` · state + `take` · `value`, from zero.
+/// The state `NAME.ending` ← `keep` · state + `take` · `value`, from zero. Gives what is new of it.
 fn moving(
     b: &mut Builder,
+    (weight, moved): (&Chosen, &Moved),
     value: &ValueId,
-    name: &ValueId,
     ending: &str,
-    keep: f64,
-    take: f64,
+    [keep, take]: [f64; 2],
     slots: &mut Vec<Slot>,
 ) -> ValueId {
-    let fact = b.fact(value).clone();
-    let name = format!("{name}.{ending}");
-    let old = b.input(&name, fact.clone());
+    let fact = Fact::of(&weight.value);
+    let name = format!("{}.{ending}", weight.name);
+    let state = b.input(&name, fact.clone());
+    let old = moved.read(b, &state);
     let kept = b.mul_scalar(&old, keep);
     let taken = if take == 1.0 { value.clone() } else { b.mul_scalar(value, take) };
     let next = b.add(&kept, &taken);
-    next_value(b, &name, &next, Tensor::zeros(fact.dtype, &fact.shape), slots);
+    let whole = moved.write(b, &state, &next);
+    next_value(b, &name, &whole, Tensor::zeros(fact.dtype, &fact.shape), slots);
     next
 }

@@ -25,6 +25,8 @@ fn request(form: Form) -> Request {
         ignored: crate::data::IGNORED,
         train_bn: false,
         recompute: None,
+        dropout: None,
+        sparse: vec![],
     }
 }
 

@@ -32,6 +32,8 @@ pub struct Chosen {
     pub value: Tensor,
     /// Whether an optimiser may shrink it: matrices and kernels, not biases and norms.
     pub decays: bool,
+    /// Whether its gradient is [rows](super::sparse) of it.
+    pub sparse: bool,
 }
 
 /// What to differentiate with respect to, in the order in which the file has it.
@@ -98,6 +100,7 @@ pub fn select(
         name: id.clone(),
         value: graph.initializers[id].clone(),
         decays: graph.initializers[id].rank() > 1,
+        sparse: false,
     });
     let weights = weights.collect();
     Ok(Targets { weights, inputs: inputs.into_iter().filter(|id| picked.contains(id)).cloned().collect() })
