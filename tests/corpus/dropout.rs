@@ -38,6 +38,7 @@ fn built(form: Form, seed: u64, executor: &dyn Executor) -> Built {
         class_axis: None,
         ignored: -100,
         train_bn: false,
+        recompute: None,
         dropout: Some(seed),
         sparse: vec![],
     };

@@ -45,6 +45,7 @@ fn with_loss(
         class_axis: None,
         ignored: -100,
         train_bn: false,
+        recompute: None,
         dropout: None,
         sparse: sparse.iter().map(|glob| (*glob).to_owned()).collect(),
     };
