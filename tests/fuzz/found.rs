@@ -46,3 +46,15 @@ fn shapes_that_cannot_be_are_not_inferred() {
     let backwards = [ints(&[-1]), ints(&[i64::MIN]), ints(&[0]), ints(&[-1])];
     assert_eq!(known("Slice", &[0], &backwards, &[]), Some(vec![0]));
 }
+
+#[test]
+fn indices_of_no_axes_give_all_of_it() {
+    let mut b = Builder::new("found");
+    let x = b.input("x", Fact::new(DType::F64, &[2, 3]));
+    let indices = b.constant(Tensor::i64(&[4, 0], &[]));
+    let y = b.op("GatherND", &[&x, &indices]);
+    b.set_fact(&y, Fact::new(DType::F64, &[4, 2, 3]));
+    let seed = b.zeros_like(&y);
+    let gradients = backward(&mut b, &[(y, seed)], std::slice::from_ref(&x)).expect("a gradient");
+    assert_eq!(b.shape(&gradients[&x]), [2, 3]);
+}

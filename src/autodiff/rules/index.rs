@@ -139,9 +139,22 @@ fn taken(b: &mut Builder, rows: &ValueId, places: &[usize]) -> ValueId {
 
 /// The adjoint of `GatherND`: a zero tensor of `shape` to which `g` is added at the places that tuples of `indices` name.
 fn add_at_tuples(b: &mut Builder, shape: &[usize], indices: &ValueId, g: &ValueId) -> ValueId {
-    let tuple = b.shape(indices).last().copied().unwrap_or(1);
+    let mut tuples = b.shape(indices);
+    let tuple = tuples.pop().unwrap_or(1);
     let (indexed, rest) = shape.split_at(tuple);
-    let count = b.fact(indices).len() / tuple.max(1);
+    let count = tuples.iter().product();
+    let places = places(b, indexed, indices, count);
+    let rows = b.reshape(g, &[count, rest.iter().product()]);
+    let sum = add_rows(b, indexed.iter().product(), &places, &rows);
+    b.reshape(&sum, shape)
+}
+
+/// Where each of `count` tuples of `indices` points in a tensor of these sizes, counted element by element.
+fn places(b: &mut Builder, indexed: &[usize], indices: &ValueId, count: usize) -> ValueId {
+    if indexed.is_empty() {
+        return b.ints(&vec![0; count]);
+    }
+    let tuple = indexed.len();
     let indices = b.reshape(indices, &[count, tuple]);
     let sizes: Vec<i64> = indexed.iter().map(|&d| d as i64).collect();
     let strides: Vec<i64> = (0..tuple).map(|k| sizes[k + 1..].iter().product()).collect();
@@ -150,10 +163,7 @@ fn add_at_tuples(b: &mut Builder, shape: &[usize], indices: &ValueId, g: &ValueI
     let negative = super::elementwise::less(b, &indices, 0.0);
     let places = b.where_(&negative, &wrapped, &indices);
     let places = b.mul(&places, &strides);
-    let places = b.sum(&places, &[1], false);
-    let rows = b.reshape(g, &[count, rest.iter().product()]);
-    let sum = add_rows(b, indexed.iter().product(), &places, &rows);
-    b.reshape(&sum, shape)
+    b.sum(&places, &[1], false)
 }
 
 /// [`add_at`] for indices known beforehand that follow each other, as where projections lie one behind the other: zeros
