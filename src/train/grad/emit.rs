@@ -31,8 +31,8 @@ pub struct Plan {
     /// The label of what doesn't count.
     pub ignored: i64,
     pub weights: Vec<Chosen>,
-    /// Inputs whose gradients are wanted, too; none for a step.
-    pub inputs: Vec<ValueId>,
+    /// Inputs and values inside whose gradients are wanted, too; none for a step.
+    pub values: Vec<ValueId>,
     pub train_bn: bool,
 }
 
@@ -42,7 +42,7 @@ pub struct Emitted {
     pub graph: Graph,
     pub facts: Facts,
     pub moving: Moving,
-    /// Weights and inputs that the loss doesn't depend on.
+    /// Weights and values that the loss doesn't depend on.
     pub idle: Vec<ValueId>,
     /// Where the classes of cross-entropy lie, if not in whole rows.
     pub classes: Option<ClassAxis>,
@@ -82,7 +82,7 @@ pub fn emit(working: &Working, plan: &Plan) -> Result<Emitted> {
     let here: Vec<&Chosen> =
         plan.weights.iter().filter(|w| graph.initializers.contains_key(&w.name)).collect();
     let names: Vec<ValueId> = here.iter().map(|w| w.name.clone()).collect();
-    let read: Vec<ValueId> = plan.inputs.iter().map(|input| in_float32(&graph, input)).collect();
+    let read: Vec<ValueId> = plan.values.iter().map(|value| in_float32(&graph, value)).collect();
     let statistics = match plan.train_bn {
         true => batch_norm::to_training(&mut graph, |_| true),
         false => vec![],
@@ -111,7 +111,7 @@ pub fn emit(working: &Working, plan: &Plan) -> Result<Emitted> {
     let wrt = [&names[..], &read].concat();
     let gradients = autodiff::backward(&mut b, &[(loss.clone(), one)], &wrt)?;
     b.output_as(&plan.names.loss, &loss);
-    let asked = plan.weights.iter().map(|w| (&w.name, &w.name)).chain(plan.inputs.iter().zip(&read));
+    let asked = plan.weights.iter().map(|w| (&w.name, &w.name)).chain(plan.values.iter().zip(&read));
     let idle = asked.filter(|(_, value)| !gradients.contains_key(*value)).map(|(name, _)| name.clone());
     let idle: Vec<ValueId> = idle.collect();
     let mut moving = Moving::default();
@@ -124,11 +124,11 @@ pub fn emit(working: &Working, plan: &Plan) -> Result<Emitted> {
                 };
                 b.output_as(&format!("{}.{GRADIENT}", weight.name), &gradient);
             }
-            for (input, read) in plan.inputs.iter().zip(&read) {
+            for (value, read) in plan.values.iter().zip(&read) {
                 let gradient = gradients.get(read).cloned().unwrap_or_else(|| b.zeros_like(read));
-                // One that nothing reads is still in half precision.
+                // An input that nothing reads is still in half precision.
                 let gradient = wide(&mut b, &gradient);
-                b.output_as(&format!("{input}.{GRADIENT}"), &gradient);
+                b.output_as(&format!("{value}.{GRADIENT}"), &gradient);
             }
         }
         Form::Step(_) => {
@@ -180,12 +180,12 @@ pub fn finish(graph: Graph, facts: &mut Facts, moving: Moving, plan: &Plan) -> (
     (graph, state)
 }
 
-/// An input in the type that the working graph computes in: what half-precision ones are cast to, before anything reads them.
-fn in_float32(graph: &Graph, input: &ValueId) -> ValueId {
+/// A value in the type that the working graph computes in: inputs in half precision are cast before anything reads them.
+fn in_float32(graph: &Graph, value: &ValueId) -> ValueId {
     let half =
-        graph.inputs.iter().any(|i| i.id == *input && matches!(i.dtype, Some(DType::F16 | DType::BF16)));
-    let cast = graph.nodes.iter().find(|n| half && n.is("Cast") && n.input(0) == Some(input));
-    cast.and_then(|n| n.output(0)).unwrap_or(input).clone()
+        graph.inputs.iter().any(|i| i.id == *value && matches!(i.dtype, Some(DType::F16 | DType::BF16)));
+    let cast = graph.nodes.iter().find(|n| half && n.is("Cast") && n.input(0) == Some(value));
+    cast.and_then(|n| n.output(0)).unwrap_or(value).clone()
 }
 
 fn zeros(b: &mut Builder, like: &Tensor) -> ValueId {
