@@ -4,7 +4,6 @@ use super::args::{ExecutorArgs, executor_options, positive, required};
 use super::terminal::message;
 use crate::autodiff::recompute::Budget;
 use crate::error::{Error, Result};
-use crate::onnx::ValueId;
 use crate::runtime;
 use crate::train::TrainConfig;
 use crate::train::grad::optimizer::{Optimizer, Rule};
@@ -19,8 +18,8 @@ use std::path::{Path, PathBuf};
 /// The step takes the model's inputs, `label`, `lr` and the state (weights, moments, step counter) and gives `loss`
 /// and the next state: input NAME, output NAME.next. Its first state is written beside it, as .npz; `onnx-merge pack`
 /// puts trained weights back into the model. With --gradients-only the weights stay inside, and the outputs are `loss`
-/// and NAME.grad for each weight, and for each input that --wrt names. A model that ends in a softmax is differentiated
-/// through its logits.
+/// and NAME.grad for each weight, and for each input and value inside that --wrt names. A model that ends in a softmax is
+/// differentiated through its logits.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   onnx-merge grad model.onnx -o step.onnx
@@ -33,8 +32,8 @@ pub struct Args {
     /// The graph to write
     #[arg(short, long, value_name = "FILE.onnx")]
     output: Option<PathBuf>,
-    /// Weights to differentiate with respect to, by name, or inputs with --gradients-only (may be repeated) [default: all that
-    /// training changes]
+    /// Weights to differentiate with respect to, by name; with --gradients-only also inputs, or the name of a value inside (may be
+    /// repeated) [default: all that training changes]
     #[arg(long, value_name = "GLOB")]
     wrt: Vec<String>,
     /// Cross-entropy, mean squared error, or the sum of all elements of all outputs
@@ -217,10 +216,8 @@ fn notes(built: &Built) {
     if !built.idle.is_empty() {
         let names: Vec<&str> = built.idle.iter().take(5).map(|id| id.as_str()).collect();
         let more = if built.idle.len() > 5 { ", …" } else { "" };
-        let is_input = |id: &ValueId| built.model.graph.inputs.iter().any(|i| i.id == *id);
-        let what = if built.idle.iter().any(is_input) { "weights and inputs" } else { "weights" };
         message(format!(
-            "note: the loss doesn't depend on {} of the {what}: {}{more}",
+            "note: the loss doesn't depend on {} of the tensors asked for: {}{more}",
             built.idle.len(),
             names.join(", ")
         ));
@@ -246,11 +243,11 @@ fn batch(built: &Built) -> String {
 fn summary(built: &Built, output: &Path, state: Option<&Path>) -> String {
     let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
     let weights = count(built.weights.len(), "weight");
-    let inputs = count(built.inputs.len(), "input");
-    let of = match (built.weights.is_empty(), built.inputs.is_empty()) {
+    let values = count(built.values.len(), "value");
+    let of = match (built.weights.is_empty(), built.values.is_empty()) {
         (_, true) => weights.clone(),
-        (true, false) => inputs,
-        (false, false) => format!("{weights} and {inputs}"),
+        (true, false) => values,
+        (false, false) => format!("{weights} and {values}"),
     };
     let (nodes, sizes) = (built.model.graph.nodes.len(), batch(built));
     match state {
@@ -273,7 +270,7 @@ fn described(built: &Built, output: &Path, state: Option<&Path>) -> serde_json::
         "inputs": graph.required_inputs().map(|i| i.id.as_str()).collect::<Vec<_>>(),
         "outputs": graph.outputs.iter().map(|o| o.id.as_str()).collect::<Vec<_>>(),
         "weights": built.weights.iter().map(|w| w.as_str()).collect::<Vec<_>>(),
-        "differentiated_inputs": built.inputs.iter().map(|i| i.as_str()).collect::<Vec<_>>(),
+        "values": built.values.iter().map(|v| v.as_str()).collect::<Vec<_>>(),
         "idle": built.idle.iter().map(|w| w.as_str()).collect::<Vec<_>>(),
         "sparse": built.sparse.iter().map(|w| w.as_str()).collect::<Vec<_>>(),
         "dense": built.dense.iter().map(|(name, why)| json!({"name": name.as_str(), "why": why})).collect::<Vec<_>>(),

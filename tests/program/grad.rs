@@ -14,7 +14,7 @@ fn gradients_and_steps_are_written() {
          $ onnx-merge grad digits_cnn.onnx --wrt '*.bias' --loss mse --batch 4 --gradients-only -o biases.onnx --executor tract
          biases.onnx: the loss and the gradients of 5 weights, [..] nodes, fixed shapes
          $ onnx-merge grad digits_cnn.onnx --wrt image --wrt '*.bias' --gradients-only -o saliency.onnx --executor tract
-         saliency.onnx: the loss and the gradients of 5 weights and 1 input, [..] nodes, open: batch
+         saliency.onnx: the loss and the gradients of 5 weights and 1 value, [..] nodes, open: batch
          $ onnx-merge grad digits_mlp.onnx --optimizer momentum -o step.onnx --executor tract
          step.onnx: a training step of 6 weights, [..] nodes, open: batch
          step.npz: its first state, 12 arrays",
@@ -59,12 +59,12 @@ fn what_makes_no_sense_is_refused_with_what_to_do() {
     let model = Model::new(b.finish().0, 18);
     Sandbox::digits().model("strange.onnx", &model).transcript(
         "$ onnx-merge grad digits_mlp.onnx --wrt 'nothing.*' -o g.onnx --executor tract
-         error: --wrt 'nothing.*' matches no float weight or input of digits_mlp.onnx
+         error: --wrt 'nothing.*' matches no float weight, input or value of digits_mlp.onnx
          hint: `onnx-merge inspect` lists their names
          [exit 2]
          $ onnx-merge grad digits_mlp.onnx --wrt image -o g.onnx --executor tract
-         error: --wrt: 'image' is an input, and a step changes weights
-         hint: --gradients-only gives the gradient of an input
+         error: --wrt: 'image' is no weight, and a step changes weights
+         hint: --gradients-only gives the gradient of an input or of a value inside
          [exit 2]
          $ onnx-merge grad digits_mlp.onnx --gradients-only
          error: an output is missing

@@ -35,8 +35,8 @@ pub struct Plan {
     /// The label of what doesn't count.
     pub ignored: i64,
     pub weights: Vec<Chosen>,
-    /// Inputs whose gradients are wanted, too; none for a step.
-    pub inputs: Vec<ValueId>,
+    /// Inputs and values inside whose gradients are wanted, too; none for a step.
+    pub values: Vec<ValueId>,
     pub train_bn: bool,
     /// What values between the forward pass and the gradients are to be brought down to.
     pub recompute: Option<Budget>,
@@ -52,7 +52,7 @@ pub struct Emitted {
     pub graph: Graph,
     pub facts: Facts,
     pub moving: Moving,
-    /// Weights and inputs that the loss doesn't depend on.
+    /// Weights and values that the loss doesn't depend on.
     pub idle: Vec<ValueId>,
     /// Where the classes of cross-entropy lie, if not in whole rows.
     pub classes: Option<ClassAxis>,
@@ -126,7 +126,7 @@ pub fn emit(working: &Working, plan: &Plan) -> Result<Emitted> {
     let here: Vec<&Chosen> =
         plan.weights.iter().filter(|w| graph.initializers.contains_key(&w.name)).collect();
     let names: Vec<ValueId> = here.iter().map(|w| w.name.clone()).collect();
-    let read: Vec<ValueId> = plan.inputs.iter().map(|input| in_float32(&graph, input)).collect();
+    let read: Vec<ValueId> = plan.values.iter().map(|value| in_float32(&graph, value)).collect();
     let tables = tables(&graph, &here)?;
     let statistics = match plan.train_bn {
         true => batch_norm::to_training(&mut graph, |_| true),
@@ -159,7 +159,7 @@ pub fn emit(working: &Working, plan: &Plan) -> Result<Emitted> {
     b.set_scope("");
     let gradients = gradients(&mut b, &[(loss.clone(), one)], &here, &tables, &read)?;
     b.output_as(&plan.names.loss, &loss);
-    let asked = plan.weights.iter().map(|w| (&w.name, &w.name)).chain(plan.inputs.iter().zip(&read));
+    let asked = plan.weights.iter().map(|w| (&w.name, &w.name)).chain(plan.values.iter().zip(&read));
     let idle = asked.filter(|(_, value)| !gradients.contains_key(*value)).map(|(name, _)| name.clone());
     let idle: Vec<ValueId> = idle.collect();
     let mut moving = Moving::default();
@@ -179,14 +179,14 @@ pub fn emit(working: &Working, plan: &Plan) -> Result<Emitted> {
                     }
                 }
             }
-            for (input, read) in plan.inputs.iter().zip(&read) {
+            for (value, read) in plan.values.iter().zip(&read) {
                 let gradient = match gradients.get(read) {
                     Some(Gradient::Whole(gradient)) => gradient.clone(),
                     _ => b.zeros_like(read),
                 };
-                // One that nothing reads is still in half precision.
+                // An input that nothing reads is still in half precision.
                 let gradient = wide(&mut b, &gradient);
-                b.output_as(&format!("{input}.{GRADIENT}"), &gradient);
+                b.output_as(&format!("{value}.{GRADIENT}"), &gradient);
             }
         }
         Form::Step(_) => {
@@ -261,12 +261,12 @@ pub fn finish(
     Finished { graph, state, saving }
 }
 
-/// An input in the type that the working graph computes in: what half-precision ones are cast to, before anything reads them.
-fn in_float32(graph: &Graph, input: &ValueId) -> ValueId {
+/// A value in the type that the working graph computes in: inputs in half precision are cast before anything reads them.
+fn in_float32(graph: &Graph, value: &ValueId) -> ValueId {
     let half =
-        graph.inputs.iter().any(|i| i.id == *input && matches!(i.dtype, Some(DType::F16 | DType::BF16)));
-    let cast = graph.nodes.iter().find(|n| half && n.is("Cast") && n.input(0) == Some(input));
-    cast.and_then(|n| n.output(0)).unwrap_or(input).clone()
+        graph.inputs.iter().any(|i| i.id == *value && matches!(i.dtype, Some(DType::F16 | DType::BF16)));
+    let cast = graph.nodes.iter().find(|n| half && n.is("Cast") && n.input(0) == Some(value));
+    cast.and_then(|n| n.output(0)).unwrap_or(value).clone()
 }
 
 /// The working graph with its dropout in training form.
@@ -288,22 +288,22 @@ fn tables<'a>(graph: &Graph, weights: &[&'a Chosen]) -> Result<HashMap<&'a Value
     weights.iter().copied().filter(|w| w.sparse).map(|table| of(&table)).collect()
 }
 
-/// The gradients of `weights` and `inputs`, as far as what the `seeds` pair with cotangents depends on them.
+/// The gradients of `weights` and `values`, as far as what the `seeds` pair with cotangents depends on them.
 fn gradients(
     b: &mut Builder,
     seeds: &[(ValueId, ValueId)],
     weights: &[&Chosen],
     tables: &HashMap<&ValueId, Vec<Read>>,
-    inputs: &[ValueId],
+    values: &[ValueId],
 ) -> Result<HashMap<ValueId, Gradient>> {
     let whole = weights.iter().filter(|w| !w.sparse).map(|w| w.name.clone());
     let reads = weights.iter().filter_map(|w| tables.get(&w.name)).flatten();
     let wrt: Vec<ValueId> =
-        whole.chain(reads.map(|read| read.found.clone())).chain(inputs.iter().cloned()).collect();
+        whole.chain(reads.map(|read| read.found.clone())).chain(values.iter().cloned()).collect();
     let cotangents = autodiff::backward(b, seeds, &wrt)?;
     let whole = |value: &ValueId| cotangents.get(value).cloned().map(Gradient::Whole);
     let mut gradients: HashMap<ValueId, Gradient> =
-        inputs.iter().filter_map(|input| Some((input.clone(), whole(input)?))).collect();
+        values.iter().filter_map(|value| Some((value.clone(), whole(value)?))).collect();
     for weight in weights {
         let gradient = match tables.get(&weight.name) {
             Some(reads) => sparse::gathered(b, weight.value.shape(), reads, &cotangents).map(Gradient::Rows),

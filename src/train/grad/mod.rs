@@ -48,7 +48,7 @@ pub enum LossKind {
 /// What the graph gives.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Form {
-    /// `loss` and `NAME.grad` of weights and inputs, the weights kept as constants.
+    /// `loss` and `NAME.grad` of weights and values, the weights kept as constants.
     Gradients,
     /// `loss` and the next state: weights, moments and counter are inputs.
     Step(Optimizer),
@@ -56,7 +56,8 @@ pub enum Form {
 
 /// What to build.
 pub struct Request {
-    /// Globs over names of weights, and of inputs for [`Form::Gradients`]; none means all that training changes.
+    /// Globs over names of weights, for [`Form::Gradients`] also of inputs, or the name of a value inside; none means all that
+    /// training changes.
     pub wrt: Vec<String>,
     pub loss: LossKind,
     pub form: Form,
@@ -87,9 +88,9 @@ pub struct Built {
     pub state: Vec<(String, Tensor)>,
     /// The weights that have a gradient or are moved.
     pub weights: Vec<ValueId>,
-    /// The inputs that have a gradient.
-    pub inputs: Vec<ValueId>,
-    /// Of the weights and inputs asked for, those that the loss doesn't depend on.
+    /// The inputs and the values inside that have a gradient.
+    pub values: Vec<ValueId>,
+    /// Of the weights and values asked for, those that the loss doesn't depend on.
     pub idle: Vec<ValueId>,
     /// Tables whose gradients are rows, and those that had to stay dense, with why.
     pub sparse: Vec<ValueId>,
@@ -428,11 +429,11 @@ impl Job<'_> {
             whole.graph.initializers.entry(id.clone()).or_insert_with(|| tensor.clone());
         }
         let used = [&self.model.graph, &working.model.graph];
-        let Targets { mut weights, inputs } =
+        let Targets { mut weights, values } =
             weights::select(&whole, &used, &working.facts, &self.request.wrt, &self.file.path)?;
-        if let (Form::Step(_), Some(input)) = (&self.request.form, inputs.first()) {
-            return Err(Error::usage(format!("--wrt: '{input}' is an input, and a step changes weights"))
-                .hint("--gradients-only gives the gradient of an input"));
+        if let (Form::Step(_), Some(value)) = (&self.request.form, values.first()) {
+            return Err(Error::usage(format!("--wrt: '{value}' is no weight, and a step changes weights"))
+                .hint("--gradients-only gives the gradient of an input or of a value inside"));
         }
         let graph = &working.model.graph;
         let dense = sparse::choose(&mut weights, graph, &self.request.sparse, &self.file.path)?;
@@ -444,7 +445,7 @@ impl Job<'_> {
             class_axis: self.request.class_axis,
             ignored: self.request.ignored,
             weights,
-            inputs,
+            values,
             train_bn: self.request.train_bn,
             recompute: self.request.recompute,
             dense,
@@ -477,7 +478,7 @@ impl Job<'_> {
             model,
             state: state.into_iter().map(|s| (s.name, s.initial)).collect(),
             weights: plan.weights.iter().map(|w| w.name.clone()).filter(moved).collect(),
-            inputs: plan.inputs.iter().filter(|i| moved(i)).cloned().collect(),
+            values: plan.values.iter().filter(|v| moved(v)).cloned().collect(),
             idle,
             sparse: plan.weights.iter().filter(|w| w.sparse).map(|w| w.name.clone()).collect(),
             dense: plan.dense.clone(),

@@ -13,7 +13,7 @@ pub struct Names {
     pub step: String,
 }
 
-/// Endings of names that belong to a weight, the first to an input, too.
+/// Endings of names that belong to a weight, the first to other values, too.
 pub const GRADIENT: &str = "grad";
 /// Endings of a gradient that is [rows](super::sparse) of a table.
 pub const ROWS: &str = "rows";
@@ -48,8 +48,9 @@ impl Names {
             reserved.extend([ROWS, VALUES].map(|part| ValueId::new(format!("{id}.{GRADIENT}.{part}"))));
             reserved.extend(endings[2..].iter().map(|e| ValueId::new(format!("{e}.{NEXT}"))));
         }
-        reserved.extend(graph.inputs.iter().map(|input| ValueId::new(format!("{}.{GRADIENT}", input.id))));
         let inside = graph.nodes.iter().flat_map(|n| n.outputs.iter().flatten());
+        let values = graph.inputs.iter().map(|input| &input.id).chain(inside.clone());
+        reserved.extend(values.map(|id| ValueId::new(format!("{id}.{GRADIENT}"))));
         let renamed: HashMap<ValueId, ValueId> = inside
             .filter(|id| reserved.contains(*id))
             .map(|id| (id.clone(), ValueId::new(format!("{id}~inside"))))

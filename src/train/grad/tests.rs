@@ -318,32 +318,35 @@ fn one_number_for_each_label_tells_two_classes_apart() {
     }
 }
 
-/// Its gradient is `2 · w ⊙ (w x)` for the sum of squares, at any number of rows, and in float32 where the input is in half
-/// precision.
+/// For the sum of squares that of an input is `2 · w ⊙ (w x)` and that of `w x` is `2 · w x`, at any number of rows, and in float32
+/// where they are in half precision.
 #[test]
-fn an_input_has_a_gradient_where_a_pattern_names_it() {
+fn inputs_and_values_inside_have_gradients_where_they_are_named() {
     let executor = TractExecutor::new(1).unwrap();
     let weights = [0.5, -1.0, 2.0, 0.25];
     for dtype in [DType::F32, DType::F16] {
         let mut b = Builder::new("squares");
         let x = b.input("x", Fact::new(dtype, &[1, 4]));
         let w = b.initializer("w", Tensor::from_f64(dtype, &[4], &weights));
-        let unread = b.input("unread", Fact::new(dtype, &[1, 4]));
+        b.input("unread", Fact::new(dtype, &[1, 4]));
         let scaled = b.mul(&x, &w);
         let square = b.mul(&scaled, &scaled);
         b.output_as("y", &square);
-        drop(unread);
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("squares.onnx");
         crate::onnx::save(&Model::new(b.finish().0, crate::onnx::WORKING_OPSET), &path).unwrap();
         let file = crate::onnx::read(&path).unwrap();
         let wrt = |names: &[&str]| names.iter().map(|n| n.to_string()).collect::<Vec<_>>();
-        let asked =
-            Request { wrt: wrt(&["x", "un*"]), loss: LossKind::Sum, batch: None, ..request(Form::Gradients) };
+        let asked = Request {
+            wrt: wrt(&["x", "un*", scaled.as_str()]),
+            loss: LossKind::Sum,
+            batch: None,
+            ..request(Form::Gradients)
+        };
         let built = build(&file, &asked, &executor).unwrap();
         assert_eq!(
-            (built.weights.len(), &built.inputs[..], &built.idle[..]),
-            (0, &["x".into()][..], &["unread".into()][..])
+            (built.weights.len(), &built.values[..], &built.idle[..]),
+            (0, &["x".into(), scaled.clone()][..], &["unread".into()][..])
         );
         assert_eq!(built.open, ["batch"]);
         let x = [1.0, -2.0, 0.5, 3.0, 0.0, 1.0, 1.0, -1.0];
@@ -352,19 +355,21 @@ fn an_input_has_a_gradient_where_a_pattern_names_it() {
         let facts = built.model.graph.required_inputs().map(|i| (i.id.clone(), Fact::new(dtype, &[2, 4])));
         let outputs = executor.compile(&built.model, &facts.collect()).unwrap().run(&feeds).unwrap();
         let names: Vec<&str> = built.model.graph.outputs.iter().map(|o| o.id.as_str()).collect();
-        assert_eq!(names, ["loss", "x.grad", "unread.grad"]);
+        assert_eq!(names, ["loss", "x.grad", "unread.grad", &format!("{scaled}.grad")]);
         let found: Vec<Tensor> = outputs[1..].iter().map(|o| o.to_host().unwrap()).collect();
         assert!(found.iter().all(|g| g.dtype() == DType::F32 && g.shape() == [2, 4]), "{found:?}");
-        let exact: Vec<f64> = x.iter().zip(weights.iter().cycle()).map(|(x, w)| 2.0 * w * w * x).collect();
-        assert_eq!((found[0].to_f64(), found[1].to_f64()), (exact, vec![0.0; 8]));
+        let pairs = x.iter().zip(weights.iter().cycle());
+        let (of_x, of_scaled) = pairs.map(|(x, w)| (2.0 * w * w * x, 2.0 * w * x)).unzip();
+        let exact: [Vec<f64>; 3] = [of_x, vec![0.0; 8], of_scaled];
+        assert_eq!(found.iter().map(Tensor::to_f64).collect::<Vec<_>>(), exact);
         // Without a name none is meant, and a step has no use for one.
         let all = Request { wrt: wrt(&["*"]), loss: LossKind::Sum, batch: None, ..request(Form::Gradients) };
-        assert!(build(&file, &all, &executor).unwrap().inputs.is_empty());
+        assert!(build(&file, &all, &executor).unwrap().values.is_empty());
         let rule = Rule::Momentum { momentum: 0.9 };
         let form = Form::Step(Optimizer { rule, weight_decay: 0.0, clip: 0.0 });
         let step = Request { wrt: wrt(&["x"]), loss: LossKind::Sum, batch: None, ..request(form) };
         let error = build(&file, &step, &executor).err().unwrap();
-        assert_eq!((error.exit_code(), error.to_string().contains("'x' is an input")), (2, true), "{error}");
+        assert_eq!((error.exit_code(), error.to_string().contains("'x' is no weight")), (2, true), "{error}");
     }
 }
 

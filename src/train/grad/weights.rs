@@ -40,15 +40,15 @@ pub struct Chosen {
 #[derive(Default)]
 pub struct Targets {
     pub weights: Vec<Chosen>,
-    /// Inputs of the graph that hold real numbers.
-    pub inputs: Vec<ValueId>,
+    /// Inputs of the graph, and values inside, that hold real numbers.
+    pub values: Vec<ValueId>,
 }
 
 /// What `patterns` name (globs; none means `*`).
 ///
 /// A pattern picks from what training changes: real numbers that are no running statistics, bounds or scalars of a
-/// formula. One that names nothing of these may name any other float tensor of the file, else inputs; `*` never does.
-/// `used` are the graphs that show what the tensors are used for.
+/// formula. One that names nothing of these may name any other float tensor of the file, else inputs (`*` never does), else
+/// it may be the name of a value inside. `used` are the graphs that show what the tensors are used for.
 ///
 /// # Errors
 /// [`Error::Usage`] for a pattern that names nothing, [`Error::Model`] for a model without float weights.
@@ -74,7 +74,9 @@ pub fn select(
     let everything = ["*".to_owned()];
     let patterns = if patterns.is_empty() { &everything } else { patterns };
     let inputs = graph.required_inputs().filter(|i| i.dtype.is_some_and(DType::is_float)).map(|i| &i.id);
-    let inputs: Vec<&ValueId> = inputs.collect();
+    let made = graph.nodes.iter().flat_map(|n| n.outputs.iter().flatten());
+    let inside = made.filter(|id| facts.get(*id).is_some_and(|f| f.dtype.is_float()));
+    let (inputs, inside): (Vec<&ValueId>, Vec<&ValueId>) = (inputs.collect(), inside.collect());
     let mut picked: HashSet<&ValueId> = HashSet::new();
     for pattern in patterns {
         let names = Patterns::new(&[pattern])?;
@@ -86,12 +88,16 @@ pub fn select(
         if found.is_empty() && pattern != "*" {
             found = inputs.iter().copied().filter(|id| names.matches(id.as_str())).collect();
         }
+        if found.is_empty() {
+            found = inside.iter().copied().filter(|id| id.as_str() == pattern).collect();
+        }
         if found.is_empty() && pattern == "*" {
             return Err(Error::model(path, "has no float weights to differentiate with respect to")
                 .hint("`onnx-merge inspect` shows what the model holds"));
         }
         if found.is_empty() {
-            let what = format!("--wrt '{pattern}' matches no float weight or input of {}", path.display());
+            let what =
+                format!("--wrt '{pattern}' matches no float weight, input or value of {}", path.display());
             return Err(Error::usage(what).hint("`onnx-merge inspect` lists their names"));
         }
         picked.extend(found);
@@ -103,7 +109,8 @@ pub fn select(
         sparse: false,
     });
     let weights = weights.collect();
-    Ok(Targets { weights, inputs: inputs.into_iter().filter(|id| picked.contains(id)).cloned().collect() })
+    let values = inputs.into_iter().chain(inside).filter(|id| picked.contains(id)).cloned().collect();
+    Ok(Targets { weights, values })
 }
 
 /// Values that some node reads as more than a setting.
