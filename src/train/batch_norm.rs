@@ -97,17 +97,22 @@ impl Running {
     }
 }
 
+/// Why a model can't be trained by the statistics of batches: it has no layer that could.
+pub fn none_in(path: &Path) -> Error {
+    let what = "has no batch normalisation whose running statistics could be trained (--train-bn)";
+    Error::model(path, what).hint(
+        "exporters fold it into convolutions unless they are told to keep it: torch.onnx.export(…, dynamo=False, \
+         training=torch.onnx.TrainingMode.PRESERVE)",
+    )
+}
+
 /// Says why a model can't be trained by the statistics of its batches.
 ///
 /// # Errors
 /// [`Error::Usage`] where a step is less than two rows side by side, [`Error::Model`] for a model without layers that could.
 pub fn check(path: &Path, statistics: &[ValueId], rows: usize, single_because: Option<&str>) -> Result<()> {
     if statistics.is_empty() {
-        return Err(Error::model(path, "has no batch normalisation whose running statistics could be trained (--train-bn)")
-            .hint(
-                "exporters fold it into convolutions unless they are told to keep it: torch.onnx.export(…, dynamo=False, \
-                 training=torch.onnx.TrainingMode.PRESERVE)",
-            ));
+        return Err(none_in(path));
     }
     if let Some(why) = single_because {
         let what =

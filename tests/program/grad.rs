@@ -66,6 +66,11 @@ fn what_makes_no_sense_is_refused_with_what_to_do() {
          error: --wrt: 'image' is no weight, and a step changes weights
          hint: --gradients-only gives the gradient of an input or of a value inside
          [exit 2]
+         $ onnx-merge grad digits_mlp.onnx --train-bn -o g.onnx --executor tract
+         error: digits_mlp.onnx: has no batch normalisation whose running statistics could be trained (--train-bn)
+         hint: exporters fold it into convolutions unless they are told to keep it: torch.onnx.export(…, dynamo=False, \
+         training=torch.onnx.TrainingMode.PRESERVE)
+         [exit 3]
          $ onnx-merge grad digits_mlp.onnx --gradients-only
          error: an output is missing
          hint: say where to write the graph: -o step.onnx

@@ -23,7 +23,7 @@ use crate::autodiff::recompute::{Budget, Saving};
 use crate::error::{Error, Result};
 use crate::onnx::{Dim, Fact, Facts, Graph, Model, ModelFile, Tensor, ValueId};
 use crate::runtime::{Executor, Value};
-use crate::train::dropout;
+use crate::train::{batch_norm, dropout};
 pub use emit::ClassAxis;
 use emit::{Emitted, Moving, Plan, emit};
 use generalise::{Open, Sample, generalise};
@@ -436,6 +436,9 @@ impl Job<'_> {
                 .hint("--gradients-only gives the gradient of an input or of a value inside"));
         }
         let graph = &working.model.graph;
+        if self.request.train_bn && batch_norm::statistics(graph, |_| true).is_empty() {
+            return Err(batch_norm::none_in(&self.file.path));
+        }
         let dense = sparse::choose(&mut weights, graph, &self.request.sparse, &self.file.path)?;
         Ok(Plan {
             loss: self.request.loss,
