@@ -3,7 +3,6 @@
 
 use super::rules::{self, Kind};
 use crate::onnx::{Graph, Model, Node, ValueId};
-use crate::runtime::Executor;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -151,8 +150,11 @@ const STANDARD: &[(i64, &str)] = &[
     (28, "SwiGLU"),
 ];
 
-/// Every known operator, by domain and name.
-pub fn ops(executors: &[&dyn Executor]) -> Vec<Operator> {
+/// An executor's name, and whether it runs an operator.
+pub type Runner<'a> = (&'static str, &'a dyn Fn(&Model) -> bool);
+
+/// Every known operator, by domain and name, and which of `runners` run it.
+pub fn ops(runners: &[Runner<'_>]) -> Vec<Operator> {
     let kinds: BTreeMap<(&str, &str), Kind> = rules::table().map(|row| (split(row.0), row.1)).collect();
     let mut names: BTreeMap<(&str, &str), i64> = BTreeMap::new();
     for (first, list) in STANDARD {
@@ -177,8 +179,9 @@ pub fn ops(executors: &[&dyn Executor]) -> Vec<Operator> {
                 1 => "1".to_owned(),
                 _ => format!("{}-{last}", first.max(OPSETS.0)),
             };
-            let able = executors.iter().filter(|executor| executor.misses(&alone(domain, op)).is_empty());
-            let executors: Vec<&'static str> = able.map(|executor| executor.name()).collect();
+            let alone = alone(domain, op);
+            let able = runners.iter().filter(|(_, runs)| runs(&alone));
+            let executors: Vec<&'static str> = able.map(|(name, _)| *name).collect();
             let name = if domain.is_empty() { op.to_owned() } else { format!("{domain}::{op}") };
             let mut backward = executors.clone();
             if matches!(kind, Handling::Stop | Handling::None) {
