@@ -178,7 +178,8 @@ def _words(options, folder):
             words.append(flag)
         elif value is not None and value is not False:
             for one in value if isinstance(value, (list, tuple)) else [value]:
-                words += [flag, str(one)]
+                # In one word: some options may stand without a value.
+                words.append(f"{flag}={one}")
     return words
 
 
