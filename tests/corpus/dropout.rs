@@ -28,20 +28,7 @@ fn built(form: Form, seed: u64, executor: &dyn Executor) -> Built {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("drop.onnx");
     save(&model, &path).unwrap();
-    let request = Request {
-        wrt: vec![],
-        loss: LossKind::Sum,
-        form,
-        batch: None,
-        shapes: vec![],
-        output: None,
-        class_axis: None,
-        ignored: -100,
-        train_bn: false,
-        recompute: None,
-        dropout: Some(seed),
-        sparse: vec![],
-    };
+    let request = Request { dropout: Some(seed), ..Request::new(LossKind::Sum, form) };
     build(&read(&path).unwrap(), &request, executor).unwrap()
 }
 

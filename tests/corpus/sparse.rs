@@ -36,18 +36,8 @@ fn with_loss(
     executor: &dyn Executor,
 ) -> onnx_merge::Result<Built> {
     let request = Request {
-        wrt: vec![],
-        loss,
-        form,
-        batch: None,
-        shapes: vec![],
-        output: None,
-        class_axis: None,
-        ignored: -100,
-        train_bn: false,
-        recompute: None,
-        dropout: None,
         sparse: sparse.iter().map(|glob| (*glob).to_owned()).collect(),
+        ..Request::new(loss, form)
     };
     build(&read(path).unwrap(), &request, executor)
 }

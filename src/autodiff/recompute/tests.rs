@@ -34,6 +34,15 @@ fn deep(depth: usize, width: usize) -> (Graph, Facts, Vec<ValueId>) {
     (graph, facts, vec![loss])
 }
 
+/// The graph that puts out the loss and its gradients.
+fn with_gradients(mut b: Builder, loss: &ValueId, wrt: &[ValueId]) -> (Graph, Facts) {
+    let one = b.scalar_like(loss, 1.0);
+    let gradients = backward(&mut b, &[(loss.clone(), one)], wrt).unwrap();
+    b.output(loss);
+    wrt.iter().for_each(|value| b.output(&gradients[value]));
+    b.finish()
+}
+
 fn rewritten(graph: Graph, facts: Facts, ends: &[ValueId], budget: Budget) -> (Graph, Facts, Saving) {
     recompute(Whole { graph, facts, ends }, None, budget)
 }
@@ -132,11 +141,7 @@ fn chance_isnt_drawn_twice() {
         weights.push(w);
     }
     let loss = b.sum_all(&y);
-    let one = b.scalar_like(&loss, 1.0);
-    let gradients = backward(&mut b, &[(loss.clone(), one)], &weights).unwrap();
-    b.output(&loss);
-    weights.iter().for_each(|w| b.output(&gradients[w]));
-    let (graph, facts) = b.finish();
+    let (graph, facts) = with_gradients(b, &loss, &weights);
     let random = |graph: &Graph| graph.nodes.iter().filter(|n| n.is("RandomNormalLike")).count();
     let (again, _, saving) = rewritten(graph.clone(), facts, std::slice::from_ref(&loss), Budget::Least);
     assert!(saving.nodes > 0 && saving.peak < saving.peak_without, "{saving:?}");
@@ -184,11 +189,7 @@ fn looped(depth: usize) -> (Graph, Facts, Vec<ValueId>) {
         scales.push(scale);
     }
     let loss = b.sum_all(&x);
-    let one = b.scalar_like(&loss, 1.0);
-    let gradients = backward(&mut b, &[(loss.clone(), one)], &scales).unwrap();
-    b.output(&loss);
-    scales.iter().for_each(|scale| b.output(&gradients[scale]));
-    let (graph, facts) = b.finish();
+    let (graph, facts) = with_gradients(b, &loss, &scales);
     let (graph, facts) = lower::lower(graph, facts).unwrap();
     (graph, facts, vec![loss])
 }

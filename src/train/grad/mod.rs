@@ -81,6 +81,26 @@ pub struct Request {
     pub sparse: Vec<String>,
 }
 
+impl Request {
+    /// Of all weights, at whatever sizes the file leaves, as it was exported.
+    pub fn new(loss: LossKind, form: Form) -> Self {
+        Self {
+            wrt: vec![],
+            loss,
+            form,
+            batch: None,
+            shapes: vec![],
+            output: None,
+            class_axis: None,
+            ignored: crate::data::IGNORED,
+            train_bn: false,
+            recompute: None,
+            dropout: None,
+            sparse: vec![],
+        }
+    }
+}
+
 /// What was built.
 pub struct Built {
     pub model: Model,

@@ -14,20 +14,7 @@ use std::sync::Arc;
 const ROWS: usize = 8;
 
 fn request(form: Form) -> Request {
-    Request {
-        wrt: vec![],
-        loss: LossKind::CrossEntropy,
-        form,
-        batch: Some(ROWS),
-        shapes: vec![],
-        output: None,
-        class_axis: None,
-        ignored: crate::data::IGNORED,
-        train_bn: false,
-        recompute: None,
-        dropout: None,
-        sparse: vec![],
-    }
+    Request { batch: Some(ROWS), ..Request::new(LossKind::CrossEntropy, form) }
 }
 
 fn fixture() -> std::path::PathBuf {
