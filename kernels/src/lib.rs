@@ -5,6 +5,7 @@ mod planes;
 mod pool;
 pub mod processor;
 pub mod product;
+mod rows;
 mod spread;
 pub mod unfold;
 
@@ -12,6 +13,7 @@ pub use chain::Chain;
 pub use planes::{Axis, Planes, Room};
 pub use pool::Pool;
 pub use processor::Vectors;
+pub use rows::add_rows;
 pub use spread::Spread;
 
 #[cfg(test)]

@@ -37,6 +37,18 @@ fn assert_close(what: &str, found: &[f32], expected: &[f64], planes: (&Axis, &Ax
 }
 
 #[test]
+fn rows_are_summed_where_they_belong() {
+    let rows = noise(5 * 3, 1);
+    let row = |i: usize| &rows[3 * i..3 * i + 3];
+    let mut sums = [f32::NAN; 6];
+    // Places 2 and 3 of five; the others are somebody else's.
+    crate::add_rows(&[3, 0, 2, 3, 4], &rows, 3, 2, &mut sums);
+    let both: Vec<f32> = row(0).iter().zip(row(3)).map(|(a, b)| a + b).collect();
+    assert_eq!((&sums[..3], &sums[3..]), (row(2), &both[..]));
+    crate::add_rows(&[0], &[], 0, 0, &mut []);
+}
+
+#[test]
 fn planes_agree_with_the_definition() {
     let mut room = Room::default();
     let mut seen = 0;

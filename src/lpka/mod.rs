@@ -133,7 +133,7 @@ pub struct UpdateProgram {
     pub noise: Vec<(ValueId, Fact)>,
     /// (target weight, its W′ before the first step).
     pub initial: Vec<(ValueId, Tensor)>,
-    /// Evaluates the formula anew at given parameters, for a program that takes over another's state.
+    /// Evaluates the formula anew at given parameters, for a program that takes over another's state; `None` where W′ is part of the state.
     pub restart: Option<Restart>,
     /// Trained numbers besides the target's own weights.
     pub adapter_parameters: usize,
@@ -147,7 +147,8 @@ pub struct UpdateProgram {
 }
 
 /// The formula by itself: parameters in (as the update step's state has them), then random numbers; all linked values out
-/// (in the order of [`UpdateProgram::merged`]), then what the update step carries.
+/// (in the order of [`UpdateProgram::merged`]), then what the update step carries, then, where anything is dropped, the linked values
+/// without that.
 #[derive(Clone)]
 pub struct Restart {
     pub model: Model,

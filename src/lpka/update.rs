@@ -232,6 +232,13 @@ fn start(
     for (i, part) in carried.iter().enumerate() {
         b.output_as(&format!("carried/{i}"), &made[part.index]);
     }
+    if plan.drops() {
+        let clean = plan.emit(&mut b, &values, &mut Noise::Off);
+        for (value, link) in clean.iter().zip(plan.linked()) {
+            let value = b.cast(value, link.fact.dtype);
+            b.output_as(&format!("clean/{}", link.name), &value);
+        }
+    }
     let mut feeds: Vec<Value> = flats.initial(&plan.parameters).into_iter().map(Value::host).collect();
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     for (_, fact) in &noise {
@@ -246,9 +253,10 @@ fn start(
         noise: noise.into_iter().map(|(_, fact)| fact).collect(),
         carried: carried.iter().map(|c| c.input.clone()).collect(),
     };
-    let mut tensors = run_once(executor, graph, facts, &feeds)?;
-    let carried = tensors.split_off(count);
-    Ok(Start { merged: tensors, carried, again: Some(again) })
+    let mut merged = run_once(executor, graph, facts, &feeds)?;
+    let mut carried = merged.split_off(count);
+    carried.truncate(again.carried.len());
+    Ok(Start { merged, carried, again: Some(again) })
 }
 
 /// Runs a graph once and brings its outputs to the host.

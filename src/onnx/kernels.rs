@@ -7,3 +7,5 @@ pub const DOMAIN: &str = "onnx_merge.cpu";
 pub const MAX_POOL_GRADIENT: &str = "MaxPoolGradient";
 /// The gradient of the weights of a `Conv` of one group over two axes, from x and y's cotangent.
 pub const CONV_WEIGHT_GRADIENT: &str = "ConvWeightGradient";
+/// Sums of rows by their places, from places and rows; the attribute `size` says how many there are.
+pub const ROW_SUMS: &str = "RowSums";

@@ -166,21 +166,25 @@ impl Fit {
         let own = self.plan.weights[..self.weights].to_vec();
         let restart = update.restart.clone();
         let mut fresh = Self::start(update, &own, executor.clone(), self.seed, (self.steps, self.lr))?;
+        let carried = restart.as_ref().map_or(&[][..], |restart| &restart.carried);
+        for id in self.plan.state.iter().filter(|id| !carried.contains(id)) {
+            fresh.update.set_state(id, &self.update.state(id)?)?;
+        }
+        (fresh.merged, fresh.clean) = (self.merged.clone(), self.clean.clone());
         if let Some(restart) = restart {
-            let lasting = |id: &&ValueId| !restart.carried.contains(id);
-            for id in self.plan.state.iter().filter(lasting) {
-                fresh.update.set_state(id, &self.update.state(id)?)?;
-            }
             let mut feeds: Vec<Value> = vec![];
             for id in &restart.parameters {
                 feeds.push(fresh.update.state_value(fresh.update.state_id(id)?));
             }
+            // What the step before has drawn: with the same source nothing changes.
             for (i, fact) in restart.noise.iter().enumerate() {
-                feeds.push(Value::host(uniform(self.seed, i, self.step, fact)));
+                feeds.push(Value::host(uniform(self.seed, i, self.step.saturating_sub(1), fact)));
             }
             let values = executor.compile(&restart.model, &restart.facts)?.run(&feeds)?;
-            let (linked, carried) = values.split_at(fresh.merged.len());
-            (fresh.merged, fresh.clean) = (linked.to_vec(), linked.to_vec());
+            let (linked, rest) = values.split_at(fresh.merged.len());
+            let (carried, clean) = rest.split_at(restart.carried.len());
+            fresh.merged = linked.to_vec();
+            fresh.clean = if clean.is_empty() { linked } else { clean }.to_vec();
             for (id, value) in restart.carried.iter().zip(carried) {
                 fresh.update.set_state(id, &value.to_host()?)?;
             }

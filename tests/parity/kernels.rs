@@ -213,6 +213,25 @@ fn gradients_of_max_pooling() -> Result<()> {
     Ok(())
 }
 
+/// Rows of a table that ids look up: none, some of them often, and enough for threads to share out.
+#[test]
+fn gradients_of_lookups() -> Result<()> {
+    for (shape, axis, lookups) in [([7, 3], 0, 40), ([5, 9], 1, 4), ([900, 96], 0, 3000), ([3, 1], 0, 0)] {
+        for known in [false, true] {
+            agree_in_forms(&format!("{lookups} of {shape:?} along {axis}, known: {known}"), |b| {
+                let table = image(b, "table", &shape);
+                let size = shape[axis as usize] as i64;
+                let places: Vec<i64> = (0..lookups).map(|i| (i * i * 31) % size - i % 2 * size).collect();
+                let places = b.constant(Tensor::i64(&[places.len()], &places));
+                let places = if known { places } else { b.op("Identity", &[&places]) };
+                let taken = b.op_with("Gather", &[&table, &places], &[("axis", Attr::Int(axis))]);
+                (taken, vec![table])
+            })?;
+        }
+    }
+    Ok(())
+}
+
 /// The gradients of what `build` makes of some inputs, and itself, in forms for kernels of ours and in others by ONNX Runtime's.
 fn agree_in_forms(what: &str, build: impl Fn(&mut Builder) -> (ValueId, Vec<ValueId>)) -> Result<()> {
     let made = |forms: Forms, ours: bool| -> Result<Option<Vec<Tensor>>> {

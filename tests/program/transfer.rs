@@ -146,13 +146,17 @@ fn a_model_can_be_its_own_source() {
 fn checkpoints_that_never_change_change_nothing() {
     let sandbox = sandbox();
     sandbox.transcript("$ copy digits_cnn.onnx step_9.onnx\n$ copy digits_cnn.onnx step_10.onnx");
-    let run = format!(
-        "digits_cnn.onnx digits_small_cnn.onnx -o out.onnx {DATA} --method lpka --gate 1 --cutmix 0 --steps 90 \
-         --significance 1"
-    );
-    let plain = report(&sandbox, &run, 0);
-    let followed = report(&sandbox, &format!("{run} --trajectory step_*.onnx"), 0);
-    assert_eq!(plain.output.unwrap().sha256, followed.output.unwrap().sha256);
+    for (preset, more) in
+        [("structured", "--gate 1 --cutmix 0"), ("residual", "--gate 0"), ("paper", "--gate 0")]
+    {
+        let run = format!(
+            "digits_cnn.onnx digits_small_cnn.onnx -o out.onnx {DATA} --method lpka --preset {preset} {more} \
+             --steps 90 --lr 0.003 --significance 1"
+        );
+        let plain = report(&sandbox, &run, 0);
+        let followed = report(&sandbox, &format!("{run} --trajectory step_*.onnx"), 0);
+        assert_eq!(plain.output.unwrap().sha256, followed.output.unwrap().sha256, "{preset}");
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@
 use super::elementwise::unless_zero;
 use super::reduce::WithoutZeros;
 use super::{Context, Cotangents, Row, rule, stop};
-use crate::onnx::{Attr, Builder, DType, Fact, Forms, Tensor, ValueId};
+use crate::onnx::{Attr, Builder, DType, Fact, Forms, Tensor, ValueId, kernels};
 use std::collections::HashMap;
 
 pub const TABLE: &[Row] = &[
@@ -86,9 +86,12 @@ const ROUNDS: usize = 4;
 
 /// A matrix of zeros and of `size` rows, to which `rows` (`[count, width]`) are added at `indices` (`count` of them, from the front).
 ///
-/// Element by element where any rows may belong to one place: ONNX Runtime shares out the rows of `ScatterND` over its
+/// Where kernels of ours run, by one of them. Else element by element where any rows may belong to one place: ONNX Runtime shares out the rows of `ScatterND` over its
 /// threads, and sums that two of them add to lose parts (microsoft/onnxruntime#18048, version 1.32 too).
 fn add_rows(b: &mut Builder, size: usize, indices: &ValueId, rows: &ValueId) -> ValueId {
+    if matches!(b.forms, Forms::Kernels { .. }) && b.dtype(rows) == DType::F32 {
+        return by_kernel(b, size, indices, rows);
+    }
     let (count, width) = (b.shape(rows)[0], b.shape(rows)[1]);
     let zero = b.constant(Tensor::scalar(b.dtype(rows), 0.0));
     let zeros = b.expand(&zero, &[size, width]);
@@ -111,6 +114,16 @@ fn add_rows(b: &mut Builder, size: usize, indices: &ValueId, rows: &ValueId) -> 
     }
     let indices = b.expand(&indices, &[count, width]);
     Indexing::Elements { axis: 0 }.scatter(b, &zeros, &indices, rows, "add")
+}
+
+/// By one operator of ours, which sums on several threads without losing any.
+fn by_kernel(b: &mut Builder, size: usize, indices: &ValueId, rows: &ValueId) -> ValueId {
+    let (attrs, width) = ([("size", Attr::Int(size as i64))], b.shape(rows)[1]);
+    let indices = b.cast(indices, DType::I64);
+    let inputs = [Some(&indices), Some(rows)];
+    let sums = b.op_full(kernels::DOMAIN, kernels::ROW_SUMS, &inputs, &attrs, 1).remove(0);
+    b.set_fact(&sums, Fact::new(DType::F32, &[size, width]));
+    sums
 }
 
 /// The places of `indices`, in as few groups as have no index twice: first occurrences, second ones, and so on.

@@ -7,6 +7,7 @@ pub mod chain;
 mod convolution;
 mod pool;
 pub mod product;
+mod rows;
 mod unfolded;
 
 use crate::onnx::kernels::DOMAIN;
@@ -41,6 +42,7 @@ impl Kernels {
         let domain = domain.add(convolution::Convolution { transposed: true, threads })?;
         let domain = domain.add(pool::MaxPoolGradient)?;
         let domain = domain.add(product::Products { threads })?;
+        let domain = domain.add(rows::RowSums { threads })?;
         let domain = domain.add(unfolded::ConvWeightGradient { threads })?;
         domain.add(chain::Chains(self.chains.clone()))
     }
