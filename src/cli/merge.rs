@@ -168,7 +168,7 @@ struct Transfer {
     /// Dropout inside the adapter
     #[arg(long, value_name = "X", value_parser = positive)]
     dropout: Option<f64>,
-    /// Steps between replacements of the weights (preset paper) [default: 1], or between refreshes of a source in training
+    /// Steps between replacements of the weights (preset paper) [default: 5], or between refreshes of a source in training
     /// (--joint) [default: 25]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     cycle: Option<u32>,

@@ -26,6 +26,10 @@ use crate::params::{Matrix, MatrixView, Pairing};
 use crate::runtime::{Executor, State, Value};
 use crate::train::{AdapterConfig, TrainConfig};
 
+/// Steps from one replacement to the next unless the user says otherwise: the longest of the reference's, which has 1 to 5. At 1 the
+/// weights run away from what they have learnt (docs/transfer.md).
+const T_CYCLE: usize = 5;
+
 /// The adapter of one weight.
 struct Replacement {
     base: usize,
@@ -103,7 +107,7 @@ pub(super) fn assemble(
     let replaced = ours.gathered(&mut b, &views.into_iter().map(Some).collect::<Vec<_>>());
 
     b.set_scope("cycle");
-    let cycle = Cycle::new(&mut b, config.adapter.cycle.unwrap_or(1), &mut state);
+    let cycle = Cycle::new(&mut b, config.adapter.cycle.unwrap_or(T_CYCLE), &mut state);
     for moment in &mut state[first..] {
         // The counter's own state comes last and always moves.
         if moment.input.as_str() != CYCLE {

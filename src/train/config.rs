@@ -117,7 +117,7 @@ pub struct AdapterConfig {
     pub dropout: f64,
     /// Gate at the start, g₀; `None` lets validation choose among 0, ½ and 1.
     pub gate: Option<f64>,
-    /// T_cycle. `paper` preset: steps between replacements of the target's weights, 1 by default. Sources that change
+    /// T_cycle. `paper` preset: steps between replacements of the target's weights, 5 by default. Sources that change
     /// while the target trains: steps between refreshes of what the adapter reads of them.
     pub cycle: Option<usize>,
 }
