@@ -1,7 +1,7 @@
 //! The data of a run, before any model looks at them.
 
 use super::TrainConfig;
-use super::batches::{Data, divide};
+use super::examples::{Data, divide};
 use crate::data::{DataOptions, Dataset};
 use crate::error::{Error, Result};
 

@@ -1,7 +1,7 @@
 //! What identifies a run: everything that decides its result, by parts, so that it can be said which of them differ.
 
 use super::MergeRequest;
-use super::batches::Data;
+use super::examples::Data;
 use crate::data::{Dataset, Labels};
 use crate::error::{Error, Result};
 use crate::onnx::{self, Tensor};

@@ -2,7 +2,8 @@
 //! target's are held against.
 
 use super::align::{Show, deviation, observed};
-use super::batches::{Data, shown};
+use super::batches::shown;
+use super::examples::Data;
 use super::network::Network;
 use super::session::Split;
 use crate::data::{Bound, Dataset, Shift, show};

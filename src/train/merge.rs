@@ -1,11 +1,11 @@
 //! The main job: two models and data in, the target with better weights out, and a report of what happened.
 
 use super::arms::{self, Arm, SourceKind};
-use super::batches::{Data, Examples};
 use super::checkpoint::{Checkpoint, RunState};
 use super::contest::Contest;
 use super::data_free;
 use super::datasets::DataSets;
+use super::examples::{Data, Examples};
 use super::fingerprint::Fingerprint;
 use super::folds;
 use super::foreseen;

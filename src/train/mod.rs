@@ -18,6 +18,7 @@ mod datasets;
 mod dropout;
 mod events;
 mod evidence;
+mod examples;
 mod fingerprint;
 pub mod fit;
 mod fitted;

@@ -3,7 +3,8 @@
 //! Time is cut into *stages*. At the beginning of each one the adapter's update program is made anew for the source's
 //! weights of then, and takes over the parameters where they are ([`Fit::refresh`]).
 
-use super::batches::{Batches, Data, Examples};
+use super::batches::Batches;
+use super::examples::{Data, Examples};
 use super::fit::{Fit, LossProgram, Losses};
 use super::model_step::Objective;
 use super::network::Network;

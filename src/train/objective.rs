@@ -1,6 +1,6 @@
 //! What training is to bring down.
 
-use super::batches::Examples;
+use super::examples::Examples;
 use super::model_step::Objective;
 use super::network::Network;
 use super::{Task, TrainConfig};

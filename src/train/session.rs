@@ -3,7 +3,8 @@
 use super::align::Alignment;
 use super::arms::{Arm, Means, SourceKind};
 use super::batch_norm::{Running, Statistic};
-use super::batches::{Batches, Data, Examples, Help, mean_of};
+use super::batches::{Batches, Help, mean_of};
+use super::examples::{Data, Examples};
 use super::fit::{Fit, LossProgram, Losses};
 use super::fitted::{self, Learner};
 use super::metric::{Measure, Row, Tally, Truth, spread};

@@ -2,7 +2,8 @@
 
 use super::align::{Alignment, Show, alignments, cells};
 use super::arms::SourceKind;
-use super::batches::{Data, Examples, scaled};
+use super::batches::scaled;
+use super::examples::{Data, Examples};
 use super::fitted::{Teaching, Tutor, Unit, choose};
 use super::guide::{Guide, can_teach};
 use super::loudness;

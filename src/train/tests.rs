@@ -1,7 +1,8 @@
 //! Losses over labels of positions, some of which don't count: against the formula, and the same however a batch is cut.
 
 use super::TrainConfig;
-use super::batches::{Batches, Data, Examples};
+use super::batches::Batches;
+use super::examples::{Data, Examples};
 use super::fit::LossProgram;
 use super::loss::{Counting, cross_entropy, distillation};
 use super::model_step::Objective;

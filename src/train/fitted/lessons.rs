@@ -9,7 +9,7 @@ use crate::params::{
 };
 use crate::runtime::Executor;
 use crate::train::align::{Show, View};
-use crate::train::batches::Data;
+use crate::train::examples::Data;
 use crate::train::guide::Guide;
 use crate::train::network::Network;
 use std::collections::HashMap;

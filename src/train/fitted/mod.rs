@@ -20,7 +20,7 @@ pub use lessons::{Teaching, Tutor};
 pub use unit::Unit;
 
 use super::align::Show;
-use super::batches::{Data, Examples};
+use super::examples::{Data, Examples};
 use super::guide::Guide;
 use super::network::Network;
 use crate::error::Result;

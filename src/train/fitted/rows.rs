@@ -3,7 +3,7 @@
 use crate::error::Result;
 use crate::onnx::Tensor;
 use crate::runtime::Value;
-use crate::train::batches::Examples;
+use crate::train::examples::Examples;
 use crate::train::guide::Guide;
 use crate::train::network::Network;
 use crate::train::session::Split;

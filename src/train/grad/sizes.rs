@@ -9,6 +9,9 @@ use crate::onnx::{Dim, Facts, Graph, Model, Tensor, ValueId};
 use crate::runtime::Executor;
 use std::collections::HashMap;
 
+/// The seed of the inputs that working graphs are probed with.
+pub const PROBED: u64 = 7;
+
 /// Axes of inputs that are left open, or are to be, and are of one size.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Symbol {
@@ -88,7 +91,7 @@ impl Working {
     pub fn of(model: &Model, executor: &dyn Executor) -> Result<Self> {
         let mut model = model.clone();
         model.graph.outputs.iter_mut().for_each(|o| o.shape = None);
-        let example = example_inputs(&model.graph, 1, super::PROBED)?;
+        let example = example_inputs(&model.graph, 1, PROBED)?;
         let (model, probed) = prepare::settle(&model, executor, &example)?;
         Ok(Self { model, facts: probed.facts })
     }

@@ -3,8 +3,8 @@
 use super::optimizer::{Optimizer, Rule};
 use super::*;
 use crate::lpka;
-use crate::onnx::{Builder, DType};
-use crate::runtime::{Runner, State, StepProgram, TractExecutor};
+use crate::onnx::{Builder, DType, Fact, Facts};
+use crate::runtime::{Runner, State, StepProgram, TractExecutor, Value};
 use crate::train::TrainConfig;
 use crate::train::model_step::{LABELS, Objective};
 use crate::train::network::{Network, Purpose};
