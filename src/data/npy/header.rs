@@ -145,6 +145,8 @@ impl<'a> Literals<'a> {
                 return Err(self.unexpected("a size"));
             }
             sizes.push(digits.parse().map_err(|_| "its shape is too large")?);
+            // Python 2 wrote long integers so.
+            self.rest = self.rest.strip_prefix('L').unwrap_or(self.rest);
             // In Python `(3)` is no tuple.
             if !self.take(',') {
                 self.expect(if sizes.len() == 1 { ',' } else { ')' })?;
@@ -228,6 +230,7 @@ mod tests {
         for (text, shape) in [
             ("{'descr': '<f4', 'fortran_order': True, 'shape': (3, 4), }          \n", vec![3, 4]),
             ("{\"shape\":(3,),\"descr\":\"<f4\",\"fortran_order\":True}", vec![3]),
+            ("{'descr': '<f4', 'fortran_order': True, 'shape': (3L, 4L), }", vec![3, 4]),
             (" { 'fortran_order' : True , 'shape' : ( ) , 'descr' : '<f4' } ", vec![]),
         ] {
             for version in [[1, 0], [2, 0], [3, 0]] {
