@@ -14,8 +14,9 @@ use crate::report::Metric;
 /// A short training takes this part of an arm's steps, where that is enough to see anything.
 pub(super) const PART: usize = 8;
 pub(super) const SHORTEST: usize = 10;
-/// How much longer a second look takes.
+/// How much longer a second look takes at a fit, and where only low rates held.
 const LONGER: usize = 2;
+const LONGEST: usize = 4;
 
 /// What was tried of an arm, with learning rates.
 #[derive(Default)]
@@ -60,8 +61,7 @@ impl Contest<'_> {
         let (start, first) = (contender.fit.mark(), contender.fit.weights());
         let began = self.session.evaluate(&first, Split::Val)?;
         let mut tried = self.try_rates(&mut contender, (&start, short), began, observer)?;
-        let picked =
-            self.second_look(&mut contender, (&start, LONGER * short), &mut tried, began, observer)?;
+        let picked = self.second_look(&mut contender, (&start, short), &mut tried, began, observer)?;
         match (picked.zip(tried.best(&self.session.metric)), tried.divergence) {
             (Some(((rate, value), best)), _) => {
                 self.again(&mut contender, &start, (steps, rate))?;
@@ -102,7 +102,7 @@ impl Contest<'_> {
         Ok(tried)
     }
 
-    /// What [`pick`](Self::pick) says of what was tried; where that is [in doubt](Self::is_in_doubt), what it says after longer
+    /// What [`pick`](Self::pick) says of what was tried; where that is [in doubt](doubt), what it says after longer
     /// trainings at that rate and at the highest.
     fn second_look(
         &mut self,
@@ -113,13 +113,15 @@ impl Contest<'_> {
         observer: &mut dyn Observer,
     ) -> Result<Option<(f64, f64)>> {
         let picked = self.pick(tried, began);
-        let Some((rate, _)) = picked.filter(|(rate, _)| self.is_in_doubt(contender, *rate)) else {
-            return Ok(picked);
-        };
         let rates = self.session.config.optimizer.rates();
+        // There is time for it only where nobody has set a limit.
+        let hurried = self.deadline.is_some() || self.stopped;
+        let doubted =
+            picked.filter(|_| !hurried).map(|(rate, _)| (rate, doubt(&rates, rate, contender.arm.fitted)));
+        let Some((rate, Some(longer))) = doubted else { return Ok(picked) };
         let mut again = Tried::default();
         for rate in [rate, rates[rates.len() - 1]] {
-            self.attempt(contender, (start, steps, rate), &mut again, observer)?;
+            self.attempt(contender, (start, longer * steps, rate), &mut again, observer)?;
         }
         let settled = !self.stopped && again.divergence.is_none();
         let second = if settled { self.pick(&again, f64::NAN) } else { None };
@@ -130,14 +132,6 @@ impl Contest<'_> {
     /// The rate that trials speak for, and what its trial came to.
     fn pick(&self, tried: &Tried, began: f64) -> Option<(f64, f64)> {
         pick(&tried.bests, began, &self.session.metric, self.session.val_answers())
-    }
-
-    /// Whether a rate that trials speak for may be too low because they were short: a fit is near the end of training, and high rates
-    /// leave it before they come back. There is time for a second look only where nobody has set a limit.
-    fn is_in_doubt(&self, contender: &Contender, rate: f64) -> bool {
-        let rates = self.session.config.optimizer.rates();
-        let usual = rates[..rates.len() - 1].contains(&rate);
-        contender.arm.fitted && usual && self.deadline.is_none() && !self.stopped
     }
 
     /// The same arm at its start again, with another schedule.
@@ -188,6 +182,16 @@ impl Contest<'_> {
     }
 }
 
+/// How much longer a second look has to be at a rate that may be too low because trials were short, if it may: a fit is near the end of
+/// training, and high rates leave it before they come back; where only low rates held, others may have been on their way back, too:
+/// distillation can be worse for a quarter of its steps than where it began.
+fn doubt(usual: &[f64], rate: f64, fitted: bool) -> Option<usize> {
+    match usual.iter().position(|known| *known == rate) {
+        None => Some(LONGEST),
+        Some(place) => (fitted && place + 1 < usual.len()).then_some(LONGER),
+    }
+}
+
 /// Of some trials, the one of the highest rate that validated about as well as any, and as the arm did when it began: within two
 /// standard errors, or else the best. Few steps favour low rates, as do starts near the end of training, which a high rate leaves
 /// before it comes back.
@@ -228,5 +232,13 @@ mod tests {
         // Where an arm began counts too.
         assert_eq!(picked(0.9, &[(1e-5, 0.9), (1e-4, 0.88), (1e-3, 0.84)]), 1e-4);
         assert_eq!(picked(0.9, &[(1e-3, 0.6), (3e-3, 0.4)]), 1e-3);
+    }
+
+    #[test]
+    fn rates_that_short_trainings_may_mistake_are_looked_at_again() {
+        let usual = [1e-3, 3e-3, 1e-2];
+        let longer = |fitted: bool| [1e-5, 1e-4, 1e-3, 3e-3, 1e-2].map(|rate| doubt(&usual, rate, fitted));
+        assert_eq!(longer(false), [Some(LONGEST), Some(LONGEST), None, None, None]);
+        assert_eq!(longer(true), [Some(LONGEST), Some(LONGEST), Some(LONGER), Some(LONGER), None]);
     }
 }

@@ -77,8 +77,9 @@ fn a_resumed_run_keeps_to_the_steps_that_its_time_had_room_for() {
     let steps = of(resumed, "step", "step");
     assert_eq!(steps[0], state["arms"][0]["step"].as_f64().unwrap() + 1.0);
     let (last, rate) = (steps[steps.len() - 1], *of(resumed, "step", "learning_rate").last().unwrap());
-    // On a busy machine the clock may come first.
-    assert!(rate < 0.25 * 0.003, "at step {last} of {planned} the learning rate is {rate}");
+    // The cosine of all planned steps; on a busy machine the clock comes before their end.
+    let due = 0.003 * 0.5 * (1.0 + (std::f64::consts::PI * last / planned).cos());
+    assert!((rate - due).abs() < 0.01 * 0.003, "at step {last} of {planned} the learning rate is {rate}");
 }
 
 /// Interrupted when the learning rate of the first of two arms is chosen, or when one is trained; then resumed: the same bytes as

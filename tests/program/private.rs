@@ -1,6 +1,7 @@
 //! What a run touches: no network, and no files but those it was given, its output's folder, and the system's own.
 
 use crate::transcript::Sandbox;
+use std::collections::HashMap;
 use std::process::{Command, Stdio};
 
 /// Where the system keeps what every program opens: libraries, devices, facts about the machine.
@@ -53,8 +54,10 @@ fn nothing_but_the_given_files_is_touched() {
         let here = sandbox.path(".").canonicalize().expect("a folder");
         let here = here.to_string_lossy();
         // A call that succeeded ends with the file's real path: `openat(…) = 3</the/path>`.
-        let opened: Vec<(&str, &str)> = trace
-            .lines()
+        let lines = whole_calls(&trace);
+        let opened: Vec<(&str, &str)> = lines
+            .iter()
+            .map(String::as_str)
             .filter_map(|line| Some((line, line.rsplit_once("<")?.1.strip_suffix('>')?)))
             .collect();
         assert!(opened.len() > 10, "{trace}");
@@ -74,4 +77,31 @@ fn nothing_but_the_given_files_is_touched() {
             );
         }
     }
+}
+
+/// A call a line: strace cuts one in two where another thread's comes between.
+fn whole_calls(trace: &str) -> Vec<String> {
+    let mut begun: HashMap<&str, &str> = HashMap::new();
+    let mut calls = vec![];
+    for line in trace.lines() {
+        let Some((thread, call)) = line.split_once(' ') else { continue };
+        let call = call.trim_start();
+        if let Some(start) = call.strip_suffix("<unfinished ...>") {
+            begun.insert(thread, start);
+        } else if let Some((_, end)) = call.split_once(" resumed>") {
+            calls.push(format!("{}{end}", begun.remove(thread).unwrap_or_default()));
+        } else {
+            calls.push(call.to_owned());
+        }
+    }
+    calls
+}
+
+#[test]
+fn calls_that_strace_cuts_are_joined() {
+    let trace = "7 openat(AT_FDCWD</a>, \"/a/b\", O_RDWR <unfinished ...>\n8 close(3</c>)\n7 <... openat resumed>, 0600) = 3</a/b>";
+    assert_eq!(
+        whole_calls(trace),
+        ["close(3</c>)", "openat(AT_FDCWD</a>, \"/a/b\", O_RDWR , 0600) = 3</a/b>"]
+    );
 }

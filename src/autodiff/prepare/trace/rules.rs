@@ -1,279 +1,13 @@
-//! Follows the batch through a graph, and rewrites what is fixed to the old number of rows on the way.
-//!
-//! The graph is settled (shapes are constants, see [`super::settle`]) and its values have facts for `from` rows.
-//! Of each value it is decided whether it carries the batch, and on which axis: in the new graph that axis is
-//! `to / from` times as long, with the batch as its outermost factor. Whether that is right is not proved here but
-//! by running both graphs. Look at [`trace`].
+//! Where an operator's rows go: its batch axis from its inputs', and the node as it is for other rows.
 
+use super::{Rule, Tracer};
 use crate::onnx::infer::normalise_axis;
-use crate::onnx::{Attr, Facts, Graph, Names, Node, Tensor, ValueId, node_reads};
-use std::collections::{HashMap, HashSet};
-
-/// How a value relates to the batch.
-#[derive(Clone, Debug, PartialEq)]
-enum Carries {
-    /// Rows along this axis.
-    Rows(usize),
-    /// Something that mixes rows, or that couldn't be followed, and why.
-    Unknown(String),
-}
-
-/// `graph` for `to` rows instead of `from`, given the batch axes of its inputs. Outputs that don't carry the batch
-/// are dropped.
-///
-/// # Errors
-/// Why no output could be followed.
-pub fn trace(
-    graph: &Graph,
-    facts: &Facts,
-    axes: &HashMap<ValueId, usize>,
-    from: usize,
-    to: usize,
-) -> Result<Graph, String> {
-    let carries = axes.iter().map(|(id, &axis)| (id.clone(), Carries::Rows(axis))).collect();
-    let mut out = graph.clone();
-    out.nodes.clear();
-    let mut tracer = Tracer { facts, carries, out, names: Names::of(graph), from, to };
-    for node in &graph.nodes {
-        tracer.node(node);
-    }
-    let carries = tracer.carries;
-    let mut out = tracer.out;
-    let followed = |id: &ValueId| matches!(carries.get(id), Some(Carries::Rows(_)));
-    if !graph.outputs.iter().any(|o| followed(&o.id)) {
-        let why = graph.outputs.iter().find_map(|o| match carries.get(&o.id) {
-            Some(Carries::Unknown(why)) => Some(why.clone()),
-            _ => None,
-        });
-        return Err(why.unwrap_or_else(|| "no output depends on an input with rows".into()));
-    }
-    out.outputs.retain(|o| followed(&o.id));
-    out.prune();
-    Ok(out)
-}
-
-struct Tracer<'a> {
-    facts: &'a Facts,
-    carries: HashMap<ValueId, Carries>,
-    out: Graph,
-    names: Names,
-    from: usize,
-    to: usize,
-}
-
-/// The batch axis of each output of a node.
-type Rule = Result<Vec<usize>, String>;
-
-const ELEMENTWISE: &str = " Abs Acos Acosh Asin Asinh Atan Atanh Ceil Celu Clip Cos Cosh Elu Erf Exp Floor Gelu HardSigmoid \
-    HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh \
-    Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu Cast Add Sub Mul Div Pow Mod Max Min Sum Mean PRelu And Or Xor \
-    Equal Greater GreaterOrEqual Less LessOrEqual BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Where \
-    FastGelu BiasGelu QuickGelu RandomNormalLike RandomUniformLike Bernoulli ";
-const IMAGES: &str = " Conv ConvTranspose ConvInteger QLinearConv MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool \
-    GlobalLpPool BatchNormalization InstanceNormalization GroupNormalization LRN DepthToSpace SpaceToDepth FusedConv \
-    NhwcConv Scaler Normalizer LinearClassifier LinearRegressor TreeEnsembleClassifier TreeEnsembleRegressor Imputer \
-    SVMClassifier SVMRegressor Binarizer ";
+use crate::onnx::{Attr, Node};
+use std::collections::HashSet;
 
 impl Tracer<'_> {
-    fn node(&mut self, node: &Node) {
-        let reads = node_reads(node);
-        let unknown = reads.iter().find_map(|r| match self.carries.get(r) {
-            Some(Carries::Unknown(why)) => Some(why.clone()),
-            _ => None,
-        });
-        let touched = reads.iter().any(|r| self.carries.contains_key(r));
-        let inside = node.subgraphs().next().is_some();
-        let before = self.out.nodes.len();
-        let rule = match unknown {
-            Some(why) => Err(why),
-            None if !touched => {
-                self.out.nodes.push(node.clone());
-                return;
-            }
-            None if inside => Err(format!("'{}' ({}) computes inside a subgraph", node.label(), node.op)),
-            None => {
-                self.rule(node).map_err(|why| format!("'{}' ({}): {why}", node.label(), node.qualified_op()))
-            }
-        };
-        if rule.is_err() {
-            self.out.nodes.truncate(before);
-            self.out.nodes.push(node.clone());
-        }
-        for (i, output) in node.outputs.iter().enumerate() {
-            let Some(output) = output else { continue };
-            let carries = match &rule {
-                Ok(axes) => match axes.get(i).or(axes.first()) {
-                    Some(&axis) if self.divides(output, axis) => Carries::Rows(axis),
-                    _ => Carries::Unknown(format!("'{}' ({}) loses the rows", node.label(), node.op)),
-                },
-                Err(why) => Carries::Unknown(why.clone()),
-            };
-            self.carries.insert(output.clone(), carries);
-        }
-    }
-
-    fn divides(&self, id: &ValueId, axis: usize) -> bool {
-        self.facts.get(id).and_then(|f| f.shape.get(axis)).is_some_and(|d| d % self.from == 0)
-    }
-
-    /// The batch axis of input `i`; `None` where it carries no batch.
-    fn axis(&self, node: &Node, i: usize) -> Option<usize> {
-        match self.carries.get(node.input(i)?)? {
-            Carries::Rows(axis) => Some(*axis),
-            Carries::Unknown(_) => None,
-        }
-    }
-    fn shape(&self, id: Option<&ValueId>) -> Result<Vec<usize>, String> {
-        let id = id.ok_or("an input is missing")?;
-        self.facts.get(id).map(|f| f.shape.clone()).ok_or_else(|| format!("the shape of '{id}' is unknown"))
-    }
-    fn input_shape(&self, node: &Node, i: usize) -> Result<Vec<usize>, String> {
-        self.shape(node.input(i))
-    }
-    fn ints(&self, node: &Node, i: usize) -> Result<Vec<i64>, String> {
-        let constant = node.input(i).and_then(|id| self.out.initializers.get(id));
-        constant.map(|t| t.to_i64().into_owned()).ok_or_else(|| format!("input {i} is computed from data"))
-    }
-    /// The first input's batch axis; an error where another carries the batch, or this one doesn't.
-    fn only(&self, node: &Node) -> Result<usize, String> {
-        if (1..node.inputs.len()).any(|i| self.axis(node, i).is_some()) {
-            return Err("a parameter depends on the data".into());
-        }
-        self.axis(node, 0).ok_or_else(|| "a parameter depends on the data".into())
-    }
-    fn keep(&mut self, node: &Node) {
-        self.out.nodes.push(node.clone());
-    }
-    fn fresh(&mut self, hint: &str) -> ValueId {
-        self.names.fresh(hint)
-    }
-    fn constant(&mut self, node: &Node, what: &str, values: &[i64]) -> ValueId {
-        let id = self.fresh(&format!("{}/{what}", node.label()));
-        self.out.initializers.insert(id.clone(), Tensor::i64(&[values.len()], values));
-        id
-    }
-    /// A shape with the new number of rows on `axis`.
-    fn lifted(&self, shape: &[usize], axis: usize) -> Vec<i64> {
-        let mut dims: Vec<i64> = shape.iter().map(|&d| d as i64).collect();
-        if let Some(d) = dims.get_mut(axis) {
-            *d = *d / self.from as i64 * self.to as i64;
-        }
-        dims
-    }
-    /// Keeps the node with input `i` replaced by constants.
-    fn keep_with(&mut self, node: &Node, i: usize, what: &str, values: &[i64]) {
-        let id = self.constant(node, what, values);
-        let mut node = node.clone();
-        node.inputs[i] = Some(id);
-        self.out.nodes.push(node);
-    }
-    /// Repeats the row of a value without batch along `axis`: cell states, class tokens. Where the file has it several times over,
-    /// it is their mean, so that all of them get the gradient and stay alike.
-    fn widen(&mut self, id: &ValueId, axis: usize) -> Result<ValueId, String> {
-        let shape = self.shape(Some(id))?;
-        if shape.get(axis) != Some(&self.from) {
-            return Err(format!("'{id}' has no axis for the rows"));
-        }
-        let anchor = Node::new("Expand", &[id], &[id]);
-        let mut source = id.clone();
-        if self.from > 1 {
-            source = self.fresh(&format!("{id}/row"));
-            let along = self.constant(&anchor, "axis", &[axis as i64]);
-            let node = if self.facts.get(id).is_some_and(|f| f.dtype.is_float()) {
-                Node::new("ReduceMean", &[id, &along], &[&source])
-            } else {
-                let bounds = [[0], [1]].map(|v| self.constant(&anchor, "bound", &v));
-                Node::new("Slice", &[id, &bounds[0], &bounds[1], &along], &[&source])
-            };
-            self.out.nodes.push(node);
-        }
-        let dims = self.lifted(&shape, axis);
-        let (dims, wide) = (self.constant(&anchor, "rows", &dims), self.fresh(&format!("{id}/wide")));
-        self.out.nodes.push(Node::new("Expand", &[&source, &dims], &[&wide]));
-        Ok(wide)
-    }
-    /// Keeps the node with every input of `which` that carries no batch widened along `axis`; the others must
-    /// carry it there.
-    fn keep_widened(&mut self, node: &Node, which: &[usize], axis: usize) -> Result<(), String> {
-        let mut node = node.clone();
-        for &i in which {
-            let Some(id) = node.input(i).cloned() else { continue };
-            match self.axis(&node, i) {
-                Some(at) if at == axis => {}
-                Some(_) => return Err("its inputs carry the rows on different axes".into()),
-                None => node.inputs[i] = Some(self.widen(&id, axis)?),
-            }
-        }
-        self.out.nodes.push(node);
-        Ok(())
-    }
-
-    fn rule(&mut self, node: &Node) -> Rule {
-        let op = node.op.as_str();
-        let listed = |list: &str| list.contains(&format!(" {op} "));
-        if listed(ELEMENTWISE) {
-            let axis = self.broadcast(node)?;
-            self.keep(node);
-            return Ok(vec![axis]);
-        }
-        if listed(IMAGES) {
-            return match self.only(node)? {
-                0 => {
-                    self.keep(node);
-                    Ok(vec![0])
-                }
-                _ => Err("the rows aren't on its first axis".into()),
-            };
-        }
-        match op {
-            "MatMul" | "MatMulInteger" => self.matmul(node),
-            "Gemm" => self.gemm(node),
-            "Transpose" => self.transpose(node),
-            "Reshape" | "Flatten" => self.reshape(node),
-            "Squeeze" | "Unsqueeze" => self.squeeze(node),
-            "Expand" => self.expand(node),
-            "Concat" => self.concat(node),
-            "Slice" => self.slice(node),
-            "Split" => self.along(node, node.int_or("axis", 0)),
-            "Gather" => self.gather(node),
-            "GatherElements" | "ScatterElements" => self.elements(node),
-            "GatherND" => self.gather_nd(node),
-            "Softmax" | "LogSoftmax" | "Hardmax" | "LpNormalization" | "TopK" => {
-                self.along(node, node.int_or("axis", -1))
-            }
-            "CumSum" => {
-                let axis = self.ints(node, 1)?.first().copied().unwrap_or(0);
-                self.along(node, axis)
-            }
-            "LayerNormalization"
-            | "RMSNormalization"
-            | "SimplifiedLayerNormalization"
-            | "SkipLayerNormalization" => self.layer_norm(node),
-            "MeanVarianceNormalization" => self.mean_variance(node),
-            "ArgMax" | "ArgMin" => self.reduce(node, Some(vec![node.int_or("axis", 0)])),
-            _ if op.starts_with("Reduce") && node.domain.is_empty() => self.reduce(node, None),
-            "Pad" => self.pad(node),
-            "Tile" => self.tile(node),
-            "Resize" => self.resize(node),
-            "LSTM" | "GRU" | "RNN" => self.recurrent(node),
-            "OneHot" => self.one_hot(node),
-            "Einsum" => self.einsum(node),
-            "Trilu" => {
-                let axis = self.only(node)?;
-                self.keep(node);
-                Ok(vec![axis])
-            }
-            "QuantizeLinear" | "DequantizeLinear" | "CastLike" => {
-                let axis = self.only(node)?;
-                self.keep(node);
-                Ok(vec![axis])
-            }
-            _ => Err("rows can't be followed through this operator".into()),
-        }
-    }
-
     /// The batch axis of the output of an operator that broadcasts all its inputs.
-    fn broadcast(&self, node: &Node) -> Result<usize, String> {
+    pub(super) fn broadcast(&self, node: &Node) -> Result<usize, String> {
         let rank = self.shape(node.output(0))?.len();
         let mut found: Option<(usize, usize)> = None;
         for i in 0..node.inputs.len() {
@@ -299,7 +33,7 @@ impl Tracer<'_> {
         rank.checked_sub(from_end).ok_or_else(|| "no rows".into())
     }
 
-    fn matmul(&mut self, node: &Node) -> Rule {
+    pub(super) fn matmul(&mut self, node: &Node) -> Rule {
         let (a, b) = (self.input_shape(node, 0)?, self.input_shape(node, 1)?);
         let rank = self.shape(node.output(0))?.len();
         let contraction = || Err("sums over the rows".to_owned());
@@ -328,7 +62,7 @@ impl Tracer<'_> {
         Ok(vec![axis])
     }
 
-    fn gemm(&mut self, node: &Node) -> Rule {
+    pub(super) fn gemm(&mut self, node: &Node) -> Rule {
         let axis = self
             .axis(node, 0)
             .filter(|_| self.axis(node, 1).is_none())
@@ -348,7 +82,7 @@ impl Tracer<'_> {
         Ok(vec![0])
     }
 
-    fn transpose(&mut self, node: &Node) -> Rule {
+    pub(super) fn transpose(&mut self, node: &Node) -> Rule {
         let axis = self.only(node)?;
         let rank = self.input_shape(node, 0)?.len();
         let to = match node.ints("perm") {
@@ -362,7 +96,7 @@ impl Tracer<'_> {
     }
 
     /// Reshaping keeps the order of elements, so that the batch lands where as many elements stand before it.
-    fn reshape(&mut self, node: &Node) -> Rule {
+    pub(super) fn reshape(&mut self, node: &Node) -> Rule {
         let axis = self.only(node)?;
         let (from, to) = (self.input_shape(node, 0)?, self.shape(node.output(0))?);
         let before: usize = from[..axis].iter().product();
@@ -384,7 +118,7 @@ impl Tracer<'_> {
         Ok(vec![landed])
     }
 
-    fn squeeze(&mut self, node: &Node) -> Rule {
+    pub(super) fn squeeze(&mut self, node: &Node) -> Rule {
         let axis = self.only(node)?;
         let (from, to) = (self.input_shape(node, 0)?, self.shape(node.output(0))?);
         let wide = from.len().max(to.len());
@@ -408,7 +142,7 @@ impl Tracer<'_> {
         }
     }
 
-    fn expand(&mut self, node: &Node) -> Rule {
+    pub(super) fn expand(&mut self, node: &Node) -> Rule {
         let axis = self.only(node)?;
         let (from, to) = (self.input_shape(node, 0)?, self.shape(node.output(0))?);
         let landed = axis + to.len() - from.len();
@@ -420,7 +154,7 @@ impl Tracer<'_> {
         Ok(vec![landed])
     }
 
-    fn concat(&mut self, node: &Node) -> Rule {
+    pub(super) fn concat(&mut self, node: &Node) -> Rule {
         let rank = self.shape(node.output(0))?.len();
         let along = normalise_axis(node.int_or("axis", 0), rank).ok_or("has an impossible axis")?;
         let axis = (0..node.inputs.len()).find_map(|i| self.axis(node, i)).ok_or("no rows")?;
@@ -432,7 +166,7 @@ impl Tracer<'_> {
         Ok(vec![axis])
     }
 
-    fn slice(&mut self, node: &Node) -> Rule {
+    pub(super) fn slice(&mut self, node: &Node) -> Rule {
         let axis = self.only(node)?;
         let shape = self.input_shape(node, 0)?;
         let (starts, mut ends) = (self.ints(node, 1)?, self.ints(node, 2)?);
@@ -452,7 +186,7 @@ impl Tracer<'_> {
     }
 
     /// Operators that work along one axis, which may not be the batch's.
-    fn along(&mut self, node: &Node, along: i64) -> Rule {
+    pub(super) fn along(&mut self, node: &Node, along: i64) -> Rule {
         let axis = self.only(node)?;
         let rank = self.input_shape(node, 0)?.len();
         if normalise_axis(along, rank) == Some(axis) {
@@ -462,7 +196,7 @@ impl Tracer<'_> {
         Ok(vec![axis])
     }
 
-    fn gather(&mut self, node: &Node) -> Rule {
+    pub(super) fn gather(&mut self, node: &Node) -> Rule {
         let (data, index) = (self.input_shape(node, 0)?, self.input_shape(node, 1)?);
         let along = normalise_axis(node.int_or("axis", 0), data.len()).ok_or("has an impossible axis")?;
         let axis = match (self.axis(node, 0), self.axis(node, 1)) {
@@ -479,7 +213,7 @@ impl Tracer<'_> {
         Ok(vec![axis])
     }
 
-    fn elements(&mut self, node: &Node) -> Rule {
+    pub(super) fn elements(&mut self, node: &Node) -> Rule {
         let rank = self.input_shape(node, 0)?.len();
         let along = normalise_axis(node.int_or("axis", 0), rank);
         let axis = (0..node.inputs.len()).find_map(|i| self.axis(node, i)).ok_or("no rows")?;
@@ -490,7 +224,7 @@ impl Tracer<'_> {
         Ok(vec![axis])
     }
 
-    fn gather_nd(&mut self, node: &Node) -> Rule {
+    pub(super) fn gather_nd(&mut self, node: &Node) -> Rule {
         match (self.axis(node, 0), self.axis(node, 1)) {
             (None, Some(k)) if k + 1 < self.input_shape(node, 1)?.len() => {
                 self.keep(node);
@@ -504,7 +238,7 @@ impl Tracer<'_> {
         }
     }
 
-    fn layer_norm(&mut self, node: &Node) -> Rule {
+    pub(super) fn layer_norm(&mut self, node: &Node) -> Rule {
         let rank = self.input_shape(node, 0)?.len();
         let first = normalise_axis(node.int_or("axis", -1), rank).ok_or("has an impossible axis")?;
         let axis = match node.op.as_str() {
@@ -521,7 +255,7 @@ impl Tracer<'_> {
         Ok(vec![axis])
     }
 
-    fn mean_variance(&mut self, node: &Node) -> Rule {
+    pub(super) fn mean_variance(&mut self, node: &Node) -> Rule {
         let axis = self.only(node)?;
         let rank = self.input_shape(node, 0)?.len();
         let axes = node.ints("axes").unwrap_or(&[0, 2, 3]);
@@ -532,7 +266,7 @@ impl Tracer<'_> {
         Ok(vec![axis])
     }
 
-    fn reduce(&mut self, node: &Node, axes: Option<Vec<i64>>) -> Rule {
+    pub(super) fn reduce(&mut self, node: &Node, axes: Option<Vec<i64>>) -> Rule {
         let axis = self.only(node)?;
         let rank = self.input_shape(node, 0)?.len();
         let axes = match axes {
@@ -556,7 +290,7 @@ impl Tracer<'_> {
         Ok(vec![if keepdims { axis } else { axis - axes.iter().filter(|&&a| a < axis).count() }])
     }
 
-    fn pad(&mut self, node: &Node) -> Rule {
+    pub(super) fn pad(&mut self, node: &Node) -> Rule {
         let axis = self.only(node)?;
         let rank = self.input_shape(node, 0)?.len();
         let pads = self.ints(node, 1)?;
@@ -571,7 +305,7 @@ impl Tracer<'_> {
         Ok(vec![axis])
     }
 
-    fn tile(&mut self, node: &Node) -> Rule {
+    pub(super) fn tile(&mut self, node: &Node) -> Rule {
         let axis = self.only(node)?;
         if self.ints(node, 1)?.get(axis) != Some(&1) {
             return Err("repeats the rows".into());
@@ -580,7 +314,7 @@ impl Tracer<'_> {
         Ok(vec![axis])
     }
 
-    fn resize(&mut self, node: &Node) -> Rule {
+    pub(super) fn resize(&mut self, node: &Node) -> Rule {
         let axis = self.only(node)?;
         let to = self.shape(node.output(0))?;
         if self.input_shape(node, 0)?.get(axis) != to.get(axis) {
@@ -597,7 +331,7 @@ impl Tracer<'_> {
     }
 
     /// LSTM, GRU, RNN: initial states and lengths get as many rows as the sequence.
-    fn recurrent(&mut self, node: &Node) -> Rule {
+    pub(super) fn recurrent(&mut self, node: &Node) -> Rule {
         let batch_first = node.int_or("layout", 0) != 0;
         let axis = usize::from(!batch_first);
         if (1..4).any(|i| self.axis(node, i).is_some()) || self.axis(node, 7).is_some() {
@@ -616,7 +350,7 @@ impl Tracer<'_> {
         Ok(if batch_first { vec![0, 0, 0] } else { vec![2, 1, 1] })
     }
 
-    fn one_hot(&mut self, node: &Node) -> Rule {
+    pub(super) fn one_hot(&mut self, node: &Node) -> Rule {
         let axis = self.only(node)?;
         let rank = self.shape(node.output(0))?.len();
         let new = normalise_axis(node.int_or("axis", -1), rank).ok_or("has an impossible axis")?;
@@ -624,7 +358,7 @@ impl Tracer<'_> {
         Ok(vec![if axis < new { axis } else { axis + 1 }])
     }
 
-    fn einsum(&mut self, node: &Node) -> Rule {
+    pub(super) fn einsum(&mut self, node: &Node) -> Rule {
         let equation: String = node.str("equation").unwrap_or_default().split_whitespace().collect();
         let (left, right) = equation.split_once("->").ok_or("has no explicit output")?;
         if equation.contains('.') {
