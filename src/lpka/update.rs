@@ -245,7 +245,7 @@ fn start(
         let values: Vec<f32> = (0..fact.len()).map(|_| random.random()).collect();
         feeds.push(Value::host(Tensor::f32(&fact.shape, &values)));
     }
-    let (graph, facts) = b.finish();
+    let (mut graph, facts) = b.finish();
     let again = Restart {
         facts: facts_of(&graph, facts.clone()),
         model: Model::new(graph.clone(), WORKING_OPSET),
@@ -253,9 +253,11 @@ fn start(
         noise: noise.into_iter().map(|(_, fact)| fact).collect(),
         carried: carried.iter().map(|c| c.input.clone()).collect(),
     };
+    // What nothing is dropped from is for later.
+    graph.outputs.truncate(count + again.carried.len());
+    graph.prune();
     let mut merged = run_once(executor, graph, facts, &feeds)?;
-    let mut carried = merged.split_off(count);
-    carried.truncate(again.carried.len());
+    let carried = merged.split_off(count);
     Ok(Start { merged, carried, again: Some(again) })
 }
 

@@ -86,8 +86,9 @@ const ROUNDS: usize = 4;
 
 /// A matrix of zeros and of `size` rows, to which `rows` (`[count, width]`) are added at `indices` (`count` of them, from the front).
 ///
-/// Where kernels of ours run, by one of them. Else element by element where any rows may belong to one place: ONNX Runtime shares out the rows of `ScatterND` over its
-/// threads, and sums that two of them add to lose parts (microsoft/onnxruntime#18048, version 1.32 too).
+/// Where kernels of ours run, by one of them. Else element by element where any rows may belong to one place: ONNX Runtime shares
+/// out the rows of `ScatterND` over its threads, and sums that two of them add to lose parts (microsoft/onnxruntime#18048, version
+/// 1.32 too).
 fn add_rows(b: &mut Builder, size: usize, indices: &ValueId, rows: &ValueId) -> ValueId {
     if matches!(b.forms, Forms::Kernels { .. }) && b.dtype(rows) == DType::F32 {
         return by_kernel(b, size, indices, rows);
