@@ -5,7 +5,7 @@ use super::labels::Labels;
 use super::options::DataOptions;
 use super::{Column, Dataset, Form};
 use crate::error::{Error, Result};
-use crate::onnx::{DType, Tensor};
+use crate::onnx::{DType, Tensor, check_tensor};
 use onnx_protobuf::{Message, TensorProto};
 use std::path::{Path, PathBuf};
 
@@ -51,8 +51,9 @@ pub fn open(path: &Path, folders: &[PathBuf], options: &DataOptions) -> Result<D
 
 fn read(file: &Path) -> Result<(String, Tensor)> {
     let bytes = std::fs::read(file).map_err(|e| Error::io(file, e))?;
-    let proto = TensorProto::parse_from_bytes(&bytes)
-        .map_err(|e| Error::data(file, format!("not a readable TensorProto ({e})")))?;
+    let unreadable = |what: String| Error::data(file, format!("not a readable TensorProto ({what})"));
+    check_tensor(&bytes).map_err(|e| unreadable(format!("{} at byte {}", e.what, e.at)))?;
+    let proto = TensorProto::parse_from_bytes(&bytes).map_err(|e| unreadable(e.to_string()))?;
     let tensor = tensor(&proto).map_err(|what| Error::data(file, what))?;
     Ok((proto.name, tensor))
 }

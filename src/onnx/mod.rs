@@ -33,6 +33,7 @@ pub use names::Names;
 pub use payload::{Encoding, Site};
 pub use read::{ModelFile, check_finite, read};
 pub use recurrent::RecurrentOp;
+pub use scan::check_tensor;
 pub use tensor::{SiteId, Tensor, element_count};
 pub use write::{save, save_any_size, to_bytes};
 

@@ -6,7 +6,7 @@
 use super::wire::{Coding, Field, Fields, Malformed, put_bytes};
 use std::ops::Range;
 
-/// Graphs within graphs deeper than this are refused.
+/// Graphs within graphs, and types of types, deeper than this are refused.
 const MAX_DEPTH: usize = 24;
 
 /// A message that encloses a payload: where its length and its contents stand.
@@ -34,6 +34,19 @@ enum Message {
     Attribute,
     Function,
     Tensor,
+    // What holds no payload is walked through because the parser behind this would follow groups (an old kind of field that ONNX
+    // never uses) of any depth within it, until its stack ends (RUSTSEC-2024-0437).
+    WholeTensor,
+    SparseTensor,
+    ValueInfo,
+    Annotation,
+    Type,
+    ArrayType,
+    ListType,
+    MapType,
+    Shape,
+    /// One of numbers and strings only.
+    Plain,
 }
 
 enum Treatment {
@@ -57,6 +70,24 @@ fn treatment(message: Message, number: u32) -> Treatment {
         (Message::Attribute, 5) => Enter(Message::Tensor),
         (Message::Attribute, 6 | 11) => Enter(Message::Graph),
         (Message::Tensor, 4..=7 | 9..=11) => Payload,
+        (Message::Attribute, 10) | (Message::SparseTensor, 1 | 2) => Enter(Message::WholeTensor),
+        (Message::Graph, 15) | (Message::Attribute, 22 | 23) => Enter(Message::SparseTensor),
+        (Message::Graph, 11 | 12) | (Message::Function, 12) => Enter(Message::ValueInfo),
+        (Message::Graph, 14) => Enter(Message::Annotation),
+        (Message::ValueInfo, 2) | (Message::Attribute, 14 | 15) => Enter(Message::Type),
+        (Message::Type, 1 | 8) => Enter(Message::ArrayType),
+        (Message::Type, 4 | 9) => Enter(Message::ListType),
+        (Message::Type, 5) => Enter(Message::MapType),
+        (Message::ListType, 1) | (Message::MapType, 2) => Enter(Message::Type),
+        (Message::ArrayType, 2) => Enter(Message::Shape),
+        (Message::Model, 8 | 14)
+        | (Message::Graph, 16)
+        | (Message::Node, 9)
+        | (Message::Function, 9 | 14)
+        | (Message::Tensor | Message::WholeTensor, 3 | 13 | 16)
+        | (Message::ValueInfo, 4)
+        | (Message::Annotation, 2)
+        | (Message::Shape, 1) => Enter(Message::Plain),
         _ => Copy,
     }
 }
@@ -66,6 +97,12 @@ pub fn skeleton(bytes: &[u8]) -> Result<(Vec<u8>, Vec<Cut>), Malformed> {
     let mut scan = Scan { bytes, cuts: vec![], enclosing: vec![], depth: 0 };
     let skeleton = scan.message(Message::Model, 0..bytes.len())?;
     Ok((skeleton, scan.cuts))
+}
+
+/// Refuses bytes that are no sound `TensorProto`: before a parser that believes them.
+pub fn check_tensor(bytes: &[u8]) -> Result<(), Malformed> {
+    Scan { bytes, cuts: vec![], enclosing: vec![], depth: 0 }.message(Message::Tensor, 0..bytes.len())?;
+    Ok(())
 }
 
 struct Scan<'a> {
@@ -79,9 +116,10 @@ impl Scan<'_> {
     fn message(&mut self, message: Message, range: Range<usize>) -> Result<Vec<u8>, Malformed> {
         let mut out = vec![];
         let mut payload = vec![];
-        self.depth += usize::from(message == Message::Graph);
+        let deeper = usize::from(matches!(message, Message::Graph | Message::Type));
+        self.depth += deeper;
         if self.depth > MAX_DEPTH {
-            return Err(Malformed { at: range.start, what: "graphs are nested too deeply" });
+            return Err(Malformed { at: range.start, what: "graphs or types are nested too deeply" });
         }
         for field in Fields::new(self.bytes, range) {
             let field = field?;
@@ -98,7 +136,7 @@ impl Scan<'_> {
                 _ => out.extend_from_slice(self.bytes.get(field.whole).unwrap_or_default()),
             }
         }
-        self.depth -= usize::from(message == Message::Graph);
+        self.depth -= deeper;
         if message == Message::Tensor {
             let index = self.cuts.len() as u32;
             self.cuts.push(Cut { enclosing: self.enclosing.clone(), fields: payload });

@@ -399,6 +399,52 @@ fn nested_graphs_end_somewhere() {
         graph = Graph { name: "g".into(), nodes: vec![node], ..Graph::default() };
     }
     assert!(refused(&to_bytes(&Model::new(graph, 18)).unwrap()).contains("nested too deeply"));
+    // A list of lists of lists.
+    let mut kind = vec![];
+    for number in [1, 4].repeat(200).into_iter().chain([2, 11, 7]) {
+        let inner = std::mem::take(&mut kind);
+        put_bytes(&mut kind, number, &inner);
+    }
+    assert!(refused(&kind).contains("nested too deeply"));
+}
+
+/// RUSTSEC-2024-0437: the parser would go down with each of these groups, and never come back.
+#[test]
+fn groups_are_refused_wherever_they_stand() {
+    let start_of_group = 1000 << 3 | 3;
+    let mut groups = vec![];
+    (0..300_000).for_each(|_| put_varint(&mut groups, start_of_group));
+    let value_info = [7, 11];
+    let of_types: [&[u32]; 8] =
+        [&[], &[2], &[2, 1], &[2, 1, 2], &[2, 1, 2, 1], &[2, 4, 1, 9, 1], &[2, 5, 2], &[2, 8, 2]];
+    let types = of_types.map(|more| [&value_info[..], more].concat());
+    let others: [&[u32]; 14] = [
+        &[],
+        &[8],
+        &[14],
+        &[25, 9],
+        &[25, 12, 2],
+        &[7],
+        &[7, 5, 13],
+        &[7, 12, 4],
+        &[7, 14, 2],
+        &[7, 15, 1],
+        &[7, 1, 9],
+        &[7, 1, 5, 10, 13],
+        &[7, 1, 5, 14],
+        &[7, 1, 5, 23, 2],
+    ];
+    for place in types.into_iter().chain(others.map(<[u32]>::to_vec)) {
+        let wrapped = |inner: Vec<u8>, number: &u32| {
+            let mut outer = vec![];
+            put_bytes(&mut outer, *number, &inner);
+            outer
+        };
+        let bytes = place.iter().rev().fold(groups.clone(), wrapped);
+        let error = refused(&bytes);
+        assert!(error.contains("unknown kind of field"), "{place:?}: {error}");
+    }
+    assert!(check_tensor(&groups).is_err());
 }
 
 #[test]
