@@ -76,6 +76,9 @@ pub struct OptionArgs {
     /// Name of the label array or column [default: y, label or target; in tables else the last]
     #[arg(long, value_name = "NAME")]
     pub label: Option<String>,
+    /// Name of the array or column that says which rows belong together: of one patient, speaker, scene
+    #[arg(long, value_name = "NAME")]
+    pub groups: Option<String>,
     /// Label of what doesn't count: padding, pieces of words, unmarked pixels [default: -100]
     #[arg(long, value_name = "LABEL", allow_hyphen_values = true)]
     pub ignore_label: Option<i64>,
@@ -99,6 +102,7 @@ impl OptionArgs {
         set_some(&mut options.scale, self.scale);
         set_some(&mut options.size, self.size.map(|s| s.0));
         set_some(&mut options.label, self.label.clone());
+        set_some(&mut options.groups, self.groups.clone());
         set_some(&mut options.ignore_label, self.ignore_label);
         set_some(&mut options.class_axis, self.class_axis);
         set(&mut options.mean, self.mean.clone().map(|m| m.0));

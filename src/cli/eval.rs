@@ -2,11 +2,11 @@
 
 use super::args::{ExecutorArgs, OptionArgs, choice, required};
 use super::idle::unread;
-use crate::data::{Answer, Bound, Dataset, IGNORED, Placement, Uses, classes};
+use crate::data::{Answer, Bound, Dataset, Groups, IGNORED, Placement, Uses, classes};
 use crate::error::{Error, Result, ResultExt};
 use crate::onnx::{Fact, Facts, Model, Tensor, ValueId, ValueInfo};
 use crate::runtime::{Compiled, Executor, Value, pick, run_jobs};
-use crate::train::metric::spread;
+use crate::train::metric::{Row, Tally, spread};
 use crate::train::{Task, TrainConfig, foreseen};
 use serde::Serialize;
 use std::num::NonZeroUsize;
@@ -60,9 +60,21 @@ struct Figures {
     r2: Option<f64>,
     /// Cross-entropy, or the mean squared error.
     loss: f64,
+    /// Where groups of rows have a name, each of them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    groups: Vec<Group>,
     executor: String,
     device: String,
     seconds: f64,
+}
+
+/// Rows that belong together.
+#[derive(Serialize)]
+struct Group {
+    name: String,
+    rows: usize,
+    /// Accuracy, or the mean squared error; `None` where no label of theirs counts.
+    value: Option<f64>,
 }
 
 pub fn run(args: Args) -> Result<u8> {
@@ -79,6 +91,7 @@ pub fn run(args: Args) -> Result<u8> {
     if options.label.is_some() && !uses.label {
         return Err(unread("label", Uses::NO_LABEL));
     }
+    let groups = dataset.expect_groups()?;
     let bound = dataset.bind_to(&model.graph)?;
     bound.notes.iter().for_each(note);
     let task = args.task.unwrap_or_default();
@@ -94,7 +107,7 @@ pub fn run(args: Args) -> Result<u8> {
     let runner = Runner::new(model, &bound, &*executor, args.batch as usize, output);
     let runner = runner.context(|| args.model.display().to_string())?;
     let answers = runner.answers(&bound).context(|| args.model.display().to_string())?;
-    let Judgement { accuracy, mean_iou, r2, loss, labels, place } = judge(&answers, &dataset, task)?;
+    let Judgement { accuracy, mean_iou, r2, loss, rows, labels, place } = judge(&answers, &dataset, task)?;
     if let Some(place) = place {
         let names = &dataset.class_names;
         classes::numbering(names).iter().chain(&classes::doubt(names, place.layout.classes)).for_each(note);
@@ -109,6 +122,7 @@ pub fn run(args: Args) -> Result<u8> {
         mean_iou,
         r2,
         loss,
+        groups: groups.map(|groups| by_group(groups, &rows)).unwrap_or_default(),
         executor: executor.name().to_owned(),
         device: executor.device(),
         seconds: begun.elapsed().as_secs_f64(),
@@ -136,10 +150,35 @@ fn describe(figures: &Figures) -> String {
     };
     let Figures { model, rows, labels, output, executor, device, seconds, .. } = figures;
     let labels = labels.map(|labels| format!(", {labels} labels")).unwrap_or_default();
+    let range = range(&figures.groups, figures.accuracy.is_some()).unwrap_or_default();
     format!(
-        "{}: {loss} ({rows} rows{labels}, output '{output}', {seconds:.1} s on {executor}: {device})\n",
+        "{}: {loss} ({rows} rows{labels}, output '{output}', {seconds:.1} s on {executor}: {device})\n{range}",
         model.display()
     )
+}
+
+/// The groups that a model is worst and best on.
+fn range(groups: &[Group], accuracy: bool) -> Option<String> {
+    let show = |(group, value): (&Group, f64)| match accuracy {
+        true => format!("{:.2} % ('{}', {} rows)", value * 100.0, group.name, group.rows),
+        false => format!("{value:.6} ('{}', {} rows)", group.name, group.rows),
+    };
+    let measured = || groups.iter().filter_map(|group| Some((group, group.value?)));
+    let lowest = measured().min_by(|a, b| a.1.total_cmp(&b.1))?;
+    let highest = measured().max_by(|a, b| a.1.total_cmp(&b.1))?;
+    let of = if accuracy { "accuracy" } else { "mean squared error" };
+    Some(format!("{of} of {} groups: {} to {}\n", groups.len(), show(lowest), show(highest)))
+}
+
+/// Each group by itself, in order of appearance.
+fn by_group(groups: &Groups, rows: &[Row]) -> Vec<Group> {
+    let rows_of = |group: &[usize]| Tally::from(group.iter().map(|&row| rows[row]).collect());
+    let group = |(name, group): (&str, Vec<usize>)| Group {
+        name: name.to_owned(),
+        rows: group.len(),
+        value: Some(rows_of(&group).value()).filter(|value| !value.is_nan()),
+    };
+    groups.each().map(group).collect()
 }
 
 /// Which output is judged: the one of this name, or the first of numbers.
@@ -228,6 +267,8 @@ struct Judgement {
     mean_iou: Option<f64>,
     r2: Option<f64>,
     loss: f64,
+    /// What the first of these is the mean of.
+    rows: Vec<Row>,
     /// How many labels count, and how they place the answers, where they are classes.
     labels: Option<usize>,
     place: Option<Placement>,
@@ -266,13 +307,15 @@ fn judge(answers: &Answers, dataset: &Dataset, task: Task) -> Result<Judgement> 
 }
 
 fn judge_numbers(answers: &Answers, dataset: &Dataset) -> Result<Judgement> {
-    let width = answers.shape.iter().product();
+    let width: usize = answers.shape.iter().product();
     let wanted = dataset.expect_labels()?.vectors(&dataset.path, width)?;
-    let total: f64 = answers.values.iter().zip(&wanted).map(|(a, w)| f64::from(a - w).powi(2)).sum();
-    let loss = total / wanted.len() as f64;
+    let off = |(a, w): (&[f32], &[f32])| a.iter().zip(w).map(|(a, w)| f64::from(a - w).powi(2)).sum::<f64>();
+    let pairs = answers.values.chunks_exact(width).zip(wanted.chunks_exact(width));
+    let rows: Vec<Row> = pairs.map(|pair| Row { sum: off(pair) / width as f64, count: 1.0 }).collect();
+    let loss = rows.iter().map(|row| row.sum).sum::<f64>() / rows.len() as f64;
     let variance = spread(&wanted, width);
     let r2 = (variance > 0.0).then(|| 1.0 - loss / variance);
-    Ok(Judgement { accuracy: None, mean_iou: None, r2, loss, labels: None, place: None })
+    Ok(Judgement { accuracy: None, mean_iou: None, r2, loss, rows, labels: None, place: None })
 }
 
 /// Means over all labels that count.
@@ -282,15 +325,17 @@ fn judge_classes(answers: &Answers, dataset: &Dataset, place: Placement) -> Resu
     let rows = || answers.values.chunks_exact(layout.width());
     let places = || rows().flat_map(|row| (0..layout.positions()).map(move |position| (row, position)));
     let as_they_are = places().all(|(row, position)| are_chances(layout.scores(row, position)));
-    let (mut right, mut loss, mut count) = (0.0, 0.0, 0);
+    let (mut loss, mut count, mut all) = (0.0, 0, vec![]);
     let mut overlaps = vec![Overlap::default(); layout.told_apart().classes];
     for (row, answer) in rows().enumerate() {
         let labels = classes.pick(&[row], 1);
+        let mut own = Row::default();
         for (position, &class) in labels.iter().enumerate().filter(|(_, class)| **class != IGNORED) {
             let chances = chances(layout.scores(answer, position), as_they_are);
             let best = (0..chances.len()).reduce(|a, b| if chances[b] > chances[a] { b } else { a });
             let best = best.filter(|_| chances.iter().all(|c| !c.is_nan()));
-            right += f64::from(u8::from(best == Some(class as usize)));
+            own.sum += f64::from(u8::from(best == Some(class as usize)));
+            own.count += 1.0;
             overlaps[class as usize].labelled += 1;
             if let Some(best) = best {
                 overlaps[best].answered += 1;
@@ -299,10 +344,12 @@ fn judge_classes(answers: &Answers, dataset: &Dataset, place: Placement) -> Resu
             loss -= chances[class as usize].max(1e-30).ln();
             count += 1;
         }
+        all.push(own);
     }
+    let right: f64 = all.iter().map(|row| row.sum).sum();
     let (accuracy, loss) = (Some(right / count as f64), loss / count as f64);
     let mean_iou = (layout.positions() > 1).then(|| Overlap::mean(&overlaps));
-    Ok(Judgement { accuracy, mean_iou, r2: None, loss, labels: Some(count), place: Some(place) })
+    Ok(Judgement { accuracy, mean_iou, r2: None, loss, rows: all, labels: Some(count), place: Some(place) })
 }
 
 /// Where a class is, by labels and by answers.

@@ -135,7 +135,12 @@ fn idle(config: &Config) -> Vec<Idle> {
     add(
         data.train.is_some(),
         "there is no --data, and the source teaches on made-up inputs",
-        &[("test", "/data/test"), ("unlabelled", "/data/unlabelled"), ("cutmix", "/train/cutmix")],
+        &[
+            ("test", "/data/test"),
+            ("unlabelled", "/data/unlabelled"),
+            ("cutmix", "/train/cutmix"),
+            ("groups", "/data/options/groups"),
+        ],
     );
     let paths = [&data.train, &data.val, &data.test, &data.unlabelled, &data.joint];
     let paths: Vec<&Path> = paths.into_iter().flatten().map(|path| path.as_path()).collect();

@@ -2,14 +2,14 @@
 
 use super::labels::Labels;
 use super::options::DataOptions;
-use super::{Column, Dataset, Form};
+use super::{Column, Dataset, Form, Groups};
 use crate::error::{Error, Result};
 use crate::onnx::Tensor;
 use std::io::BufRead;
 use std::path::Path;
 
 /// Opens a table. The label column is the one named by the options, else `y`, `label` or `target`, else the
-/// last. All other columns together are the input `x`.
+/// last. All other columns together, but the one that names groups, are the input `x`.
 pub fn open(path: &Path, options: &DataOptions) -> Result<Dataset> {
     let fail = |what: String| Error::data(path, what);
     let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
@@ -20,14 +20,24 @@ pub fn open(path: &Path, options: &DataOptions) -> Result<Dataset> {
         .trim(::csv::Trim::All)
         .from_reader(file);
     let header = reader.headers().map_err(|e| fail(e.to_string()))?.clone();
-    let label = label_column(path, &header, options)?;
-    let (mut features, mut labels) = (vec![], vec![]);
+    let groups = options.groups.as_ref().and_then(|name| column(&header, name));
+    let label = label_column(path, &header, groups, options)?;
+    if label.is_some() && groups == label {
+        let name = options.groups.as_deref().unwrap_or_default();
+        return Err(fail(format!("column '{name}' can't name both the labels and the groups of rows"))
+            .hint("--label says which column holds the labels"));
+    }
+    let (mut features, mut labels, mut group_names) = (vec![], vec![], vec![]);
     let mut rows = 0;
     for record in reader.records() {
         let record = record.map_err(|e| fail(e.to_string()))?;
         for (i, cell) in record.iter().enumerate() {
             if Some(i) == label {
                 labels.push(cell.to_owned());
+                continue;
+            }
+            if Some(i) == groups {
+                group_names.push(cell.to_owned());
                 continue;
             }
             let line = record.position().map_or(0, |p| p.line());
@@ -43,7 +53,7 @@ pub fn open(path: &Path, options: &DataOptions) -> Result<Dataset> {
         }
         rows += 1;
     }
-    let width = header.len() - label.is_some() as usize;
+    let width = header.len() - label.is_some() as usize - groups.is_some() as usize;
     let values = Tensor::f64(&[rows, width], &features);
     let labels = label.map(|_| Labels::from_words(path, &labels)).transpose()?;
     let (labels, class_names) = labels.unzip();
@@ -53,6 +63,7 @@ pub fn open(path: &Path, options: &DataOptions) -> Result<Dataset> {
         inputs,
         labels,
         class_names: class_names.unwrap_or_default(),
+        groups: groups.map(|_| Groups::new(group_names)),
         options: options.clone(),
         form: Form::Named,
     })
@@ -67,8 +78,17 @@ fn delimiter(path: &Path, start: &[u8]) -> u8 {
     if header.contains(&b';') && !header.contains(&b',') { b';' } else { b',' }
 }
 
-fn label_column(path: &Path, header: &::csv::StringRecord, options: &DataOptions) -> Result<Option<usize>> {
-    let find = |name: &str| header.iter().position(|h| h.eq_ignore_ascii_case(name));
+fn column(header: &::csv::StringRecord, name: &str) -> Option<usize> {
+    header.iter().position(|h| h.eq_ignore_ascii_case(name))
+}
+
+fn label_column(
+    path: &Path,
+    header: &::csv::StringRecord,
+    groups: Option<usize>,
+    options: &DataOptions,
+) -> Result<Option<usize>> {
+    let find = |name: &str| column(header, name);
     if header.iter().all(|h| h.parse::<f64>().is_ok()) {
         return Err(Error::data(path, "its first line holds numbers, not the names of the columns")
             .hint("give the table a header line, such as a,b,c,label"));
@@ -80,7 +100,8 @@ fn label_column(path: &Path, header: &::csv::StringRecord, options: &DataOptions
         },
         None => {
             let named = ["y", "label", "target"].iter().find_map(|name| find(name));
-            Ok(named.or_else(|| (header.len() > 1).then(|| header.len() - 1)))
+            let mut others = (0..header.len()).filter(|&i| Some(i) != groups);
+            Ok(named.or_else(|| others.next_back().filter(|_| others.next().is_some())))
         }
     }
 }
@@ -113,6 +134,19 @@ mod tests {
         assert_eq!(semicolons.labels, Some(Labels::Classes(vec![0, 1])));
         let chosen = DataOptions { label: Some("a".into()), ..plain };
         assert_eq!(table("a,b\n7,1\n", &chosen).unwrap().labels, Some(Labels::Classes(vec![7])));
+    }
+
+    #[test]
+    fn a_column_may_say_which_rows_belong_together() {
+        let options = DataOptions { groups: Some("who".into()), ..DataOptions::default() };
+        let set = table("a,y,who\n1,0,ann\n2,1,bob\n3,1,ann\n", &options).unwrap();
+        assert_eq!(set.inputs[0].values.to_f64(), [1.0, 2.0, 3.0]);
+        assert_eq!(set.expect_groups().unwrap().unwrap().of(&[0, 1, 2]), [0, 1, 0]);
+        // The last of the others is the label.
+        assert_eq!(table("a,b,who\n1,5,x\n", &options).unwrap().labels, Some(Labels::Classes(vec![5])));
+        assert!(table("a,y\n1,0\n", &options).unwrap().expect_groups().is_err());
+        let same = DataOptions { label: Some("who".into()), ..options };
+        assert!(table("a,who\n1,0\n", &same).is_err_and(|e| e.to_string().contains("both")));
     }
 
     #[test]

@@ -52,6 +52,7 @@ pub fn open(path: &Path, options: &DataOptions) -> Result<Dataset> {
         inputs: vec![Column { name: "x".into(), values }],
         labels: Some(Labels::Classes(files.iter().map(|f| f.1).collect())),
         class_names,
+        groups: None,
         options: options.clone(),
         form: Form::Pictures(pictures),
     })

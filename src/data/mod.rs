@@ -10,7 +10,9 @@ mod class_labels;
 pub mod classes;
 mod csv;
 mod cutmix;
+mod groups;
 mod images;
+mod known;
 mod labels;
 mod layout;
 mod npy;
@@ -25,6 +27,8 @@ pub use augment::{Fill, Shift, shift_images};
 pub use bind::{Bound, BoundInput};
 pub use class_labels::{Classes, IGNORED};
 pub use cutmix::Mixed;
+pub use groups::Groups;
+pub use known::known;
 pub use labels::Labels;
 pub use layout::{Answer, Layout, Placement};
 pub use npy::{read_npz, write_npz};
@@ -45,6 +49,8 @@ pub struct Dataset {
     pub labels: Option<Labels>,
     /// Names of the classes, where the data have them (image folders, labels that are words).
     pub class_names: Vec<String>,
+    /// Which rows belong together, where the options name an array or column of theirs that is there.
+    pub groups: Option<Groups>,
     pub options: DataOptions,
     form: Form,
 }
@@ -222,6 +228,7 @@ impl Dataset {
             inputs,
             labels,
             class_names: vec![],
+            groups: None,
             options: DataOptions::default(),
             form: Form::Named,
         };
@@ -283,7 +290,35 @@ impl Dataset {
                 labels.rows()
             ));
         }
+        if let Some(groups) = &self.groups
+            && groups.rows() != self.rows()
+        {
+            let name = self.options.groups.as_deref().unwrap_or_default();
+            let (n, m) = (self.rows(), groups.rows());
+            return fail(format!("there are {n} rows of '{}', but {m} of '{name}'", first.name));
+        }
         Ok(self)
+    }
+
+    /// Without groups these rows aren't refused, whatever the options say.
+    pub fn with_or_without_groups(mut self) -> Self {
+        if self.groups.is_none() {
+            self.options.groups = None;
+        }
+        self
+    }
+
+    /// The groups that the options ask for.
+    ///
+    /// # Errors
+    /// There are none.
+    pub fn expect_groups(&self) -> Result<Option<&Groups>> {
+        match (&self.options.groups, &self.groups) {
+            (None, _) => Ok(None),
+            (Some(_), Some(groups)) => Ok(Some(groups)),
+            (Some(name), None) => Err(Error::data(&self.path, format!("there is no array or column '{name}' in it"))
+                .hint("--groups names an array of an .npz, or a column of a table, that says which rows belong together")),
+        }
     }
 }
 

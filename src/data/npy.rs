@@ -8,7 +8,7 @@ mod header;
 
 use super::labels::Labels;
 use super::options::DataOptions;
-use super::{Column, Dataset, Form, check_memory, words};
+use super::{Column, Dataset, Form, Groups, check_memory, words};
 use crate::error::{Error, Result};
 use crate::onnx::{DType, Tensor};
 use header::Header;
@@ -36,15 +36,19 @@ pub fn open_npz(path: &Path, options: &DataOptions) -> Result<Dataset> {
     let mut archive = Npz::open(path)?;
     let names = archive.names()?;
     let label = label_name(path, &names, options)?;
-    let (mut inputs, mut labels) = (vec![], None);
+    let (mut inputs, mut labels, mut groups) = (vec![], None, None);
     for name in names {
-        match Some(&name) == label.as_ref() {
-            true => labels = Some(archive.read(&name)?.labels(path, &name)?),
-            false => inputs.push(Column { values: archive.numbers(&name)?, name }),
+        if Some(&name) == label.as_ref() {
+            labels = Some(archive.read(&name)?.labels(path, &name)?);
+        } else if Some(&name) == options.groups.as_ref() {
+            let (numbers, words) = archive.read(&name)?.labels(path, &name)?;
+            groups = Some(Groups::from_labels(path, &name, &numbers, &words)?);
+        } else {
+            inputs.push(Column { values: archive.numbers(&name)?, name });
         }
     }
     inputs.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(dataset(path, inputs, labels, options))
+    Ok(Dataset { groups, ..dataset(path, inputs, labels, options) })
 }
 
 fn dataset(
@@ -59,6 +63,7 @@ fn dataset(
         inputs,
         labels,
         class_names: class_names.unwrap_or_default(),
+        groups: None,
         options: options.clone(),
         form: Form::Named,
     }

@@ -18,6 +18,9 @@ pub struct DataOptions {
     pub size: Option<[usize; 2]>,
     /// Name of the label array or column.
     pub label: Option<String>,
+    /// Name of the array or column that says which rows belong together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub groups: Option<String>,
     /// The label of what is left out of losses and metrics, where it isn't [`IGNORED`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ignore_label: Option<i64>,

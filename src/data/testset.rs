@@ -44,6 +44,7 @@ pub fn open(path: &Path, folders: &[PathBuf], options: &DataOptions) -> Result<D
         inputs: columns,
         labels,
         class_names: vec![],
+        groups: None,
         options: options.clone(),
         form: Form::Positional,
     })

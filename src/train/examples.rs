@@ -5,7 +5,7 @@ use super::model_step::Objective;
 use super::network::Network;
 use super::session::Split;
 use crate::data::{
-    Answer, Bound, Classes, Dataset, IGNORED, Labels, Layout, Placement, classes, folds, split,
+    Answer, Bound, Classes, Dataset, Groups, IGNORED, Labels, Layout, Placement, classes, folds, known, split,
 };
 use crate::error::{Error, Result};
 use crate::onnx::{DType, Graph, Tensor};
@@ -49,6 +49,9 @@ impl Part {
     fn labels(&self) -> Option<&Labels> {
         self.dataset.as_ref()?.labels.as_ref()
     }
+    fn groups(&self) -> Option<&Groups> {
+        self.dataset.as_ref()?.groups.as_ref()
+    }
     /// Numbers in a row's vector.
     fn width(&self) -> usize {
         self.vectors.len() / self.dataset.as_ref().map_or(1, Dataset::rows).max(1)
@@ -61,19 +64,50 @@ const VALIDATION_SHARE: f64 = 0.2;
 /// Some rows of a data set; `None` for all.
 type Chosen = Option<Vec<usize>>;
 
-/// Which rows of the training data are for training, and which of the validation data for validation, where that is the same.
+/// Which rows of the training data are for training, and which of the validation data for validation, where that is the same. Groups
+/// stay whole.
 ///
 /// # Errors
-/// A single row, which can't be divided.
+/// A single row or group, which can't be divided, and groups that aren't there.
 pub fn divide(train: &Dataset, val: Option<&Dataset>, seed: u64) -> Result<(Chosen, Chosen)> {
+    let groups = train.expect_groups()?;
     if val.is_some() {
         return Ok((None, None));
+    }
+    if let Some(groups) = groups {
+        let parts = groups.split(VALIDATION_SHARE, seed).ok_or_else(|| {
+            Error::data(&train.path, "all rows are of one group: none is left to validate with")
+                .hint("give rows of other groups by --val, or name another array or column by --groups")
+        })?;
+        let [ours, theirs] = parts.map(Some);
+        return Ok((ours, theirs));
     }
     if train.rows() < 2 {
         return Err(Error::data(&train.path, "has a single row: too few to train and to validate"));
     }
     let mut parts = split(train.rows(), &[1.0 - VALIDATION_SHARE, VALIDATION_SHARE], seed).into_iter();
     Ok((parts.next(), parts.next()))
+}
+
+/// A word of warning where rows that are measured are of groups that are trained on.
+fn known_groups(train: &Dataset, other: Option<&Dataset>, part: &str) -> Option<String> {
+    let (ours, theirs) = train.groups.as_ref().zip(other?.groups.as_ref())?;
+    let shared = theirs.shared_with(ours);
+    (shared > 0).then(|| {
+        format!("{shared} groups of the {part} rows have rows among the training ones: what is measured there says less of new groups")
+    })
+}
+
+/// The same where rows are measured whose very inputs are trained on, one in a hundred at least.
+fn known_rows(train: &Part, other: &Part, part: &str) -> Option<String> {
+    let (ours, theirs) = train.dataset.as_ref().zip(other.dataset.as_ref())?;
+    let (count, all) = (known((ours, &train.rows), (theirs, &other.rows))?, other.rows.len());
+    (count > 0 && count * 100 >= all).then(|| {
+        format!(
+            "{count} of {all} {part} rows have the very inputs of training rows: what is measured there says less of new ones \
+             (--groups keeps copies on one side)"
+        )
+    })
 }
 
 impl Examples {
@@ -90,12 +124,20 @@ impl Examples {
         let val_part = Part::new(Some(numbered(val.unwrap_or(train))), graph, val_rows)?;
         if val.is_none() {
             notes.push(format!(
-                "no --val was given: {} of the {} training rows are kept for validation",
+                "no --val was given: {} of the {} training rows are kept for validation{}",
                 val_part.rows.len(),
-                train.rows()
+                train.rows(),
+                train.groups.as_ref().map_or(String::new(), |groups| {
+                    let all: Vec<usize> = (0..train.rows()).collect();
+                    format!(", those of {} of {} groups", groups.count(&val_part.rows), groups.count(&all))
+                })
             ));
         }
+        notes.extend(known_groups(train, val, "validation"));
+        notes.extend(known_groups(train, test, "test"));
         let test_part = Part::new(test.map(numbered), graph, None)?;
+        notes.extend(known_rows(&train_part, &val_part, "validation"));
+        notes.extend(known_rows(&train_part, &test_part, "test"));
         let unlabelled = Part::new(unlabelled.cloned(), graph, None)?;
         if let Some(bound) = &train_part.bound {
             notes.extend(bound.notes.iter().cloned());
@@ -140,11 +182,26 @@ impl Examples {
         picked.iter().map(|&i| chosen[i]).collect()
     }
 
-    /// Deals the training part's rows (numbers within the part) out to `count` folds; classes evenly, where each row is of one.
+    /// Deals the training part's rows (numbers within the part) out to `count` folds; whole groups where there are such, else classes
+    /// evenly, where each row is of one.
     pub fn folds(&self, count: usize) -> Vec<Vec<usize>> {
         let rows = &self.train.rows;
+        if let Some(groups) = self.train.groups() {
+            return groups.folds(rows, count);
+        }
         let classes = self.train.classes.as_ref().filter(|_| !self.labels_have_places());
         folds(&classes.map_or_else(|| vec![0; rows.len()], |classes| classes.pick(rows, rows.len())), count)
+    }
+
+    /// Most folds that the training part's rows can be dealt out to.
+    pub fn most_folds(&self) -> usize {
+        let rows = &self.train.rows;
+        self.train.groups().map_or(rows.len(), |groups| groups.count(rows))
+    }
+
+    /// A number for each row of a part that is the same within a group, where it has groups.
+    pub fn groups(&self, split: Split) -> Option<Vec<usize>> {
+        Some(self.part(split).groups()?.of(self.chosen(split)))
     }
 
     /// Leaves a fold's rows out of training, and the rows that are made of them, until [`Self::take_back`]; whether there are

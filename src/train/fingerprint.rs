@@ -2,7 +2,7 @@
 
 use super::MergeRequest;
 use super::examples::Data;
-use crate::data::{Dataset, Labels};
+use crate::data::{Dataset, Groups, Labels};
 use crate::error::{Error, Result};
 use crate::onnx::{self, Tensor};
 use serde::{Deserialize, Serialize};
@@ -97,6 +97,9 @@ impl Fingerprint {
             let Some(dataset) = dataset else { continue };
             self.contents.insert(format!("the inputs of {whose}{part}"), of_inputs(dataset));
             self.contents.insert(format!("the labels of {whose}{part}"), of_labels(dataset));
+            if let Some(groups) = &dataset.groups {
+                self.contents.insert(format!("the groups of {whose}{part}"), of_groups(groups));
+            }
         }
     }
 }
@@ -141,6 +144,15 @@ fn of_labels(dataset: &Dataset) -> String {
         Some(Labels::Vectors(values)) => add_tensor(&mut hash, values),
     }
     dataset.class_names.iter().for_each(|name| add(&mut hash, name.as_bytes()));
+    hex(hash)
+}
+
+fn of_groups(groups: &Groups) -> String {
+    let mut hash = Sha256::new();
+    for (name, rows) in groups.each() {
+        add(&mut hash, name.as_bytes());
+        add(&mut hash, &rows.iter().flat_map(|row| row.to_le_bytes()).collect::<Vec<u8>>());
+    }
     hex(hash)
 }
 

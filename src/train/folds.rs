@@ -2,8 +2,8 @@
 //! after the other, and compared with the untouched target on that fold.
 //!
 //! What is shipped was trained on all rows: the folds say how good that way of training is. Nothing is chosen by them. Rows that a
-//! CutMix row is made of are left out with it ([`Session::leave_out`]); of rows that belong together otherwise only their place in
-//! the file tells ([`crate::data::folds`]).
+//! CutMix row is made of are left out with it ([`Session::leave_out`]); of rows that belong together otherwise their
+//! groups tell, or else only their place in the file ([`crate::data::folds`]).
 
 use super::arms::SourceKind;
 use super::checkpoint::FoldsState;
@@ -60,11 +60,13 @@ pub fn ask(
 ) -> Result<Answer> {
     let config = &contest.session.config;
     let rows = before.train.measured().len();
-    let (count, limit) = (config.folds.unwrap_or_else(|| folds_for(rows)), config.significance);
+    let wanted = config.folds.unwrap_or_else(|| folds_for(rows));
+    let (count, limit) = (wanted.min(contest.session.examples().most_folds()), config.significance);
     let (Some(winner), false) = (&chosen.winner, contest.stopped || count < 2) else {
         return Ok(Answer::default());
     };
     let folds = contest.session.examples().folds(count);
+    let groups = contest.session.examples().groups(Split::Train);
     let mut inquiry = Inquiry { val: candidate.evidence, seen: None, share: share(count), rows };
     if !candidate.is_open(config) || folds.iter().any(Vec::is_empty) || inquiry.at_best() > limit {
         return Ok(Answer::default());
@@ -80,7 +82,9 @@ pub fn ask(
         };
         let untouched = Tally::from(fold.iter().map(|&row| before.train.measured()[row]).collect());
         let metric = &contest.session.metric;
-        let seen = Evidence::of(&untouched, &tally, metric);
+        let groups: Option<Vec<usize>> =
+            groups.as_ref().map(|groups| fold.iter().map(|&row| groups[row]).collect());
+        let seen = Evidence::by_groups(&untouched, &tally, metric, groups.as_deref());
         let (rows, untouched, value) = (fold.len(), untouched.value(), tally.value());
         observer.event(&Event::Fold { fold: i + 1, folds: count, rows, untouched, metric: value });
         measured += 1;

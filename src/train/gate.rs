@@ -60,10 +60,15 @@ pub fn judge(session: &mut Session, winner: Option<&Winner>, before: &Measured) 
     let Some(winner) = winner else { return Ok(None) };
     let weights = winner.best.weights.clone();
     let val = session.tally(&weights, Split::Val)?;
-    let evidence = Evidence::of(&before.val, &val, &session.metric);
+    let evidence = evidence(session, Split::Val, &before.val, &val);
     let Some(gain) = evidence.gain().filter(|gain| is_enough(gain, &session.config)) else { return Ok(None) };
     let luck = evidence.luck();
     Ok(Some(Candidate { weights, val, evidence, gain, luck }))
+}
+
+fn evidence(session: &Session, split: Split, before: &Tally, after: &Tally) -> Evidence {
+    let groups = session.examples().groups(split);
+    Evidence::by_groups(before, after, &session.metric, groups.as_deref())
 }
 
 fn is_enough(gain: &Worth, config: &TrainConfig) -> bool {
@@ -96,7 +101,7 @@ pub fn pass(
     }
     let Candidate { weights, val, gain, .. } = candidate;
     let after = measure_rest(session, &weights, val)?;
-    let test = Evidence::of(&before.test, &after.test, &session.metric).gain();
+    let test = evidence(session, Split::Test, &before.test, &after.test).gain();
     let gains = Gains { val: Some(gain), test };
     Ok(Passed { weights: Some(weights), scores: after.scores, gains, note })
 }

@@ -7,6 +7,7 @@ mod browser;
 mod commands;
 mod folds;
 mod grad;
+mod groups;
 mod inspect;
 mod kill;
 mod labels;

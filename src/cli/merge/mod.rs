@@ -216,7 +216,7 @@ fn train(config: &Config, manner: &Manner, ranks: &Ranks, observer: &mut dyn Obs
     let joint = match &config.data.joint {
         Some(path) => {
             let options = config.data.source_options.as_ref().unwrap_or(&config.data.options);
-            let train = crate::data::open(path, options)?;
+            let train = crate::data::open(path, options)?.with_or_without_groups();
             Some(DataSets { train, val: None, test: None, unlabelled: None, made_of: vec![] })
         }
         None => None,
