@@ -14,7 +14,7 @@ use crate::report::Metric;
 /// A short training takes this part of an arm's steps, where that is enough to see anything.
 pub(super) const PART: usize = 8;
 pub(super) const SHORTEST: usize = 10;
-/// How much longer a second look takes at a fit, and where only low rates held.
+/// How much longer a second look takes at usual rates, and where only low ones held.
 const LONGER: usize = 2;
 const LONGEST: usize = 4;
 
@@ -116,8 +116,7 @@ impl Contest<'_> {
         let rates = self.session.config.optimizer.rates();
         // There is time for it only where nobody has set a limit.
         let hurried = self.deadline.is_some() || self.stopped;
-        let doubted =
-            picked.filter(|_| !hurried).map(|(rate, _)| (rate, doubt(&rates, rate, contender.arm.fitted)));
+        let doubted = picked.filter(|_| !hurried).map(|(rate, _)| (rate, doubt(&rates, rate)));
         let Some((rate, Some(longer))) = doubted else { return Ok(picked) };
         let mut again = Tried::default();
         for rate in [rate, rates[rates.len() - 1]] {
@@ -182,13 +181,13 @@ impl Contest<'_> {
     }
 }
 
-/// How much longer a second look has to be at a rate that may be too low because trials were short, if it may: a fit is near the end of
-/// training, and high rates leave it before they come back; where only low rates held, others may have been on their way back, too:
-/// distillation can be worse for a quarter of its steps than where it began.
-fn doubt(usual: &[f64], rate: f64, fitted: bool) -> Option<usize> {
+/// How much longer a second look has to be at a rate that may be too low because trials were short, if it may: a target that is good
+/// already, and a fit more so, is near the end of training, and high rates leave it before they come back. Where only low rates
+/// held, longer: distillation can be worse for a quarter of its steps than where it began.
+fn doubt(usual: &[f64], rate: f64) -> Option<usize> {
     match usual.iter().position(|known| *known == rate) {
         None => Some(LONGEST),
-        Some(place) => (fitted && place + 1 < usual.len()).then_some(LONGER),
+        Some(place) => (place + 1 < usual.len()).then_some(LONGER),
     }
 }
 
@@ -237,8 +236,7 @@ mod tests {
     #[test]
     fn rates_that_short_trainings_may_mistake_are_looked_at_again() {
         let usual = [1e-3, 3e-3, 1e-2];
-        let longer = |fitted: bool| [1e-5, 1e-4, 1e-3, 3e-3, 1e-2].map(|rate| doubt(&usual, rate, fitted));
-        assert_eq!(longer(false), [Some(LONGEST), Some(LONGEST), None, None, None]);
-        assert_eq!(longer(true), [Some(LONGEST), Some(LONGEST), Some(LONGER), Some(LONGER), None]);
+        let longer = [1e-5, 1e-4, 1e-3, 3e-3, 1e-2].map(|rate| doubt(&usual, rate));
+        assert_eq!(longer, [Some(LONGEST), Some(LONGEST), Some(LONGER), Some(LONGER), None]);
     }
 }
