@@ -52,6 +52,12 @@ struct Figures {
     output: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     accuracy: Option<f64>,
+    /// The mean over classes of the share of each that is right.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    balanced_accuracy: Option<f64>,
+    /// Whether some class has twice the labels of another, of rows.
+    #[serde(skip)]
+    uneven: bool,
     /// Where each position of a row has a label: intersection over union, the mean over all classes that labels or answers have.
     #[serde(skip_serializing_if = "Option::is_none")]
     mean_iou: Option<f64>,
@@ -107,7 +113,9 @@ pub fn run(args: Args) -> Result<u8> {
     let runner = Runner::new(model, &bound, &*executor, args.batch as usize, output);
     let runner = runner.context(|| args.model.display().to_string())?;
     let answers = runner.answers(&bound).context(|| args.model.display().to_string())?;
-    let Judgement { accuracy, mean_iou, r2, loss, rows, labels, place } = judge(&answers, &dataset, task)?;
+    let judgement = judge(&answers, &dataset, task)?;
+    let Judgement { accuracy, balanced_accuracy, uneven, mean_iou, r2, loss, rows, labels, place } =
+        judgement;
     if let Some(place) = place {
         let names = &dataset.class_names;
         classes::numbering(names).iter().chain(&classes::doubt(names, place.layout.classes)).for_each(note);
@@ -119,6 +127,8 @@ pub fn run(args: Args) -> Result<u8> {
         labels: labels.filter(|&labels| labels != dataset.rows()),
         output: answers.output.to_string(),
         accuracy,
+        balanced_accuracy,
+        uneven,
         mean_iou,
         r2,
         loss,
@@ -143,7 +153,13 @@ fn describe(figures: &Figures) -> String {
         (Some(accuracy), _) => {
             let overlap = figures.mean_iou.map(|iou| format!(", mean IoU {:.2} %", iou * 100.0));
             let overlap = overlap.unwrap_or_default();
-            format!("accuracy {:.2} %{overlap}, cross-entropy {:.4}", accuracy * 100.0, figures.loss)
+            let balanced = figures.balanced_accuracy.filter(|_| figures.uneven);
+            let balanced = balanced.map(|b| format!(" (balanced {:.2} %)", b * 100.0)).unwrap_or_default();
+            format!(
+                "accuracy {:.2} %{balanced}{overlap}, cross-entropy {:.4}",
+                accuracy * 100.0,
+                figures.loss
+            )
         }
         (_, Some(r2)) => format!("mean squared error {:.6}, R² {r2:.4}", figures.loss),
         _ => format!("mean squared error {:.6}", figures.loss),
@@ -262,8 +278,11 @@ fn row_shape(answer: &Tensor, batch: usize, name: &ValueId) -> Result<Vec<usize>
 }
 
 /// What [`Figures`] says of the answers.
+#[derive(Default)]
 struct Judgement {
     accuracy: Option<f64>,
+    balanced_accuracy: Option<f64>,
+    uneven: bool,
     mean_iou: Option<f64>,
     r2: Option<f64>,
     loss: f64,
@@ -315,7 +334,7 @@ fn judge_numbers(answers: &Answers, dataset: &Dataset) -> Result<Judgement> {
     let loss = rows.iter().map(|row| row.sum).sum::<f64>() / rows.len() as f64;
     let variance = spread(&wanted, width);
     let r2 = (variance > 0.0).then(|| 1.0 - loss / variance);
-    Ok(Judgement { accuracy: None, mean_iou: None, r2, loss, rows, labels: None, place: None })
+    Ok(Judgement { r2, loss, rows, ..Judgement::default() })
 }
 
 /// Means over all labels that count.
@@ -348,8 +367,22 @@ fn judge_classes(answers: &Answers, dataset: &Dataset, place: Placement) -> Resu
     }
     let right: f64 = all.iter().map(|row| row.sum).sum();
     let (accuracy, loss) = (Some(right / count as f64), loss / count as f64);
-    let mean_iou = (layout.positions() > 1).then(|| Overlap::mean(&overlaps));
-    Ok(Judgement { accuracy, mean_iou, r2: None, loss, rows: all, labels: Some(count), place: Some(place) })
+    let mean_iou = (layout.positions() > 1).then(|| Overlap::mean(&overlaps, Overlap::over_union));
+    let balanced_accuracy = Some(Overlap::mean(&overlaps, Overlap::right));
+    let sizes = || overlaps.iter().map(|class| class.labelled).filter(|&count| count > 0);
+    // Of positions the mean IoU says more.
+    let uneven = mean_iou.is_none() && sizes().max() >= sizes().min().map(|least| 2 * least);
+    Ok(Judgement {
+        accuracy,
+        balanced_accuracy,
+        uneven,
+        mean_iou,
+        loss,
+        rows: all,
+        labels: Some(count),
+        place: Some(place),
+        ..Judgement::default()
+    })
 }
 
 /// Where a class is, by labels and by answers.
@@ -361,14 +394,19 @@ struct Overlap {
 }
 
 impl Overlap {
-    /// Intersection over union, the mean over classes that are anywhere.
-    fn mean(all: &[Self]) -> f64 {
-        let shares = all.iter().filter_map(|own| match own.labelled + own.answered - own.both {
-            0 => None,
-            union => Some(own.both as f64 / union as f64),
-        });
-        let shares: Vec<f64> = shares.collect();
+    /// The mean of a share over classes that have one.
+    fn mean(all: &[Self], share: impl Fn(&Self) -> Option<f64>) -> f64 {
+        let shares: Vec<f64> = all.iter().filter_map(share).collect();
         shares.iter().sum::<f64>() / shares.len().max(1) as f64
+    }
+    /// Intersection over union, of a class that is anywhere.
+    fn over_union(&self) -> Option<f64> {
+        let union = self.labelled + self.answered - self.both;
+        (union > 0).then(|| self.both as f64 / union as f64)
+    }
+    /// The share that is right of what is labelled so.
+    fn right(&self) -> Option<f64> {
+        (self.labelled > 0).then(|| self.both as f64 / self.labelled as f64)
     }
 }
 

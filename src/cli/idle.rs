@@ -86,7 +86,11 @@ fn idle(config: &Config) -> Vec<Idle> {
     add(
         matches!(train.task, Task::Auto | Task::Classify) && data.train.is_some(),
         "no labels are read as classes",
-        &[("class-axis", "/data/options/class-axis"), ("ignore-label", "/data/options/ignore-label")],
+        &[
+            ("class-axis", "/data/options/class-axis"),
+            ("ignore-label", "/data/options/ignore-label"),
+            ("balanced", "/train/balanced"),
+        ],
     );
     add(!tuning, "there is no source", &[("src-of", "/train/src-of")]);
     let gate = ("gate", "/train/adapter/gate");
@@ -181,6 +185,7 @@ mod tests {
         set.data.source_options = Some(Default::default());
         (set.data.options.size, set.data.options.label) = (Some([1, 1]), Some("a".into()));
         (set.data.options.class_axis, set.data.options.ignore_label) = (Some(1), Some(1));
+        (set.data.options.groups, set.train.balanced) = (Some("a".into()), true);
         set.train.src_of = Some("a".into());
         let json = serde_json::to_value(&set).unwrap();
         for Idle { option, place, .. } in idle(&config) {

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Metric {
-    /// `"accuracy"` (a share, 0 to 1) or `"mse"`.
+    /// `"accuracy"` or `"balanced accuracy"` (shares, 0 to 1), or `"mse"`.
     pub name: String,
     pub better: Better,
 }
@@ -24,8 +24,16 @@ impl Metric {
     pub fn accuracy() -> Self {
         Self { name: "accuracy".into(), better: Better::Higher }
     }
+    /// The mean over classes of the share of each that is right.
+    pub fn balanced_accuracy() -> Self {
+        Self { name: "balanced accuracy".into(), better: Better::Higher }
+    }
     pub fn mse() -> Self {
         Self { name: "mse".into(), better: Better::Lower }
+    }
+    /// Whether values are shares, 0 to 1, of what is right.
+    pub fn is_share(&self) -> bool {
+        self.better == Better::Higher
     }
     /// How much better `after` is than `before`; negative when it is worse.
     pub fn gain(&self, before: f64, after: f64) -> f64 {
@@ -44,20 +52,18 @@ impl Metric {
     }
     /// A value for people: accuracies in percent.
     pub fn show(&self, value: f64) -> String {
-        match self.name.as_str() {
-            "accuracy" => format!("{:.2} %", value * 100.0),
-            _ => format!("{value:.5}"),
+        match self.is_share() {
+            true => format!("{:.2} %", value * 100.0),
+            false => format!("{value:.5}"),
         }
     }
     /// `mean ± standard error` for people.
     pub fn show_spread(&self, values: &[f64]) -> String {
-        match (mean_and_stderr(values), self.name.as_str()) {
+        match (mean_and_stderr(values), self.is_share()) {
             (None, _) => "–".into(),
             (Some((mean, None)), _) => self.show(mean),
-            (Some((mean, Some(error))), "accuracy") => {
-                format!("{:.2} ± {:.2} %", mean * 100.0, error * 100.0)
-            }
-            (Some((mean, Some(error))), _) => format!("{mean:.5} ± {error:.5}"),
+            (Some((mean, Some(error))), true) => format!("{:.2} ± {:.2} %", mean * 100.0, error * 100.0),
+            (Some((mean, Some(error))), false) => format!("{mean:.5} ± {error:.5}"),
         }
     }
     /// A gain with its standard error, where it has one, for people.
@@ -73,9 +79,9 @@ impl Metric {
     }
     /// A gain or a spread for people: points for accuracies.
     pub fn show_difference(&self, difference: f64) -> String {
-        match self.name.as_str() {
-            "accuracy" => format!("{:+.2} points", difference * 100.0),
-            _ => format!("{difference:+.5}"),
+        match self.is_share() {
+            true => format!("{:+.2} points", difference * 100.0),
+            false => format!("{difference:+.5}"),
         }
     }
 }

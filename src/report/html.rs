@@ -153,7 +153,7 @@ fn before_and_after(body: &mut String, report: &Report) {
     ];
     let highest =
         rows.iter().flat_map(|r| [r.1.0, r.1.1]).flatten().filter(|v| v.is_finite()).fold(0.0, f64::max);
-    let full = if report.metric.name == "accuracy" { 1.0 } else { highest.max(f64::MIN_POSITIVE) };
+    let full = if report.metric.is_share() { 1.0 } else { highest.max(f64::MIN_POSITIVE) };
     let _ = writeln!(body, "<h2>Before and after</h2>");
     let _ =
         writeln!(body, "<p class=\"soft\">{}</p>\n<div class=\"bars\">", escape(&describe_metric(report)));

@@ -55,10 +55,11 @@ impl<'a> Batches<'a> {
             None => 0,
         };
         let batch = config.batch.max(1);
-        let sampler = |split| Sampler::new(examples.rows(split), batch, seed);
+        let all = |split| Sampler::new(examples.rows(split), batch, seed);
+        let balanced = examples.balance().map(|classes| Sampler::balanced(classes, batch, seed));
         Self {
-            sampler: sampler(Split::Train),
-            unlabelled: sampler(Split::Unlabelled),
+            sampler: balanced.unwrap_or_else(|| all(Split::Train)),
+            unlabelled: all(Split::Unlabelled),
             ranks,
             examples,
             target,

@@ -187,6 +187,9 @@ pub struct TrainConfig {
     pub seed: u64,
     /// How often every arm is repeated, with seeds `seed`, `seed + 1`, …
     pub seeds: usize,
+    /// Every class counts alike, whatever its share of the rows: in the metric, and in batches.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub balanced: bool,
     /// Batch normalisation by the statistics of the batch, which the running ones follow.
     pub train_bn: bool,
     /// What a run's values are to be brought down to, by computing some of the forward pass again.
@@ -249,6 +252,7 @@ impl Default for TrainConfig {
             patience: 0,
             seed: 0,
             seeds: 1,
+            balanced: false,
             train_bn: false,
             recompute: None,
             train_dropout: false,

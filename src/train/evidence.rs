@@ -33,7 +33,7 @@ impl Evidence {
             squares: gains.iter().map(|gain| gain * gain).sum(),
             wins: count(1.0),
             losses: count(-1.0),
-            counted: metric.name == "accuracy" && before.is_of_rows(),
+            counted: metric.is_share() && before.is_of_rows(),
         }
     }
 

@@ -10,7 +10,7 @@ use crate::data::{
 use crate::error::{Error, Result};
 use crate::onnx::{DType, Graph, Tensor};
 use crate::report::Rows;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 /// All data of a run, bound to the target's inputs.
 pub struct Examples {
@@ -36,6 +36,8 @@ pub(super) struct Part {
     /// Which rows of the data set these are.
     rows: Vec<usize>,
     classes: Option<Classes>,
+    /// What a label of each class counts in the metric; empty where all count alike.
+    weights: Vec<f64>,
     vectors: Vec<f32>,
 }
 
@@ -44,7 +46,7 @@ impl Part {
         let bound = dataset.as_ref().map(|d| d.bind_to(graph)).transpose()?;
         let all = dataset.as_ref().map_or(0, Dataset::rows);
         let rows = rows.unwrap_or_else(|| (0..all).collect());
-        Ok(Part { bound, dataset, rows, classes: None, vectors: vec![] })
+        Ok(Part { bound, dataset, rows, classes: None, weights: vec![], vectors: vec![] })
     }
     fn labels(&self) -> Option<&Labels> {
         self.dataset.as_ref()?.labels.as_ref()
@@ -60,6 +62,19 @@ impl Part {
 
 /// Share of the training data that becomes validation data where none was given.
 const VALIDATION_SHARE: f64 = 0.2;
+
+/// More than this share of one class is worth a word.
+const MOST_OF_ONE: f64 = 0.75;
+
+/// How many labels each class has.
+fn counts(labels: Vec<i64>) -> BTreeMap<usize, usize> {
+    let mut counts = BTreeMap::new();
+    labels
+        .into_iter()
+        .filter(|&class| class != IGNORED)
+        .for_each(|c| *counts.entry(c as usize).or_default() += 1);
+    counts
+}
 
 /// Some rows of a data set; `None` for all.
 type Chosen = Option<Vec<usize>>;
@@ -306,6 +321,60 @@ impl Examples {
         Ok(self.train.classes.as_ref().is_some_and(Classes::some_ignored))
     }
 
+    /// Counts every class alike from now on, whatever its share of the rows: in what is measured, and in [`Self::balance`].
+    ///
+    /// # Errors
+    /// Rows that aren't of one class each.
+    pub fn count_classes_alike(&mut self) -> Result<()> {
+        if self.train.classes.is_none() || self.labels_have_places() {
+            return Err(Error::usage(
+                "--balanced counts classes alike, but these rows aren't of one class each",
+            )
+            .hint("leave it out; of positions with labels of their own, eval gives the mean IoU"));
+        }
+        for part in self.parts() {
+            let Some(classes) = &part.classes else { continue };
+            let counts = counts(classes.pick(&part.rows, part.rows.len()));
+            let all: usize = counts.values().sum();
+            let share = |count: usize| all as f64 / (counts.len() * count) as f64;
+            let last = counts.keys().next_back().map_or(0, |last| last + 1);
+            part.weights =
+                (0..last).map(|class| counts.get(&class).map_or(0.0, |&count| share(count))).collect();
+        }
+        Ok(())
+    }
+
+    /// The training rows (numbers within the part) of each class, where classes count alike.
+    pub fn balance(&self) -> Option<Vec<Vec<usize>>> {
+        let classes = self.train.classes.as_ref().filter(|_| !self.train.weights.is_empty())?;
+        let rows = &self.train.rows;
+        let mut of_class: BTreeMap<i64, Vec<usize>> = BTreeMap::new();
+        for (row, class) in classes.pick(rows, rows.len()).into_iter().enumerate() {
+            of_class.entry(class).or_default().push(row);
+        }
+        of_class.remove(&IGNORED);
+        Some(of_class.into_values().collect())
+    }
+
+    /// Says so where classes are so uneven that accuracy hides what becomes of most of them.
+    pub fn note_uneven_classes(&mut self) {
+        self.notes.extend(self.uneven());
+    }
+
+    /// How uneven classes are, where accuracy hides what becomes of most of them.
+    fn uneven(&self) -> Option<String> {
+        let classes = self.train.classes.as_ref().filter(|_| !self.labels_have_places())?;
+        let counts = counts(classes.pick(&self.train.rows, self.train.rows.len()));
+        let all: usize = counts.values().sum();
+        let (class, count) = counts.iter().max_by_key(|(_, count)| **count)?;
+        (counts.len() > 1 && *count as f64 > MOST_OF_ONE * all as f64).then(|| {
+            format!(
+                "{count} of {all} training rows are of class {class}: accuracy says little of the others (--balanced counts all \
+                 classes alike)"
+            )
+        })
+    }
+
     /// How many labels there are, where it isn't one a row.
     fn places_and_gaps(&self) -> Option<String> {
         let (classes, positions) = (self.train.classes.as_ref()?, self.layout.positions());
@@ -390,7 +459,7 @@ impl Examples {
             }
             Some(classes) => {
                 let labels = classes.pick(&rows, rows.len());
-                tally.add(answer, &Truth::Classes(&labels, self.layout), rows.len());
+                tally.add(answer, &Truth::Classes(&labels, self.layout, &part.weights), rows.len());
             }
         }
     }

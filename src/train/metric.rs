@@ -9,6 +9,8 @@ use crate::report::Metric;
 pub enum Measure {
     /// Share of labels that have the largest of their outputs.
     Accuracy,
+    /// The mean of that over classes: every label counts by how rare its class is.
+    BalancedAccuracy,
     /// Mean over all elements.
     MeanSquaredError,
 }
@@ -18,6 +20,7 @@ impl Measure {
     pub fn metric(self) -> Metric {
         match self {
             Measure::Accuracy => Metric::accuracy(),
+            Measure::BalancedAccuracy => Metric::balanced_accuracy(),
             Measure::MeanSquaredError => Metric::mse(),
         }
     }
@@ -31,9 +34,9 @@ pub fn better(metric: &Metric, new: f64, old: f64) -> bool {
 /// How far below the best a validation may lie and still count as equal to it: half the standard error of an
 /// accuracy over `rows` independent rows; nothing for other metrics.
 pub fn slack(metric: &Metric, best: f64, rows: usize) -> f64 {
-    match metric.name.as_str() {
-        "accuracy" if rows > 0 => 0.5 * (best * (1.0 - best) / rows as f64).max(0.0).sqrt(),
-        _ => 0.0,
+    match metric.is_share() && rows > 0 {
+        true => 0.5 * (best * (1.0 - best) / rows as f64).max(0.0).sqrt(),
+        false => 0.0,
     }
 }
 
@@ -59,14 +62,14 @@ pub struct Tally {
 pub struct Row {
     /// The sum over its labels that count.
     pub sum: f64,
-    /// How many these are; 1 for a vector.
+    /// How many these are, or what they count together; 1 for a vector.
     pub count: f64,
 }
 
 /// What answers are compared with.
 pub enum Truth<'a> {
-    /// A class for each position of each row, or [`IGNORED`].
-    Classes(&'a [i64], Layout),
+    /// A class for each position of each row, or [`IGNORED`], and what a label of each class counts, where that isn't 1.
+    Classes(&'a [i64], Layout, &'a [f64]),
     Vectors(&'a [f32]),
 }
 
@@ -85,9 +88,9 @@ impl Tally {
         let width = (values.len() / all_rows).max(1);
         let answers = values.chunks_exact(width);
         match truth {
-            Truth::Classes(labels, layout) => {
+            Truth::Classes(labels, layout, weights) => {
                 let pairs = answers.zip(labels.chunks_exact(layout.positions().max(1))).take(rows);
-                self.rows.extend(pairs.map(|(row, labels)| right(row, labels, *layout)));
+                self.rows.extend(pairs.map(|(row, labels)| right(row, labels, *layout, weights)));
             }
             Truth::Vectors(wanted) => {
                 let pairs = answers.zip(wanted.chunks_exact(width)).take(rows);
@@ -114,7 +117,7 @@ impl Tally {
         let mean = self.sum(|row| row.count) / self.rows.len() as f64;
         self.rows.iter().map(|row| row.sum / mean).collect()
     }
-    /// Whether no row has more than one label that counts.
+    /// Whether no row has more than one label that counts, nor one that counts more.
     pub fn is_of_rows(&self) -> bool {
         self.rows.iter().all(|row| row.count <= 1.0)
     }
@@ -129,21 +132,24 @@ impl Tally {
         let off = |row: &Row| ((row.sum - value * row.count) / mean).powi(2);
         let squared_error = self.sum(off) / (n * n.saturating_sub(1)) as f64;
         let count = value * (1.0 - value) / squared_error;
-        let (least, most) = (n as f64, self.sum(|row| row.count).max(n as f64));
+        // Rows that count more than others are as few.
+        let few = self.sum(|row| row.count).powi(2) / self.sum(|row| row.count * row.count);
+        let (least, most) = (few.min(n as f64), self.sum(|row| row.count).max(n as f64));
         // All right or all wrong, or a single row: nothing is seen of how they vary.
-        if count.is_finite() { count.clamp(least, most) as usize } else { n }
+        if count.is_finite() { count.clamp(least, most) as usize } else { least as usize }
     }
 }
 
 /// At how many positions of a row the largest score is the label's, of those that count.
-fn right(row: &[f32], labels: &[i64], layout: Layout) -> Row {
+fn right(row: &[f32], labels: &[i64], layout: Layout, weights: &[f64]) -> Row {
     let mut of_row = Row::default();
     let mut scores = Vec::with_capacity(layout.classes);
     for (position, &label) in labels.iter().enumerate().filter(|(_, label)| **label != IGNORED) {
         scores.clear();
         scores.extend(layout.scores(row, position));
-        of_row.sum += f64::from(u8::from(argmax(&scores) == Some(label as usize)));
-        of_row.count += 1.0;
+        let weight = weights.get(label as usize).copied().unwrap_or(1.0);
+        of_row.sum += weight * f64::from(u8::from(argmax(&scores) == Some(label as usize)));
+        of_row.count += weight;
     }
     of_row
 }
@@ -170,7 +176,7 @@ mod tests {
     fn accuracy_counts_only_real_rows_and_no_nan() {
         let mut tally = Tally::new();
         let answers = Tensor::f32(&[3, 2], &[0.1, 0.9, f32::NAN, 0.0, 9.0, 0.0]);
-        tally.add(&answers, &Truth::Classes(&[1, 0, 1], Layout::rows(2)), 2);
+        tally.add(&answers, &Truth::Classes(&[1, 0, 1], Layout::rows(2), &[]), 2);
         assert_eq!((tally.value(), tally.is_of_rows(), tally.independent()), (0.5, true, 2));
         assert_eq!(tally.rows(), [1.0, 0.0]);
     }
@@ -180,10 +186,20 @@ mod tests {
         let mut tally = Tally::new();
         let answers = Tensor::f32(&[2, 2, 3], &[1.0, 1.0, 0.0, 0.0, 2.0, 9.0, 5.0, 0.0, 0.0, 0.0, 0.0, 1.0]);
         let layout = Layout { before: 1, classes: 2, after: 3 };
-        tally.add(&answers, &Truth::Classes(&[0, 1, 0, IGNORED, IGNORED, 0], layout), 2);
+        tally.add(&answers, &Truth::Classes(&[0, 1, 0, IGNORED, IGNORED, 0], layout, &[]), 2);
         assert_eq!(tally.measured(), [Row { sum: 2.0, count: 3.0 }, Row { sum: 0.0, count: 1.0 }]);
         assert_eq!((tally.value(), tally.rows()), (0.5, vec![1.0, 0.0]));
         assert!(!tally.is_of_rows());
+    }
+
+    #[test]
+    fn rare_classes_count_as_much_as_frequent_ones() {
+        let mut tally = Tally::new();
+        let answers = Tensor::f32(&[4, 2], &[1.0, 0.0, 1.0, 0.0, 0.0, 1.0, 1.0, 0.0]);
+        tally.add(&answers, &Truth::Classes(&[0, 0, 0, 1], Layout::rows(2), &[2.0 / 3.0, 2.0]), 4);
+        // Two of three, and none of one.
+        assert!((tally.value() - 1.0 / 3.0).abs() < 1e-12 && !tally.is_of_rows());
+        assert!((1..4).contains(&tally.independent()), "{}", tally.independent());
     }
 
     #[test]

@@ -92,9 +92,17 @@ pub fn choose(
     teacher: bool,
 ) -> Result<Objective> {
     let (width, layout) = (target.head.width(), target.head.layout);
+    if config.balanced && task != Task::Classify {
+        return Err(Error::usage("--balanced counts classes alike, but no labels are read as classes")
+            .hint("leave it out, or say --task classify"));
+    }
     match task {
         Task::Classify => {
             let ignores = examples.use_classes(layout)?;
+            match config.balanced {
+                true => examples.count_classes_alike()?,
+                false => examples.note_uneven_classes(),
+            }
             Ok(Objective::Classes { layout, ignores })
         }
         Task::Regress => {

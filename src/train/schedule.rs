@@ -39,6 +39,8 @@ pub fn learning_rate(schedule: Schedule, peak: f64, warmup: usize, step: usize, 
 /// Cuts `rows` rows into batches: every epoch is a fresh permutation, batches run on across its end.
 pub struct Sampler {
     rows: usize,
+    /// The rows of each class, where these come equally often.
+    classes: Vec<Vec<usize>>,
     batch: usize,
     seed: u64,
     epoch: Option<(u64, Vec<usize>)>,
@@ -46,7 +48,12 @@ pub struct Sampler {
 
 impl Sampler {
     pub fn new(rows: usize, batch: usize, seed: u64) -> Self {
-        Self { rows, batch, seed, epoch: None }
+        Self { rows, classes: vec![], batch, seed, epoch: None }
+    }
+    /// Rows of every class equally often: in an epoch every row of the largest class once, those of the others as often as it takes.
+    pub fn balanced(classes: Vec<Vec<usize>>, batch: usize, seed: u64) -> Self {
+        let most = classes.iter().map(Vec::len).max().unwrap_or(0);
+        Self { rows: most * classes.len(), classes, batch, seed, epoch: None }
     }
     /// The rows of step `step`; always `batch` many.
     pub fn rows_of(&mut self, step: usize) -> Vec<usize> {
@@ -56,8 +63,20 @@ impl Sampler {
     fn row(&mut self, index: u64) -> usize {
         let (epoch, place) = (index / self.rows as u64, (index % self.rows as u64) as usize);
         if self.epoch.as_ref().is_none_or(|(e, _)| *e != epoch) {
-            let mut order: Vec<usize> = (0..self.rows).collect();
-            order.shuffle(&mut generator(self.seed, stream::SHUFFLE, epoch));
+            let mut random = generator(self.seed, stream::SHUFFLE, epoch);
+            let mut order: Vec<usize> = match self.classes.len() {
+                0 => (0..self.rows).collect(),
+                count => {
+                    let each = self.rows / count;
+                    let mut deal = |rows: &Vec<usize>| {
+                        let mut rows = rows.clone();
+                        rows.shuffle(&mut random);
+                        rows.into_iter().cycle().take(each).collect::<Vec<usize>>()
+                    };
+                    self.classes.iter().flat_map(&mut deal).collect()
+                }
+            };
+            order.shuffle(&mut random);
             self.epoch = Some((epoch, order));
         }
         self.epoch.as_ref().map_or(0, |(_, order)| order[place])
@@ -76,6 +95,21 @@ mod tests {
         seen[10..].sort();
         assert_eq!(seen[..10], (0..10).collect::<Vec<_>>());
         assert_eq!(seen[10..], (0..10).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn classes_come_equally_often_where_they_are_to() {
+        let classes = vec![(0..90).collect::<Vec<usize>>(), (90..97).collect(), vec![97]];
+        let mut sampler = Sampler::balanced(classes.clone(), 27, 7);
+        let seen: Vec<usize> = (0..10).flat_map(|step| sampler.rows_of(step)).collect();
+        for rows in &classes {
+            let counts: Vec<usize> =
+                rows.iter().map(|row| seen.iter().filter(|s| *s == row).count()).collect();
+            assert_eq!(counts.iter().sum::<usize>(), 90);
+            assert!(counts.iter().max() <= counts.iter().min().map(|n| n + 1).as_ref(), "{counts:?}");
+        }
+        let second = sampler.rows_of(13);
+        assert_eq!(Sampler::balanced(classes, 27, 7).rows_of(13), second, "whatever came before");
     }
 
     #[test]

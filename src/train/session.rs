@@ -146,6 +146,9 @@ impl Session {
             notes.extend(source.tune_loudness(&examples)?);
         }
         let measure = match objective {
+            Objective::Classes { .. } | Objective::ClassesAndTeacher { .. } if config.balanced => {
+                Measure::BalancedAccuracy
+            }
             Objective::Classes { .. } | Objective::ClassesAndTeacher { .. } => Measure::Accuracy,
             _ => Measure::MeanSquaredError,
         };

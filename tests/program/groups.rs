@@ -82,7 +82,7 @@ fn groups_are_told_from_inputs_and_measured_one_by_one() {
          hint: name an array 'image' (only a single one for a single input may be called otherwise)
         [exit 3]
         $ onnx-merge eval digits_small_cnn.onnx --data alike.npz --groups who --executor tract
-        digits_small_cnn.onnx: accuracy 80.00 %, [..]
+        digits_small_cnn.onnx: accuracy 80.00 % [..]
         accuracy of 20 groups: 0.00 % ('70[..]', 3 rows) to 100.00 % ('70[..]', 3 rows)
         $ onnx-merge eval digits_small_cnn.onnx --data plain.npz --groups who --executor tract
         error: plain.npz: there is no array or column 'who' in it

@@ -2,6 +2,7 @@
 
 #[cfg(unix)]
 mod action;
+mod balanced;
 mod book;
 mod browser;
 mod commands;

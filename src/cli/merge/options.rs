@@ -69,6 +69,9 @@ pub struct Training {
     /// Stop after so many validations without a better one; 0 for never
     #[arg(long, value_name = "N")]
     patience: Option<usize>,
+    /// Count every class alike, whatever its share of the rows: in the metric (balanced accuracy), and in batches
+    #[arg(long)]
+    balanced: bool,
     /// Normalise batches by their own statistics, and let the target's running ones follow
     #[arg(long)]
     train_bn: bool,
@@ -252,6 +255,7 @@ impl Training {
         set(&mut train.clip, self.clip);
         set_some(&mut train.shift, self.shift);
         set(&mut train.patience, self.patience);
+        train.balanced |= self.balanced;
         train.train_bn |= self.train_bn;
         set_some(&mut train.recompute, self.recompute);
         train.train_dropout |= self.train_dropout;
