@@ -71,21 +71,27 @@ const fn setting(name: &'static str, kind: Kind, source: Side, target: Side, lab
     Setting { name, kind, source, target, labels }
 }
 
-pub const SETTINGS: [Setting; 35] = [
+pub const SETTINGS: [Setting; 41] = [
     setting("fixtures", Kind::Structure, ("digits", LARGE), ("digits", SMALL), 100),
     setting("images", Kind::Structure, ("images", LARGE), ("images", SMALL), 100),
+    setting("images-20", Kind::Structure, ("images", LARGE), ("images", SMALL), 20),
     setting("images-300", Kind::Structure, ("images", LARGE), ("images", SMALL), 300),
     setting("images-1000", Kind::Structure, ("images", LARGE), ("images", SMALL), 1000),
     setting("images-all", Kind::Structure, ("images", LARGE), ("images", SMALL), usize::MAX),
     setting("photographs", Kind::Structure, ("objects", LARGE), ("objects", SMALL), 300),
+    setting("photographs-30", Kind::Structure, ("objects", LARGE), ("objects", SMALL), 30),
     setting("dense", Kind::Structure, ("images", DEEP), ("images", SHALLOW), 100),
     setting("cnn-dense", Kind::Structure, ("images", LARGE), ("images", SHALLOW), 100),
+    setting("cnn-dense-20", Kind::Structure, ("images", LARGE), ("images", SHALLOW), 20),
     setting("wider", Kind::Structure, ("images", SMALL), ("images", LARGE), 100),
     setting("residual", Kind::Structure, ("images", RESIDUAL), ("images", SMALL_RESIDUAL), 100),
+    setting("residual-20", Kind::Structure, ("images", RESIDUAL), ("images", SMALL_RESIDUAL), 20),
     setting("residual-inverted", Kind::Structure, ("images", RESIDUAL), ("images", INVERTED), 100),
     setting("residual-chain", Kind::Structure, ("images", RESIDUAL), ("images", SMALL), 100),
     setting("words", Kind::Structure, ("reviews", LARGE), ("reviews", SMALL), 300),
+    setting("words-30", Kind::Structure, ("reviews", LARGE), ("reviews", SMALL), 30),
     setting("recurrent", Kind::Structure, ("images", LSTM), ("images", SMALL_LSTM), 100),
+    setting("recurrent-20", Kind::Structure, ("images", LSTM), ("images", SMALL_LSTM), 20),
     setting("recurrent-words", Kind::Structure, ("reviews", LSTM), ("reviews", SMALL_LSTM), 300),
     setting("recurrent-speech", Kind::Structure, ("speech", GRU), ("speech", SMALL_GRU), 300),
     setting("denoise", Kind::Structure, ("clean", HOURGLASS), ("clean", SMALL_HOURGLASS), 100),

@@ -10,6 +10,9 @@ use crate::error::Result;
 use crate::report::{Folds, Gains, Scores, Worth};
 use crate::runtime::Value;
 
+/// A chance of luck above which validation alone isn't believed where training rows can be asked, too.
+const SURE: f64 = 0.05;
+
 /// A model's scores, with those of the single rows.
 pub struct Measured {
     pub scores: Scores,
@@ -76,9 +79,10 @@ fn is_enough(gain: &Worth, config: &TrainConfig) -> bool {
 }
 
 impl Candidate {
-    /// Whether its gain may be luck.
+    /// Whether its gain may be luck, so that training rows are asked: sooner than it is too little to be shipped, since it is the
+    /// best of several arms and many validations.
     pub fn is_open(&self, config: &TrainConfig) -> bool {
-        self.luck > config.significance
+        config.significance < 1.0 && self.luck > config.significance.min(SURE)
     }
 }
 
@@ -92,10 +96,10 @@ pub fn pass(
     let kept = |note| Passed { weights: None, scores: before.scores, gains: Gains::default(), note };
     let Some(candidate) = candidate else { return Ok(kept(None)) };
     let config = &session.config;
-    let open = candidate.is_open(config);
     let told = |folds: &Folds| is_enough(&folds.gain, config) && folds.luck <= config.significance;
-    let ships = !open || folds.is_some_and(told);
-    let note = open.then(|| note(session, &candidate, folds, ships));
+    let sure = candidate.luck <= config.significance;
+    let ships = folds.map_or(sure, told);
+    let note = (!sure || folds.is_some()).then(|| note(session, &candidate, folds, ships));
     if !ships {
         return Ok(kept(note));
     }
