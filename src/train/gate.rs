@@ -2,7 +2,7 @@
 //! or with the [folds](super::folds) of the training rows.
 
 use super::TrainConfig;
-use super::evidence::Evidence;
+use super::evidence::{Evidence, luck_between};
 use super::metric::Tally;
 use super::results::Winner;
 use super::session::{Session, Split};
@@ -99,7 +99,7 @@ pub fn pass(
     let told = |folds: &Folds| is_enough(&folds.gain, config) && folds.luck <= config.significance;
     let sure = candidate.luck <= config.significance;
     let ships = folds.map_or(sure, told);
-    let note = (!sure || folds.is_some()).then(|| note(session, &candidate, folds, ships));
+    let note = (!sure || folds.is_some()).then(|| note(session, &candidate, (folds, before), ships));
     if !ships {
         return Ok(kept(note));
     }
@@ -111,7 +111,12 @@ pub fn pass(
 }
 
 /// What is known of a gain that validation leaves open.
-fn note(session: &Session, candidate: &Candidate, folds: Option<&Folds>, ships: bool) -> String {
+fn note(
+    session: &Session,
+    candidate: &Candidate,
+    (folds, before): (Option<&Folds>, &Measured),
+    ships: bool,
+) -> String {
     let Candidate { gain, luck, .. } = candidate;
     let validation = format!(
         "the best of what was tried gains {}, which luck alone does with a chance of {luck:.2}",
@@ -126,10 +131,26 @@ fn note(session: &Session, candidate: &Candidate, folds: Option<&Folds>, ships: 
             folds.luck
         )
     });
+    let known = folds.and_then(|_| known(session, before)).unwrap_or_default();
     match ships {
         true => format!("{validation}{more}"),
         false => format!(
-            "{validation}{more}: too little to be shipped (more validation rows would tell; --significance 1 ships any gain)"
+            "{validation}{more}: too little to be shipped (more validation rows would tell; {known}--significance 1 ships any gain)"
         ),
     }
+}
+
+/// A word on training rows that the untouched target answers better than others, so that they hide gains.
+fn known(session: &Session, before: &Measured) -> Option<String> {
+    let metric = &session.metric;
+    let gains =
+        |tally: &Tally| -> Vec<f64> { tally.rows().iter().map(|row| metric.gain(0.0, *row)).collect() };
+    let knows = luck_between(&gains(&before.train), &gains(&before.val)) <= session.config.significance;
+    let [train, val] = [&before.train, &before.val].map(|tally| metric.show(tally.value()));
+    knows.then(|| {
+        format!(
+            "the target answers training rows better than validation rows, {train} against {val}, and if it was trained on them \
+             that hides gains: --folds 0 looks at validation alone; "
+        )
+    })
 }

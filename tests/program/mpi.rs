@@ -232,8 +232,9 @@ mod together {
             return;
         }
         let sandbox = Sandbox::digits();
-        let tune =
-            format!("tune digits_mlp.onnx -o out.onnx {DATA} --steps 400 --lr 0.003 --seeds 8 --threads 1");
+        let tune = format!(
+            "tune digits_mlp.onnx -o out.onnx {DATA} --steps 400 --lr 0.003 --seeds 8 --threads 1 --folds 0"
+        );
         let child = run_with_checkpoint(&sandbox, &tune);
         signal("KILL", rank(child.id(), 1).expect("the second rank"));
         let output = child.wait_with_output().unwrap();
