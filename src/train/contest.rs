@@ -203,14 +203,15 @@ impl Contest<'_> {
         done
     }
 
-    /// Puts the best first. Small validation sets tie: then the arm that uses more of the source does.
+    /// Puts the best first. Small validation sets tie: then the arm comes first that uses more of the source, its answers too.
     fn rank(&self, field: &mut [Contender], by: fn(&Contender) -> f64) {
         let metric = &self.session.metric;
         let score = |c: &Contender| match by(c) {
             value if value.is_nan() => f64::NEG_INFINITY,
             value => metric.gain(0.0, value),
         };
-        field.sort_by(|a, b| score(b).total_cmp(&score(a)).then(b.arm.gate.total_cmp(&a.arm.gate)));
+        let more = |a: &Arm, b: &Arm| b.gate.total_cmp(&a.gate).then(b.teacher.cmp(&a.teacher));
+        field.sort_by(|a, b| score(b).total_cmp(&score(a)).then(more(&a.arm, &b.arm)));
     }
 
     /// A contender where a checkpoint has it, or else at its start, with the learning rate that was asked for or that trials speak for.
