@@ -6,7 +6,7 @@ use crate::data::{Answer, Bound, Dataset, Groups, IGNORED, Placement, Uses, clas
 use crate::error::{Error, Result, ResultExt};
 use crate::onnx::{Fact, Facts, Model, Tensor, ValueId, ValueInfo};
 use crate::runtime::{Compiled, Executor, Value, pick, run_jobs};
-use crate::train::metric::{Row, Tally, spread};
+use crate::train::metric::{Row, Tally, Truth, spread};
 use crate::train::{Task, TrainConfig, foreseen};
 use serde::Serialize;
 use std::num::NonZeroUsize;
@@ -114,7 +114,7 @@ pub fn run(args: Args) -> Result<u8> {
     let runner = runner.context(|| args.model.display().to_string())?;
     let answers = runner.answers(&bound).context(|| args.model.display().to_string())?;
     let judgement = judge(&answers, &dataset, task)?;
-    let Judgement { accuracy, balanced_accuracy, uneven, mean_iou, r2, loss, rows, labels, place } =
+    let Judgement { accuracy, balanced_accuracy, uneven, mean_iou, r2, loss, tally, labels, place } =
         judgement;
     if let Some(place) = place {
         let names = &dataset.class_names;
@@ -132,7 +132,7 @@ pub fn run(args: Args) -> Result<u8> {
         mean_iou,
         r2,
         loss,
-        groups: groups.map(|groups| by_group(groups, &rows)).unwrap_or_default(),
+        groups: groups.map(|groups| by_group(groups, tally.measured())).unwrap_or_default(),
         executor: executor.name().to_owned(),
         device: executor.device(),
         seconds: begun.elapsed().as_secs_f64(),
@@ -286,8 +286,8 @@ struct Judgement {
     mean_iou: Option<f64>,
     r2: Option<f64>,
     loss: f64,
-    /// What the first of these is the mean of.
-    rows: Vec<Row>,
+    /// Of accuracies, or of errors: row by row.
+    tally: Tally,
     /// How many labels count, and how they place the answers, where they are classes.
     labels: Option<usize>,
     place: Option<Placement>,
@@ -328,13 +328,13 @@ fn judge(answers: &Answers, dataset: &Dataset, task: Task) -> Result<Judgement> 
 fn judge_numbers(answers: &Answers, dataset: &Dataset) -> Result<Judgement> {
     let width: usize = answers.shape.iter().product();
     let wanted = dataset.expect_labels()?.vectors(&dataset.path, width)?;
-    let off = |(a, w): (&[f32], &[f32])| a.iter().zip(w).map(|(a, w)| f64::from(a - w).powi(2)).sum::<f64>();
-    let pairs = answers.values.chunks_exact(width).zip(wanted.chunks_exact(width));
-    let rows: Vec<Row> = pairs.map(|pair| Row { sum: off(pair) / width as f64, count: 1.0 }).collect();
-    let loss = rows.iter().map(|row| row.sum).sum::<f64>() / rows.len() as f64;
+    let rows = wanted.len() / width;
+    let mut tally = Tally::new();
+    tally.add(&Tensor::f32(&[rows, width], &answers.values), &Truth::Vectors(&wanted), rows);
+    let loss = tally.value();
     let variance = spread(&wanted, width);
     let r2 = (variance > 0.0).then(|| 1.0 - loss / variance);
-    Ok(Judgement { r2, loss, rows, ..Judgement::default() })
+    Ok(Judgement { r2, loss, tally, ..Judgement::default() })
 }
 
 /// Means over all labels that count.
@@ -365,8 +365,8 @@ fn judge_classes(answers: &Answers, dataset: &Dataset, place: Placement) -> Resu
         }
         all.push(own);
     }
-    let right: f64 = all.iter().map(|row| row.sum).sum();
-    let (accuracy, loss) = (Some(right / count as f64), loss / count as f64);
+    let tally = Tally::from(all);
+    let (accuracy, loss) = (Some(tally.value()), loss / count as f64);
     let mean_iou = (layout.positions() > 1).then(|| Overlap::mean(&overlaps, Overlap::over_union));
     let balanced_accuracy = Some(Overlap::mean(&overlaps, Overlap::right));
     let sizes = || overlaps.iter().map(|class| class.labelled).filter(|&count| count > 0);
@@ -378,7 +378,7 @@ fn judge_classes(answers: &Answers, dataset: &Dataset, place: Placement) -> Resu
         uneven,
         mean_iou,
         loss,
-        rows: all,
+        tally,
         labels: Some(count),
         place: Some(place),
         ..Judgement::default()

@@ -28,12 +28,12 @@ pub use bind::{Bound, BoundInput};
 pub use class_labels::{Classes, IGNORED};
 pub use cutmix::Mixed;
 pub use groups::Groups;
-pub use known::known;
+pub use known::Known;
 pub use labels::Labels;
 pub use layout::{Answer, Layout, Placement};
 pub use npy::{read_npz, write_npz};
 pub use options::{DataOptions, parse_number, parse_numbers, parse_size};
-pub use split::{folds, split};
+pub use split::{by_class, folds, split};
 
 use crate::error::{Error, Result};
 use crate::onnx::Tensor;

@@ -32,8 +32,7 @@ pub fn split(rows: usize, fractions: &[f64], seed: u64) -> Vec<Vec<usize>> {
 /// one kind that lie side by side (the pictures of one scene, say) stay together, and every fold has its share of every class,
 /// also where a file is sorted by class.
 pub fn folds(classes: &[i64], count: usize) -> Vec<Vec<usize>> {
-    let mut of_class: BTreeMap<i64, Vec<usize>> = BTreeMap::new();
-    classes.iter().enumerate().for_each(|(row, class)| of_class.entry(*class).or_default().push(row));
+    let of_class = by_class(classes);
     let mut folds = vec![vec![]; count];
     for (class, rows) in of_class.values().enumerate() {
         // Classes of fewer rows than folds begin with different ones.
@@ -44,6 +43,13 @@ pub fn folds(classes: &[i64], count: usize) -> Vec<Vec<usize>> {
     }
     folds.iter_mut().for_each(|fold| fold.sort_unstable());
     folds
+}
+
+/// The rows `0…classes.len()` of each class, in file order.
+pub fn by_class(classes: &[i64]) -> BTreeMap<i64, Vec<usize>> {
+    let mut of_class: BTreeMap<i64, Vec<usize>> = BTreeMap::new();
+    classes.iter().enumerate().for_each(|(row, class)| of_class.entry(*class).or_default().push(row));
+    of_class
 }
 
 #[cfg(test)]

@@ -23,8 +23,7 @@ pub struct Evidence {
 impl Evidence {
     /// Of the same rows, measured with two models.
     pub fn of(before: &Tally, after: &Tally, metric: &Metric) -> Self {
-        let (rows, then) = (before.rows(), after.rows());
-        let gains: Vec<f64> = rows.iter().zip(&then).map(|(b, a)| metric.gain(*b, *a)).collect();
+        let gains = gains(before, after, metric);
         let count = |sign: f64| gains.iter().filter(|gain| *gain * sign > 0.0).count() as f64;
         Self {
             rows: gains.len(),
@@ -43,12 +42,11 @@ impl Evidence {
     pub fn by_groups(before: &Tally, after: &Tally, metric: &Metric, groups: Option<&[usize]>) -> Self {
         let all = Self::of(before, after, metric);
         let Some(groups) = groups else { return all };
-        let (rows, then) = (before.rows(), after.rows());
         let mean = all.sum / all.weight;
         let mut sums: HashMap<usize, f64> = HashMap::new();
         let mut squares = 0.0;
-        for ((b, a), group) in rows.iter().zip(&then).zip(groups) {
-            let gap = metric.gain(*b, *a) - mean;
+        for (gain, group) in gains(before, after, metric).iter().zip(groups) {
+            let gap = gain - mean;
             *sums.entry(*group).or_default() += gap;
             squares += gap * gap;
         }
@@ -130,8 +128,20 @@ impl Evidence {
     }
 }
 
+/// The gain of each row.
+fn gains(before: &Tally, after: &Tally, metric: &Metric) -> Vec<f64> {
+    before.rows().iter().zip(&after.rows()).map(|(b, a)| metric.gain(*b, *a)).collect()
+}
+
+/// Whether a model answers the rows of `some` better than others, beyond what luck shows with a chance of `significance`.
+pub fn knows(some: &Tally, others: &Tally, metric: &Metric, significance: f64) -> bool {
+    let worths =
+        |tally: &Tally| -> Vec<f64> { tally.rows().iter().map(|row| metric.gain(0.0, *row)).collect() };
+    luck_between(&worths(some), &worths(others)) <= significance
+}
+
 /// The chance that the mean of `high`'s rows is higher than that of `low`'s by luck alone; for rows that aren't the same.
-pub fn luck_between(high: &[f64], low: &[f64]) -> f64 {
+fn luck_between(high: &[f64], low: &[f64]) -> f64 {
     let [high, low] = [high, low].map(Worth::of);
     let error = |worth: Worth| worth.stderr.map(|stderr| stderr * stderr);
     let of = |(high, low): (Worth, Worth)| {

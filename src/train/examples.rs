@@ -5,7 +5,8 @@ use super::model_step::Objective;
 use super::network::Network;
 use super::session::Split;
 use crate::data::{
-    Answer, Bound, Classes, Dataset, Groups, IGNORED, Labels, Layout, Placement, classes, folds, known, split,
+    Answer, Bound, Classes, Dataset, Groups, IGNORED, Known, Labels, Layout, Placement, by_class, classes,
+    folds, split,
 };
 use crate::error::{Error, Result};
 use crate::onnx::{DType, Graph, Tensor};
@@ -54,6 +55,13 @@ impl Part {
     fn groups(&self) -> Option<&Groups> {
         self.dataset.as_ref()?.groups.as_ref()
     }
+    /// Its rows (numbers within the part) of each class, where each row has one label; without those that don't count.
+    fn by_class(&self) -> Option<BTreeMap<i64, Vec<usize>>> {
+        let classes = self.classes.as_ref()?;
+        let mut of_class = by_class(&classes.pick(&self.rows, self.rows.len()));
+        of_class.remove(&IGNORED);
+        Some(of_class)
+    }
     /// Numbers in a row's vector.
     fn width(&self) -> usize {
         self.vectors.len() / self.dataset.as_ref().map_or(1, Dataset::rows).max(1)
@@ -65,16 +73,6 @@ const VALIDATION_SHARE: f64 = 0.2;
 
 /// More than this share of one class is worth a word.
 const MOST_OF_ONE: f64 = 0.75;
-
-/// How many labels each class has.
-fn counts(labels: Vec<i64>) -> BTreeMap<usize, usize> {
-    let mut counts = BTreeMap::new();
-    labels
-        .into_iter()
-        .filter(|&class| class != IGNORED)
-        .for_each(|c| *counts.entry(c as usize).or_default() += 1);
-    counts
-}
 
 /// Some rows of a data set; `None` for all.
 type Chosen = Option<Vec<usize>>;
@@ -113,18 +111,6 @@ fn known_groups(train: &Dataset, other: Option<&Dataset>, part: &str) -> Option<
     })
 }
 
-/// The same where rows are measured whose very inputs are trained on, one in a hundred at least.
-fn known_rows(train: &Part, other: &Part, part: &str) -> Option<String> {
-    let (ours, theirs) = train.dataset.as_ref().zip(other.dataset.as_ref())?;
-    let (count, all) = (known((ours, &train.rows), (theirs, &other.rows))?, other.rows.len());
-    (count > 0 && count * 100 >= all).then(|| {
-        format!(
-            "{count} of {all} {part} rows have the very inputs of training rows: what is measured there says less of new ones \
-             (--groups keeps copies on one side)"
-        )
-    })
-}
-
 impl Examples {
     /// Binds data to the inputs of `graph`, the target's as its file has it. Without `val`, a fifth of the training
     /// rows is set aside for it.
@@ -151,8 +137,6 @@ impl Examples {
         notes.extend(known_groups(train, val, "validation"));
         notes.extend(known_groups(train, test, "test"));
         let test_part = Part::new(test.map(numbered), graph, None)?;
-        notes.extend(known_rows(&train_part, &val_part, "validation"));
-        notes.extend(known_rows(&train_part, &test_part, "test"));
         let unlabelled = Part::new(unlabelled.cloned(), graph, None)?;
         if let Some(bound) = &train_part.bound {
             notes.extend(bound.notes.iter().cloned());
@@ -243,9 +227,24 @@ impl Examples {
     pub fn row_counts(&self) -> Rows {
         Rows { train: self.rows(Split::Train), val: self.rows(Split::Val), test: self.rows(Split::Test) }
     }
-    /// What was done to the data, for the user.
+    /// What was done to the data, and is to be known of them, for the user. Looks all rows through.
     pub fn notes(&self) -> Vec<String> {
-        self.notes.clone()
+        self.notes.iter().cloned().chain(self.copies()).collect()
+    }
+    /// A word of warning where rows are measured whose very inputs are trained on, one in a hundred at least.
+    fn copies(&self) -> Vec<String> {
+        let trained = self.train.dataset.as_ref().and_then(|set| Known::of(set, &self.train.rows));
+        let note = |(part, name): (&Part, &str)| {
+            let (count, all) =
+                (trained.as_ref()?.count(part.dataset.as_ref()?, &part.rows)?, part.rows.len());
+            (count > 0 && count * 100 >= all).then(|| {
+                format!(
+                    "{count} of {all} {name} rows have the very inputs of training rows: what is measured there says less of \
+                     new ones (--groups keeps copies on one side)"
+                )
+            })
+        };
+        [(&self.val, "validation"), (&self.test, "test")].into_iter().filter_map(note).collect()
     }
     /// How the training labels are classes of such answers, where nobody says so; `None` where they aren't.
     pub fn placement(&self, answer: &Answer) -> Option<Placement> {
@@ -333,26 +332,18 @@ impl Examples {
             .hint("leave it out; of positions with labels of their own, eval gives the mean IoU"));
         }
         for part in self.parts() {
-            let Some(classes) = &part.classes else { continue };
-            let counts = counts(classes.pick(&part.rows, part.rows.len()));
-            let all: usize = counts.values().sum();
-            let share = |count: usize| all as f64 / (counts.len() * count) as f64;
-            let last = counts.keys().next_back().map_or(0, |last| last + 1);
-            part.weights =
-                (0..last).map(|class| counts.get(&class).map_or(0.0, |&count| share(count))).collect();
+            let Some(of_class) = part.by_class() else { continue };
+            let all: usize = of_class.values().map(Vec::len).sum();
+            let share = |rows: &Vec<usize>| all as f64 / (of_class.len() * rows.len()) as f64;
+            let last = of_class.keys().next_back().map_or(0, |last| last + 1);
+            part.weights = (0..last).map(|class| of_class.get(&class).map_or(0.0, share)).collect();
         }
         Ok(())
     }
 
     /// The training rows (numbers within the part) of each class, where classes count alike.
     pub fn balance(&self) -> Option<Vec<Vec<usize>>> {
-        let classes = self.train.classes.as_ref().filter(|_| !self.train.weights.is_empty())?;
-        let rows = &self.train.rows;
-        let mut of_class: BTreeMap<i64, Vec<usize>> = BTreeMap::new();
-        for (row, class) in classes.pick(rows, rows.len()).into_iter().enumerate() {
-            of_class.entry(class).or_default().push(row);
-        }
-        of_class.remove(&IGNORED);
+        let of_class = self.train.by_class().filter(|_| !self.train.weights.is_empty())?;
         Some(of_class.into_values().collect())
     }
 
@@ -363,11 +354,11 @@ impl Examples {
 
     /// How uneven classes are, where accuracy hides what becomes of most of them.
     fn uneven(&self) -> Option<String> {
-        let classes = self.train.classes.as_ref().filter(|_| !self.labels_have_places())?;
-        let counts = counts(classes.pick(&self.train.rows, self.train.rows.len()));
-        let all: usize = counts.values().sum();
-        let (class, count) = counts.iter().max_by_key(|(_, count)| **count)?;
-        (counts.len() > 1 && *count as f64 > MOST_OF_ONE * all as f64).then(|| {
+        let of_class = self.train.by_class().filter(|_| !self.labels_have_places())?;
+        let all: usize = of_class.values().map(Vec::len).sum();
+        let (class, count) =
+            of_class.iter().map(|(class, rows)| (class, rows.len())).max_by_key(|of| of.1)?;
+        (of_class.len() > 1 && count as f64 > MOST_OF_ONE * all as f64).then(|| {
             format!(
                 "{count} of {all} training rows are of class {class}: accuracy says little of the others (--balanced counts all \
                  classes alike)"

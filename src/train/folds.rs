@@ -8,7 +8,7 @@
 use super::arms::SourceKind;
 use super::checkpoint::FoldsState;
 use super::contest::Contest;
-use super::evidence::{Evidence, luck_between};
+use super::evidence::{Evidence, knows};
 use super::gate::{Candidate, Measured};
 use super::metric::{Row, Tally};
 use super::results::{Chosen, Winner};
@@ -180,10 +180,7 @@ fn knows_them(session: &mut Session, chosen: &Chosen) -> Result<Option<String>> 
     else {
         return Ok(None);
     };
-    let gains = |tally: &Tally| -> Vec<f64> {
-        tally.rows().iter().map(|row| session.metric.gain(0.0, *row)).collect()
-    };
-    let knows = luck_between(&gains(&train), &gains(&val)) <= session.config.significance;
+    let knows = knows(&train, &val, &session.metric, session.config.significance);
     let [train, val] = [train.value(), val.value()].map(|value| session.metric.show(value));
     Ok(session.ranks.decide(knows).then(|| {
         format!(

@@ -2,7 +2,7 @@
 //! or with the [folds](super::folds) of the training rows.
 
 use super::TrainConfig;
-use super::evidence::{Evidence, luck_between};
+use super::evidence::{Evidence, knows};
 use super::metric::Tally;
 use super::results::Winner;
 use super::session::{Session, Split};
@@ -143,9 +143,7 @@ fn note(
 /// A word on training rows that the untouched target answers better than others, so that they hide gains.
 fn known(session: &Session, before: &Measured) -> Option<String> {
     let metric = &session.metric;
-    let gains =
-        |tally: &Tally| -> Vec<f64> { tally.rows().iter().map(|row| metric.gain(0.0, *row)).collect() };
-    let knows = luck_between(&gains(&before.train), &gains(&before.val)) <= session.config.significance;
+    let knows = knows(&before.train, &before.val, metric, session.config.significance);
     let [train, val] = [&before.train, &before.val].map(|tally| metric.show(tally.value()));
     knows.then(|| {
         format!(

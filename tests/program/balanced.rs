@@ -1,7 +1,7 @@
 //! Classes of uneven size (`--balanced`).
 
 use crate::merge::{report, run};
-use crate::transcript::Sandbox;
+use crate::transcript::{Sandbox, pick};
 use onnx_merge::data::{read_npz, write_npz};
 use onnx_merge::onnx::Tensor;
 use std::collections::HashMap;
@@ -19,14 +19,8 @@ fn mostly_sevens(from: &str, to: &str, few: usize, sandbox: &Sandbox) {
         *class == 7 || *count <= few
     };
     let rows: Vec<usize> = (0..classes.len()).filter(|&row| keep(&classes[row])).collect();
-    let pick = |values: &Tensor| {
-        let width: usize = values.shape()[1..].iter().product();
-        let numbers = values.to_f64();
-        let picked: Vec<f64> = rows.iter().flat_map(|row| numbers[row * width..][..width].to_vec()).collect();
-        Tensor::from_f64(values.dtype(), &[&[rows.len()], &values.shape()[1..]].concat(), &picked)
-    };
     let some: Vec<(String, Tensor)> =
-        arrays.iter().map(|(name, values)| (name.clone(), pick(values))).collect();
+        arrays.iter().map(|(name, values)| (name.clone(), pick(values, &rows))).collect();
     write_npz(&sandbox.path(to), &some).unwrap();
 }
 

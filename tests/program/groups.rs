@@ -1,18 +1,9 @@
 //! Rows that belong together (`--groups`).
 
 use crate::merge::report;
-use crate::transcript::Sandbox;
+use crate::transcript::{Sandbox, pick};
 use onnx_merge::data::{read_npz, write_npz};
 use onnx_merge::onnx::Tensor;
-
-/// Some rows of it, in this order.
-fn pick(values: &Tensor, rows: &[usize]) -> Tensor {
-    let shape = [&[rows.len()], &values.shape()[1..]].concat();
-    let width: usize = shape[1..].iter().product();
-    let numbers = values.to_f64();
-    let picked: Vec<f64> = rows.iter().flat_map(|row| numbers[row * width..][..width].to_vec()).collect();
-    Tensor::from_f64(values.dtype(), &shape, &picked)
-}
 
 const RUN: &str = "--executor tract --threads 1 --shift 0";
 

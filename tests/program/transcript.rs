@@ -192,6 +192,15 @@ fn fits(line: &str, pattern: &str) -> bool {
     rest.is_empty()
 }
 
+/// Some rows of a tensor, in this order.
+pub fn pick(values: &Tensor, rows: &[usize]) -> Tensor {
+    let shape = [&[rows.len()], &values.shape()[1..]].concat();
+    let width: usize = shape[1..].iter().product();
+    let numbers = values.to_f64();
+    let picked: Vec<f64> = rows.iter().flat_map(|row| numbers[row * width..][..width].to_vec()).collect();
+    Tensor::from_f64(values.dtype(), &shape, &picked)
+}
+
 /// A tensor as `.npy`.
 pub fn npy(tensor: &Tensor) -> Vec<u8> {
     let descr = match tensor.dtype() {
