@@ -71,7 +71,7 @@ const fn setting(name: &'static str, kind: Kind, source: Side, target: Side, lab
     Setting { name, kind, source, target, labels }
 }
 
-pub const SETTINGS: [Setting; 41] = [
+pub const SETTINGS: [Setting; 43] = [
     setting("fixtures", Kind::Structure, ("digits", LARGE), ("digits", SMALL), 100),
     setting("images", Kind::Structure, ("images", LARGE), ("images", SMALL), 100),
     setting("images-20", Kind::Structure, ("images", LARGE), ("images", SMALL), 20),
@@ -94,6 +94,8 @@ pub const SETTINGS: [Setting; 41] = [
     setting("recurrent-20", Kind::Structure, ("images", LSTM), ("images", SMALL_LSTM), 20),
     setting("recurrent-words", Kind::Structure, ("reviews", LSTM), ("reviews", SMALL_LSTM), 300),
     setting("recurrent-speech", Kind::Structure, ("speech", GRU), ("speech", SMALL_GRU), 300),
+    setting("table", Kind::Structure, ("housing", DEEP), ("housing", SHALLOW), 100),
+    setting("table-30", Kind::Structure, ("housing", DEEP), ("housing", SHALLOW), 30),
     setting("denoise", Kind::Structure, ("clean", HOURGLASS), ("clean", SMALL_HOURGLASS), 100),
     setting("others-rten", Kind::Structure, ("mnist", PYTORCH_CNN), ("mnist", RTEN_CNN), 100),
     setting("others-mlir", Kind::Structure, ("mnist", DJL_CNN), ("mnist", MLIR_CNN), 100),
@@ -153,7 +155,7 @@ pub const RUNS: [Run; 16] = [
     run("mapped", Start::Pair, &["--method", "lpka", "--gate", "1", "--ablate"], true),
     run("closed", Start::Pair, &["--method", "lpka", "--gate", "0", "--ablate"], true),
     run("auto", Start::Pair, &[], false),
-    run("uncut", Start::Taught, &["--method", "lpka+kd", "--start", "fitted", "--cutmix", "0"], false),
+    run("uncut", Start::Taught, &["--method", "lpka+kd", "--start", "fitted", "--made-rows", "0"], false),
     run("features", Start::Shown, &["--method", "features"], false),
     run("features+kd", Start::Taught, &["--method", "features+kd"], false),
     run("features+kd fitted", Start::Taught, &["--method", "features+kd", "--start", "fitted"], false),

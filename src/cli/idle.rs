@@ -114,7 +114,7 @@ fn idle(config: &Config) -> Vec<Idle> {
     add(
         !tuning && train.wants_unlabelled(),
         "nothing learns from rows without labels in this method",
-        &[("unlabelled", "/data/unlabelled"), ("cutmix", "/train/cutmix")],
+        &[("unlabelled", "/data/unlabelled"), ("made-rows", "/train/made-rows")],
     );
     add(
         distilled && !imitation && !tuning,
@@ -142,7 +142,7 @@ fn idle(config: &Config) -> Vec<Idle> {
         &[
             ("test", "/data/test"),
             ("unlabelled", "/data/unlabelled"),
-            ("cutmix", "/train/cutmix"),
+            ("made-rows", "/train/made-rows"),
             ("groups", "/data/options/groups"),
         ],
     );
@@ -178,7 +178,7 @@ mod tests {
         };
         (train.map, train.adapt, train.start) = (vec!["a=b".into()], vec!["a".into()], Start::Fitted);
         (train.align, train.alpha, train.temperature) = (0.1, 0.1, 0.1);
-        (train.cutmix, train.ort_lib) = (Some(1), Some("lib".into()));
+        (train.made_rows, train.ort_lib) = (Some(1), Some("lib".into()));
         set.trajectory = vec!["a".into()];
         set.more_sources = vec!["a".into()];
         (set.data.unlabelled, set.data.test) = (Some("a".into()), Some("a".into()));

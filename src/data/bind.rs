@@ -1,6 +1,7 @@
 //! Fits a data set to a model's inputs, and makes batches of it.
 
 use super::augment::{Fill, Shift, shift_images};
+use super::made::Usages;
 use super::pictures::Recolour;
 use super::place::{Place, Reorder, place};
 use super::{Column, Dataset, Form, Labels, show};
@@ -79,6 +80,21 @@ impl Dataset {
                 .try_for_each(|i| self.check_lookup(i, &lookup))?;
         }
         Ok(bound)
+    }
+
+    /// What a graph makes of each column, added to what others do.
+    ///
+    /// # Errors
+    /// As [`Self::bind_to`].
+    pub fn add_usages(&self, graph: &Graph, usages: &mut Usages) -> Result<()> {
+        let lookups = onnx::lookups(graph);
+        for input in self.bind_to(graph)?.inputs {
+            let usage = usages.entry(input.column.name.clone()).or_default();
+            let found = lookups.iter().find(|lookup| lookup.input == input.id).map(|lookup| lookup.size);
+            usage.words = usage.words.into_iter().chain(found).min();
+            usage.shapes.push(input.row_shape);
+        }
+        Ok(())
     }
 
     fn check_lookup(&self, input: &BoundInput, lookup: &Lookup) -> Result<()> {

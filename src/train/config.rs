@@ -179,9 +179,9 @@ pub struct TrainConfig {
     pub align: f64,
     /// Images are shifted by up to so many pixels in each direction; `None` decides by the input's shape.
     pub shift: Option<usize>,
-    /// Rows without labels made of training rows by CutMix; `None` makes some where there are few training rows and no
+    /// Rows without labels made of training rows; `None` makes some where there are few training rows and no
     /// others.
-    pub cutmix: Option<usize>,
+    pub made_rows: Option<usize>,
     /// Stop after so many validations without a better one; 0 never.
     pub patience: usize,
     pub seed: u64,
@@ -248,7 +248,7 @@ impl Default for TrainConfig {
             joint: false,
             align: 1.0,
             shift: None,
-            cutmix: None,
+            made_rows: None,
             patience: 0,
             seed: 0,
             seeds: 1,

@@ -2,7 +2,7 @@
 
 use super::TrainConfig;
 use super::examples::{Data, divide};
-use crate::data::{DataOptions, Dataset};
+use crate::data::{DataOptions, Dataset, Usages};
 use crate::error::{Error, Result};
 
 /// Training, validation and test data.
@@ -17,7 +17,7 @@ pub struct DataSets {
     pub made_of: Vec<[usize; 2]>,
 }
 
-/// Rows made by CutMix where nobody said how many, and the training rows from which on none are made: what they add shrinks
+/// Rows made of others where nobody said how many, and the training rows from which on none are made: what they add shrinks
 /// with what there is (docs/transfer.md).
 const MADE: usize = 2000;
 const ENOUGH: usize = 1000;
@@ -51,15 +51,15 @@ impl DataSets {
         }
     }
 
-    /// Makes more rows for whatever wants no labels, where there are none and few others; returns what was done.
+    /// Makes more rows of the training rows for whatever wants no labels, where there are none and few others; returns what was done. `usages` says what models make of the data.
     ///
     /// # Errors
     /// So many rows were asked for, but of such data none can be made, or there are rows without labels already.
-    pub(super) fn multiply(&mut self, config: &TrainConfig) -> Result<Option<String>> {
-        let count = match (config.cutmix, &self.unlabelled) {
+    pub(super) fn multiply(&mut self, config: &TrainConfig, usages: &Usages) -> Result<Option<String>> {
+        let count = match (config.made_rows, &self.unlabelled) {
             (Some(0), _) | (None, Some(_)) => return Ok(None),
             (Some(_), Some(_)) => {
-                return Err(Error::usage("--cutmix makes rows without labels, and --unlabelled gives some")
+                return Err(Error::usage("--made-rows have no labels, and --unlabelled gives such rows")
                     .hint("leave out one of the two"));
             }
             (count, None) => count,
@@ -71,14 +71,18 @@ impl DataSets {
         }
         let row: usize = self.train.inputs.iter().map(|c| c.values.bytes().len()).sum();
         let most = MOST / (row / self.train.rows().max(1)).max(1);
-        if let Some(made) = self.train.cutmix(&rows, count.unwrap_or(MADE.min(most)), config.seed) {
+        if let Some(made) = self.train.make_rows(&rows, count.unwrap_or(MADE.min(most)), usages, config.seed)
+        {
             (self.unlabelled, self.made_of) = (Some(made.dataset), made.of);
         }
         match (&self.unlabelled, count) {
-            (None, Some(_)) => Err(Error::data(&self.train.path, "no rows can be made of these by --cutmix")
-                .hint("it needs two training rows at least, of images (channels first) or of words")),
+            (None, Some(_)) => {
+                Err(Error::data(&self.train.path, "no rows can be made of these (--made-rows)").hint(
+                    "it needs two training rows at least; of several inputs each must be an image or words",
+                ))
+            }
             (Some(made), _) => Ok(Some(format!(
-                "{} rows without labels were made of the {} for training (--cutmix)",
+                "{} rows without labels were made of the {} for training (--made-rows)",
                 made.rows(),
                 rows.len()
             ))),

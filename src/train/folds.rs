@@ -1,8 +1,8 @@
 //! More rows where validation leaves open whether a gain is luck: the winner is trained again without one fold of the training rows
 //! after the other, and compared with the untouched target on that fold.
 //!
-//! What is shipped was trained on all rows: the folds say how good that way of training is. Nothing is chosen by them. Rows that a
-//! CutMix row is made of are left out with it ([`Session::leave_out`]); of rows that belong together otherwise their
+//! What is shipped was trained on all rows: the folds say how good that way of training is. Nothing is chosen by them. Rows that are
+//! made of one are left out with it ([`Session::leave_out`]); of rows that belong together otherwise their
 //! groups tell, or else only their place in the file ([`crate::data::folds`]).
 
 use super::arms::SourceKind;

@@ -20,6 +20,7 @@ use super::runs;
 use super::session::{Parts, Session, Split};
 use super::worth;
 use super::{Event, Method, Observer, Start, TrainConfig};
+use crate::data::Usages;
 use crate::error::{Error, Result};
 use crate::onnx::{self, ValueId};
 use crate::report::{self, Report};
@@ -84,25 +85,28 @@ pub fn merge(mut request: MergeRequest, observer: &mut dyn Observer) -> Result<R
 
 /// More rows without labels, where some source could use them; returns what was done. Both kinds of model see the same ones.
 fn multiply(request: &mut MergeRequest) -> Result<Option<String>> {
-    let asked = request.config.cutmix.is_some_and(|count| count > 0);
+    let asked = request.config.made_rows.is_some_and(|count| count > 0);
     let theirs = &request.source_data.as_ref().unwrap_or(&request.data).train;
-    let reads = |source: &PathBuf| -> Result<bool> {
-        let graph = onnx::read(source)?.model.graph;
-        // A model has nothing to tell itself about rows that nobody else has answers to.
-        let other = asked || !onnx::surgery::same_file(source, &request.target);
-        Ok(other && theirs.bind_to(&graph).is_ok())
-    };
+    // A model has nothing to tell itself about rows that nobody else has answers to.
+    let other = |source: &&PathBuf| asked || !onnx::surgery::same_file(source, &request.target);
     if request.invented || !request.config.wants_unlabelled() {
         return Ok(None);
     }
-    if !request.sources.iter().map(reads).collect::<Result<Vec<_>>>()?.contains(&true) {
+    let mut usages = Usages::new();
+    let mut read = false;
+    for source in request.sources.iter().filter(other) {
+        read |= theirs.add_usages(&onnx::read(source)?.model.graph, &mut usages).is_ok();
+    }
+    if !read {
         return match asked {
-            true => Err(Error::usage("--cutmix makes rows for a source to answer, and none reads this data")
+            true => Err(Error::usage("--made-rows are for a source to answer, and none reads this data")
                 .hint("leave it out")),
             false => Ok(None),
         };
     }
-    let made = request.data.multiply(&request.config)?;
+    // Where the target can't read the data, that is said when it does.
+    let _ = request.data.train.add_usages(&onnx::read(&request.target)?.model.graph, &mut usages);
+    let made = request.data.multiply(&request.config, &usages)?;
     if let Some(theirs) = request.source_data.as_mut().filter(|theirs| theirs.unlabelled.is_none()) {
         (theirs.unlabelled, theirs.made_of) = (request.data.unlabelled.clone(), request.data.made_of.clone());
         if let Some(made) = &mut theirs.unlabelled {

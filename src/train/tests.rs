@@ -10,7 +10,7 @@ use super::network::{Network, Purpose};
 use super::ranks::Ranks;
 use super::session::Split;
 use crate::autodiff;
-use crate::data::{Column, Dataset, IGNORED, Labels, Layout};
+use crate::data::{Column, Dataset, IGNORED, Labels, Layout, Usages};
 use crate::error::Result;
 use crate::onnx::{Builder, DType, Fact, Model, Tensor, ValueId, WORKING_OPSET, save};
 use crate::runtime::{Executor, TractExecutor, Value};
@@ -236,7 +236,7 @@ fn a_fold_leaves_nothing_of_its_rows_behind() -> Result<()> {
     let classes: Vec<i64> = (0..12).map(|i| i % 3).collect();
     let labels = Labels::from_tensor(Path::new("d"), "y", &Tensor::i64(&[12], &classes)).unwrap();
     let train = Dataset::new(vec![Column { name: "x".into(), values }], Some(labels))?;
-    let made = train.cutmix(&(0..12).collect::<Vec<_>>(), 40, 1).unwrap();
+    let made = train.make_rows(&(0..12).collect::<Vec<_>>(), 40, &Usages::new(), 1).unwrap();
     let mut b = Builder::new("reader");
     let x = b.input("x", Fact::new(DType::F32, &[4, 1, 8, 8]));
     let y = b.add(&x, &x);

@@ -51,7 +51,7 @@ fn training_rows_tell_a_gain_that_few_validation_rows_leave_open() {
 fn training_rows_tell_luck() {
     let sandbox = sandbox(12);
     let run = format!(
-        "digits_small_cnn.onnx digits_cnn.onnx -o out.onnx {DATA} --method lpka+kd --cutmix 20 --steps 20 --lr 0.01"
+        "digits_small_cnn.onnx digits_cnn.onnx -o out.onnx {DATA} --method lpka+kd --made-rows 20 --steps 20 --lr 0.01"
     );
     let kept = report(&sandbox, &run, 4);
     let folds = kept.folds.unwrap();
@@ -67,7 +67,7 @@ fn training_rows_tell_luck() {
 fn a_source_that_knows_the_training_rows_leaves_the_gain_open() {
     let sandbox = sandbox(150);
     let run = "digits_small_cnn.onnx digits_small_cnn.onnx -o out.onnx --data digits_train100.npz --val few.npz --executor tract \
-               --threads 1 --method kd --cutmix 0 --steps 60 --lr 0.01";
+               --threads 1 --method kd --made-rows 0 --steps 60 --lr 0.01";
     let kept = report(&sandbox, run, 4);
     assert!(kept.folds.is_none());
     assert!(

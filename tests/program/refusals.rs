@@ -465,8 +465,8 @@ fn options_that_do_nothing() {
     for (options, why) in [
         ("--method kd --start fitted", "--start does nothing here: no arm of this method has an adapter"),
         (
-            "--method finetune --cutmix 50",
-            "--cutmix does nothing here: nothing learns from rows without labels [..]",
+            "--method finetune --made-rows 50",
+            "--made-rows does nothing here: nothing learns from rows without labels [..]",
         ),
         (
             "--method features --gate 0.5",
@@ -484,7 +484,7 @@ fn options_that_do_nothing() {
     }
     // Control arms have an adapter.
     sandbox.transcript(&format!(
-        "$ onnx-merge digits_cnn.onnx digits_mlp.onnx {QUICK} --method kd --ablate --rank 8\n...\n"
+        "$ onnx-merge digits_cnn.onnx digits_mlp.onnx {QUICK} --method kd --ablate --rank 8 --significance 1\n...\n"
     ));
 }
 

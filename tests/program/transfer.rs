@@ -32,7 +32,7 @@ fn unlabelled_data_serves_alignment_and_distillation() {
     let run = format!(
         "digits_cnn.onnx digits_small_cnn.onnx -o out.onnx {DATA} --method lpka+kd --gate 1 --steps 150"
     );
-    let without = report(&sandbox, &run, 0);
+    let without = report(&sandbox, &format!("{run} --made-rows 0"), 0);
     let with = report(&sandbox, &format!("{run} --unlabelled digits_train.npz"), 0);
     assert!(test(&with) > test(&without) + 0.01, "{} and {}", test(&without), test(&with));
     let repeated = report(&sandbox, "--config merge.toml", 0);
@@ -52,12 +52,12 @@ fn a_recurrent_layer_learns_what_anothers_gates_sum_up() {
 }
 
 #[test]
-fn rows_made_by_cutmix_serve_transfer() {
+fn rows_made_of_others_serve_transfer() {
     let sandbox = sandbox();
     let run = format!(
         "digits_cnn.onnx digits_small_cnn.onnx -o out.onnx {DATA} --method lpka+kd --start fitted --steps 150"
     );
-    let without = report(&sandbox, &format!("{run} --cutmix 0"), 0);
+    let without = report(&sandbox, &format!("{run} --made-rows 0"), 0);
     let with = report(&sandbox, &run, 0);
     assert!(test(&with) > test(&without), "{} and {}", test(&without), test(&with));
     let repeated = report(&sandbox, "--config merge.toml", 0);
@@ -67,13 +67,13 @@ fn rows_made_by_cutmix_serve_transfer() {
         all.into_iter().map(|(name, values)| (name, values.rows(0..1))).collect();
     write_npz(&sandbox.path("one.npz"), &one).unwrap();
     sandbox.transcript(
-        "$ onnx-merge digits_cnn.onnx digits_small_cnn.onnx -o x.onnx --data digits_train.npz --cutmix 9 --unlabelled digits_train.npz -q
-         error: --cutmix makes rows without labels, and --unlabelled gives some
+        "$ onnx-merge digits_cnn.onnx digits_small_cnn.onnx -o x.onnx --data digits_train.npz --made-rows 9 --unlabelled digits_train.npz -q
+         error: --made-rows have no labels, and --unlabelled gives such rows
          hint: leave out one of the two
          [exit 2]
-         $ onnx-merge digits_cnn.onnx digits_small_cnn.onnx -o x.onnx --data one.npz --val digits_val.npz --cutmix 9 -q
-         error: one.npz: no rows can be made of these by --cutmix
-         hint: it needs two training rows at least, of images (channels first) or of words
+         $ onnx-merge digits_cnn.onnx digits_small_cnn.onnx -o x.onnx --data one.npz --val digits_val.npz --made-rows 9 -q
+         error: one.npz: no rows can be made of these (--made-rows)
+         hint: it needs two training rows at least; of several inputs each must be an image or words
          [exit 3]",
     );
 }
@@ -147,7 +147,7 @@ fn checkpoints_that_never_change_change_nothing() {
     let sandbox = sandbox();
     sandbox.transcript("$ copy digits_cnn.onnx step_9.onnx\n$ copy digits_cnn.onnx step_10.onnx");
     for (preset, more) in
-        [("structured", "--gate 1 --cutmix 0"), ("residual", "--gate 0"), ("paper", "--gate 0")]
+        [("structured", "--gate 1 --made-rows 0"), ("residual", "--gate 0"), ("paper", "--gate 0")]
     {
         let run = format!(
             "digits_cnn.onnx digits_small_cnn.onnx -o out.onnx {DATA} --method lpka --preset {preset} {more} \

@@ -7,6 +7,18 @@ use crate::onnx::{Fact, Node};
 
 const WINDOWED: [&str; 8] =
     ["AveragePool", "Conv", "ConvInteger", "ConvTranspose", "LpPool", "MaxPool", "MaxUnpool", "QLinearConv"];
+/// Have channels on the second axis of their first input, where tract looks for them without asking whether it is there.
+const CHANNELLED: [&str; 9] = [
+    "BatchNormalization",
+    "DepthToSpace",
+    "GlobalAveragePool",
+    "GlobalLpPool",
+    "GlobalMaxPool",
+    "GroupNormalization",
+    "InstanceNormalization",
+    "LRN",
+    "SpaceToDepth",
+];
 /// Work along an axis of their first input.
 const ALONG: [&str; 11] = [
     "ArgMax",
@@ -29,7 +41,8 @@ pub fn check(node: &Node, rank: Option<usize>) -> Result<()> {
     match node.op.as_str() {
         _ if !node.domain.is_empty() => Ok(()),
         op if ALONG.contains(&op) => check_axis(node, rank),
-        op if WINDOWED.contains(&op) => check_window(node, rank),
+        op if CHANNELLED.contains(&op) => check_axes(node, 2, rank),
+        op if WINDOWED.contains(&op) => check_axes(node, 3, rank).and_then(|()| check_window(node, rank)),
         _ => Ok(()),
     }
 }
@@ -40,6 +53,18 @@ fn check_axis(node: &Node, rank: Option<usize>) -> Result<()> {
     match (node.int("axis").or(usual), rank) {
         (Some(axis), Some(rank)) if normalise_axis(axis, rank).is_none() => {
             Err(Error::node(node, format!("works along axis {axis}, but its input has {rank} axes")))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_axes(node: &Node, least: usize, rank: Option<usize>) -> Result<()> {
+    match rank {
+        Some(rank) if rank < least => {
+            let what = format!(
+                "wants rows, channels and maybe space, {least} axes at least, but its input has {rank}"
+            );
+            Err(Error::node(node, what))
         }
         _ => Ok(()),
     }
@@ -93,6 +118,9 @@ mod tests {
         assert!(check(&pool(square), Some(3)).is_err() && check(&pool(&[2, 0]), image).is_err());
         assert!(check(&pool(square).with("strides", vec![1, i64::MAX]), image).is_err());
         assert!(check(&pool(square).with("pads", vec![0, 0, 0, -1]), image).is_err());
+        assert!(check(&node("Conv"), Some(2)).is_err() && check(&node("Conv"), None).is_ok());
+        let flat = |rank| check(&node("BatchNormalization"), Some(rank));
+        assert!(flat(0).is_err() && flat(1).is_err() && flat(2).is_ok());
         assert!(check(&node("LayerNormalization"), Some(0)).is_err());
         let normal = |axis: i64| check(&node("LayerNormalization").with("axis", axis), Some(2));
         assert!(normal(-1).is_ok() && normal(-2).is_ok() && normal(-3).is_err() && normal(2).is_err());

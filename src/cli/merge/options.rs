@@ -152,10 +152,11 @@ pub struct Transfer {
     /// More data, without labels, for what needs none: alignment of activations, distillation
     #[arg(long, value_name = "PATH")]
     unlabelled: Option<PathBuf>,
-    /// Make so many rows without labels by pasting a rectangle of one training image into another (CutMix), or words of one
-    /// sentence into another [default: 2000 for fewer than 1000 training rows without --unlabelled, else 0]
+    /// Make so many rows without labels of training rows, for the source to answer: images are turned, stretched, moved and cut into
+    /// one another, sentences exchange words, and get some of the whole vocabulary [default: 2000 for fewer than 1000 training rows
+    /// without --unlabelled, else 0]
     #[arg(long, value_name = "ROWS")]
-    cutmix: Option<u32>,
+    made_rows: Option<u32>,
     /// Weight of the alignment of the target's activations with the source's [default: 1; 0 for none]
     #[arg(long, value_name = "X", value_parser = positive)]
     align: Option<f64>,
@@ -320,7 +321,7 @@ impl Transfer {
         train.ablate |= self.ablate;
         set(&mut config.more_sources, (!self.src.is_empty()).then(|| self.src.clone()));
         set_some(&mut config.data.unlabelled, self.unlabelled.clone());
-        set_some(&mut train.cutmix, count(self.cutmix));
+        set_some(&mut train.made_rows, count(self.made_rows));
         set_some(&mut config.data.joint, self.src_data.clone());
         if let Some(pattern) = &self.trajectory {
             config.trajectory = checkpoints(pattern)?;

@@ -174,3 +174,32 @@ fn solve(
     let solved = Cholesky::new(gram)?.solve(&cross.rows(0, size).into_owned());
     solved.iter().all(|v| v.is_finite()).then_some(solved)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nalgebra::DVector;
+
+    /// What a source's layer makes is linear in what it reads, so a fit is its matrix times a map of what the source reads onto what the target
+    /// reads, and what maps that are trained later change is that map.
+    #[test]
+    fn a_fit_is_the_sources_matrix_behind_an_interface_map() {
+        let (rows, ours, theirs, outputs) = (40, 3, 5, 2);
+        let number = |i: usize, j: usize| ((i * 7907 + j * 104_729) % 1013) as f64 / 1013.0 - 0.5;
+        let read = DMatrix::from_fn(rows, ours + 1, |i, j| if j < ours { number(i, j) } else { 1.0 });
+        let theirs = DMatrix::from_fn(rows, theirs, |i, j| number(i + 7, j + 3) + read[(i, j % ours)]);
+        let matrix = DMatrix::from_fn(outputs, theirs.ncols(), |i, j| number(i + 70, j + 30));
+        let fit = |wanted: &DMatrix<f64>| {
+            let sums = Sums { groups: vec![(read.transpose() * &read, read.transpose() * wanted)] };
+            let ones = vec![1.0; wanted.ncols()];
+            let (weights, offsets) = sums.solve(&ones, &vec![0.0; ones.len()], None).unwrap();
+            let weights =
+                DMatrix::from_row_iterator(weights.rows, ours, weights.data.iter().map(|v| *v as f64));
+            (weights, DVector::from_vec(offsets))
+        };
+        let (map, shift) = fit(&theirs);
+        let (weights, offsets) = fit(&(&theirs * matrix.transpose()));
+        assert!((weights - &matrix * map).amax() < 1e-6);
+        assert!((offsets - matrix * shift).amax() < 1e-6);
+    }
+}

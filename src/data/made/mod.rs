@@ -1,0 +1,306 @@
+//! Rows made of others, without labels: whoever can answer such rows, a source, teaches by them.
+//!
+//! Of images two are warped ([`warp`]), and a rectangle of the one is pasted into the other, as in CutMix (arXiv 1905.04899),
+//! but without its mixed labels. Into one sentence words of another are pasted in the same way, and some become any word of the
+//! vocabulary ([`vocabulary`]), for few sentences hold few words. Rows of a table exchange some of their values, and all move a
+//! little ([`spread`]). What each is worth: docs/transfer.md.
+
+mod spread;
+mod vocabulary;
+mod warp;
+
+use super::{Column, Dataset};
+use crate::onnx::{DType, Tensor};
+use rand::{Rng, RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use spread::Spread;
+use std::collections::HashMap;
+use vocabulary::Vocabulary;
+use warp::Warp;
+
+/// What models make of a column.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Usage {
+    /// Words of the smallest vocabulary that its numbers are looked up in, where they are.
+    pub words: Option<usize>,
+    /// The shapes that rows are taken in.
+    pub shapes: Vec<Vec<usize>>,
+}
+
+/// What models make of columns, by name.
+pub type Usages = HashMap<String, Usage>;
+
+/// A part of something, from a start on, both as shares of the whole.
+#[derive(Clone, Copy)]
+struct Extent {
+    length: f64,
+    start: f64,
+}
+
+impl Extent {
+    fn draw(random: &mut impl Rng) -> Self {
+        Extent { length: random.random(), start: random.random() }
+    }
+    /// At least one of `whole` places, and never all of more than one.
+    fn within(self, whole: usize) -> std::ops::Range<usize> {
+        let length = 1 + (self.length * whole.saturating_sub(1) as f64) as usize;
+        let start = (self.start * (whole - length + 1) as f64) as usize;
+        start..start + length
+    }
+}
+
+/// How a new row is made: most of the first of two rows, and a part of the second.
+struct Recipe {
+    of: [usize; 2],
+    warps: [Warp; 2],
+    down: Extent,
+    right: Extent,
+}
+
+impl Recipe {
+    fn draw(rows: &[usize], random: &mut impl Rng) -> Self {
+        let mut pick = || rows[random.random_range(0..rows.len())];
+        let of = [pick(), pick()];
+        let warps = [Warp::draw(random), Warp::draw(random)];
+        Self { of, warps, down: Extent::draw(random), right: Extent::draw(random) }
+    }
+}
+
+/// Rows made of others.
+pub struct Made {
+    pub dataset: Dataset,
+    /// Of which two rows each is made.
+    pub of: Vec<[usize; 2]>,
+}
+
+impl Dataset {
+    /// `count` rows made of `rows` of this data set, without labels; the same for the same seed. Several inputs of a row are
+    /// warped and cut in the same way, as they show the same thing. `None` for fewer than two rows, and where there are several inputs and one of them
+    /// isn't an image, or words in a row.
+    pub fn make_rows(&self, rows: &[usize], count: usize, usages: &Usages, seed: u64) -> Option<Made> {
+        let used = |column: &Column| usages.get(&column.name).cloned().unwrap_or_default();
+        let kind = |column: &Column| Kind::of(column, &used(column), self.inputs.len() == 1);
+        let kinds: Vec<Kind> = self.inputs.iter().map(kind).collect::<Option<_>>()?;
+        if rows.len() < 2 || count == 0 {
+            return None;
+        }
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        let recipes: Vec<Recipe> = (0..count).map(|_| Recipe::draw(rows, &mut random)).collect();
+        let mut made = |(column, kind): (&Column, &Kind)| {
+            let values = kind.make(&column.values, rows, &recipes, &mut random)?;
+            let shape = [&[count], column.row_shape()].concat();
+            Some(Column { name: column.name.clone(), values: values.reshaped(&shape) })
+        };
+        let inputs = self.inputs.iter().zip(&kinds).map(&mut made).collect::<Option<_>>()?;
+        let dataset = Dataset { inputs, labels: None, ..self.clone() };
+        Some(Made { dataset, of: recipes.iter().map(|recipe| recipe.of).collect() })
+    }
+}
+
+/// What an input's rows are.
+#[derive(Debug, PartialEq)]
+enum Kind {
+    /// So many of them, of a vocabulary.
+    Words(usize, Option<usize>),
+    Image(Grid),
+    /// Numbers that lie in a grid, and look like no image.
+    Field(Grid),
+    /// In no order.
+    Numbers,
+}
+
+/// Planes of lines of places, each of which holds so many elements side by side.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Grid {
+    planes: usize,
+    lines: usize,
+    places: usize,
+    elements: usize,
+}
+
+impl Kind {
+    /// Numbers that aren't an image can't be cut as another input is: they are made of others only where they are `alone`.
+    fn of(column: &Column, used: &Usage, alone: bool) -> Option<Self> {
+        let (shape, dtype) = (column.row_shape(), column.values.dtype());
+        let continuous = dtype.is_float() || dtype == DType::U8;
+        let axes: Vec<usize> = shape.iter().copied().filter(|&d| d != 1).collect();
+        let image =
+            || std::iter::once(shape).chain(used.shapes.iter().map(Vec::as_slice)).find_map(Grid::of_image);
+        match (shape, axes.as_slice()) {
+            (&[length], _) if length > 1 && matches!(dtype, DType::I64 | DType::I32) => {
+                Some(Self::Words(length, used.words))
+            }
+            _ if let Some(grid) = image() => Some(Self::Image(grid)),
+            _ if !(alone && continuous) => None,
+            (_, &[_]) => Some(Self::Numbers),
+            (_, [planes @ .., lines, places]) => {
+                let planes = planes.iter().product();
+                Some(Self::Field(Grid { planes, lines: *lines, places: *places, elements: 1 }))
+            }
+            _ => None,
+        }
+    }
+
+    /// A row for each recipe.
+    fn make(
+        &self,
+        values: &Tensor,
+        rows: &[usize],
+        recipes: &[Recipe],
+        random: &mut impl Rng,
+    ) -> Option<Tensor> {
+        let smooth = values.dtype().is_float() || values.dtype() == DType::U8;
+        match *self {
+            Self::Words(places, words) => {
+                let cut = Grid { planes: 1, lines: 1, places, elements: 1 }.cut(values, recipes, false)?;
+                let replace = |size| Vocabulary::of(values, rows, size).replace(&cut, random);
+                Some(words.map(replace).unwrap_or(cut))
+            }
+            Self::Image(grid) => grid.cut(values, recipes, smooth),
+            Self::Field(grid) => {
+                Some(Spread::of(values, rows).jitter(&grid.cut(values, recipes, false)?, random))
+            }
+            Self::Numbers => {
+                let spread = Spread::of(values, rows);
+                let mixed = spread.exchange(values, recipes.iter().map(|recipe| recipe.of), random);
+                Some(spread.jitter(&mixed, random))
+            }
+        }
+    }
+}
+
+impl Grid {
+    /// Channels first or last.
+    fn of_image(shape: &[usize]) -> Option<Self> {
+        let large = |side: usize| side >= 8;
+        match *shape {
+            [planes @ (1 | 3 | 4), lines, places] if large(lines) && large(places) => {
+                Some(Self { planes, lines, places, elements: 1 })
+            }
+            [lines, places, elements @ (1 | 3 | 4)] if large(lines) && large(places) => {
+                Some(Self { planes: 1, lines, places, elements })
+            }
+            [side, other] if large(side) && side == other => {
+                Some(Self { planes: 1, lines: side, places: side, elements: 1 })
+            }
+            _ => None,
+        }
+    }
+
+    /// Rows cut from two others each, which are `warped` first.
+    fn cut(&self, values: &Tensor, recipes: &[Recipe], warped: bool) -> Option<Tensor> {
+        let size = values.dtype().size()? * self.elements;
+        let row = |at: usize, warp: &Warp| match warped {
+            true => warp.apply(&values.rows(at..at + 1), [self.lines, self.places, self.elements]),
+            false => values.rows(at..at + 1),
+        };
+        let mut bytes = Vec::with_capacity(recipes.len() * self.planes * self.lines * self.places * size);
+        for recipe in recipes {
+            let start = bytes.len();
+            bytes.extend_from_slice(row(recipe.of[0], &recipe.warps[0]).bytes());
+            let other = row(recipe.of[1], &recipe.warps[1]);
+            let (down, right) = (recipe.down.within(self.lines), recipe.right.within(self.places));
+            for line in (0..self.planes).flat_map(|plane| down.clone().map(move |y| plane * self.lines + y)) {
+                let run = (line * self.places + right.start) * size..(line * self.places + right.end) * size;
+                bytes[start..][run.clone()].copy_from_slice(&other.bytes()[run]);
+            }
+        }
+        Tensor::new(values.dtype(), &[&[recipes.len()], &values.shape()[1..]].concat(), bytes).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn column(name: &str, values: Tensor) -> Column {
+        Column { name: name.into(), values }
+    }
+    fn images(name: &str, sign: f32) -> Column {
+        let values: Vec<f32> = (0..4).flat_map(|i| [sign * i as f32; 64]).collect();
+        column(name, Tensor::f32(&[4, 1, 8, 8], &values))
+    }
+
+    #[test]
+    fn a_row_shows_a_rectangle_of_another() {
+        let dataset = Dataset::new(vec![images("x", 1.0), images("negative", -1.0)], None).unwrap();
+        let Made { dataset: made, of } = dataset.make_rows(&[1, 3], 50, &Usages::new(), 7).unwrap();
+        assert_eq!(made.rows(), 50);
+        let (x, negative) = (made.inputs[0].values.to_f32(), made.inputs[1].values.to_f32());
+        assert!(x.iter().zip(negative.iter()).all(|(a, b)| *a == -b), "both inputs are made alike");
+        assert!(x.iter().all(|v| [1.0, 3.0].contains(v)), "only the rows that were named are used");
+        let mixed = x.chunks(64).filter(|row| row.contains(&1.0) && row.contains(&3.0));
+        for row in mixed.clone() {
+            let edge = row.iter().filter(|v| **v != row[0]).count();
+            assert!(edge < 64);
+        }
+        assert!(mixed.count() > 10);
+        let first = x.chunks(64).zip(&of).filter(|(_, [one, other])| one == other);
+        assert!(first.clone().count() > 10 && first.clone().all(|(row, [one, _])| row[0] == *one as f32));
+        let again = dataset.make_rows(&[1, 3], 50, &Usages::new(), 7).unwrap().dataset;
+        assert_eq!(made.inputs[0].values, again.inputs[0].values);
+    }
+
+    #[test]
+    fn images_are_warped_and_words_are_not() {
+        let pixels: Vec<u8> = (0..128).collect();
+        let pictures = Tensor::new(DType::U8, &[2, 1, 8, 8], pixels).unwrap();
+        let words = Tensor::i64(&[2, 5], &[1, 2, 3, 4, 5, 11, 12, 13, 14, 15]);
+        let columns = vec![column("picture", pictures.clone()), column("words", words)];
+        let dataset = Dataset::new(columns, None).unwrap();
+        let made = dataset.make_rows(&[0, 1], 20, &Usages::new(), 3).unwrap().dataset;
+        assert_eq!(made.inputs[0].values.dtype(), DType::U8);
+        let rows: Vec<&[u8]> = made.inputs[0].values.bytes().chunks(64).collect();
+        assert!(rows.iter().all(|row| *row != &pictures.bytes()[..64] && *row != &pictures.bytes()[64..]));
+        let sentences = made.inputs[1].values.to_i64();
+        assert!(sentences.chunks(5).all(|row| row.iter().zip(1..).all(|(word, at)| word % 10 == at)));
+    }
+
+    /// Pixels are those of the same image with channels first.
+    #[test]
+    fn channels_may_come_last_and_shapes_be_the_models() {
+        let [channels, pixels] = [3, 64];
+        let first: Vec<f32> = (0..2 * channels * pixels).map(|i| (i * 7 % 31) as f32).collect();
+        let last = |values: &[f32]| -> Vec<f32> {
+            let image = |image: &[f32]| -> Vec<f32> {
+                (0..image.len()).map(|i| image[i % channels * pixels + i / channels]).collect()
+            };
+            values.chunks(channels * pixels).flat_map(image).collect()
+        };
+        let made = |shape: &[usize], values: &[f32], usages: &Usages| {
+            let dataset = Dataset::new(vec![column("x", Tensor::f32(shape, values))], None).unwrap();
+            let made = dataset.make_rows(&[0, 1], 9, usages, 3).unwrap().dataset.inputs.remove(0).values;
+            assert_eq!(made.shape()[1..], shape[1..]);
+            made.to_f32().into_owned()
+        };
+        let expected = made(&[2, 3, 8, 8], &first, &Usages::new());
+        assert_eq!(made(&[2, 8, 8, 3], &last(&first), &Usages::new()), last(&expected));
+        let usage = Usage { words: None, shapes: vec![vec![192], vec![3, 8, 8]] };
+        assert_eq!(made(&[2, 192], &first, &Usages::from([("x".into(), usage)])), expected);
+    }
+
+    #[test]
+    fn numbers_are_mixed_alone_only() {
+        let table = || column("x", Tensor::f32(&[4, 3], &[0.0; 12]));
+        let kind = |columns: Vec<Column>| Kind::of(&columns[0], &Usage::default(), columns.len() == 1);
+        assert_eq!(kind(vec![table()]), Some(Kind::Numbers));
+        assert_eq!(kind(vec![table(), images("y", 1.0)]), None);
+        let series = Grid { planes: 1, lines: 2, places: 50, elements: 1 };
+        assert_eq!(kind(vec![column("x", Tensor::f32(&[4, 2, 50], &[0.0; 400]))]), Some(Kind::Field(series)));
+        assert_eq!(kind(vec![column("x", Tensor::zeros(DType::I64, &[4, 2, 50]))]), None);
+        let dataset = Dataset::new(vec![table(), images("y", 1.0)], None).unwrap();
+        assert!(dataset.make_rows(&[0, 1], 5, &Usages::new(), 0).is_none());
+    }
+
+    #[test]
+    fn extents_lie_within() {
+        for length in [0.0, 0.5, 0.999_999] {
+            for start in [0.0, 0.5, 0.999_999] {
+                for whole in [1, 2, 7] {
+                    let part = Extent { length, start }.within(whole);
+                    assert!(!part.is_empty() && part.end <= whole && (part.len() < whole || whole == 1));
+                }
+            }
+        }
+    }
+}
