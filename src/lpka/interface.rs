@@ -19,8 +19,16 @@ const FREE_RANK: usize = 8;
 /// Target channels from source channels.
 pub(super) struct InterfaceMap {
     prior: Tensor,
+    /// What the softmax of the prior lacks of the mixture that a map starts at.
+    rest: Option<Tensor>,
     attention: Option<Attention>,
     free: Free,
+}
+
+/// What a map starts at: a source channel for each target channel, or mixtures of them.
+pub(super) struct Start<'a> {
+    pub choice: &'a [usize],
+    pub mixture: Option<&'a Matrix>,
 }
 
 /// Queries from the target's codes, keys from the source's.
@@ -41,16 +49,16 @@ enum Free {
 }
 
 impl InterfaceMap {
-    /// A map that starts at a choice of a source channel for each target channel, among so many; without codes (inputs have
+    /// A map from so many source channels; without codes (inputs have
     /// none) it is that prior and R alone.
     pub fn new(
         name: &str,
-        (choice, source): (&[usize], usize),
+        (start, source): (Start<'_>, usize),
         codes: Option<(Matrix, Matrix)>,
         config: &AdapterConfig,
         parameters: &mut Parameters,
     ) -> Self {
-        let target = choice.len();
+        let target = start.choice.len();
         let attention = codes.map(|(t, s)| {
             let d = config.width.max(1);
             let named = |part: &str| format!("{name}/{part}");
@@ -80,10 +88,17 @@ impl InterfaceMap {
             ),
         };
         let mut prior = vec![0.0; target * source];
-        for (i, j) in choice.iter().enumerate() {
+        for (i, j) in start.choice.iter().enumerate() {
             prior[i * source + j] = SHARPNESS;
         }
-        Self { prior: Tensor::f32(&[target, source], &prior), attention, free }
+        let rest = start.mixture.map(|mixture| {
+            let (picked, other) = (SHARPNESS.exp(), 1.0);
+            let share =
+                |at: usize| if prior[at] > 0.0 { picked } else { other } / (picked + (source - 1) as f32);
+            let rest: Vec<f32> = mixture.data.iter().enumerate().map(|(at, v)| v - share(at)).collect();
+            Tensor::f32(&[target, source], &rest)
+        });
+        Self { prior: Tensor::f32(&[target, source], &prior), rest, attention, free }
     }
 
     /// Emits P, `C_t × C_s`.
@@ -96,7 +111,11 @@ impl InterfaceMap {
             }
             None => prior,
         };
-        let chosen = b.softmax(&scores, 1);
+        let mut chosen = b.softmax(&scores, 1);
+        if let Some(rest) = &self.rest {
+            let rest = b.constant(rest.clone());
+            chosen = b.add(&chosen, &rest);
+        }
         let free = match self.free {
             Free::Whole(free) => values[free.0].clone(),
             Free::Factors(left, right) => b.matmul(&values[left.0], &values[right.0]),

@@ -27,7 +27,7 @@ pub use lens::{Lens, Seen};
 
 use crate::error::{Error, Result};
 use crate::onnx::{Fact, Facts, Model, Tensor, ValueId};
-use crate::params::{InterfaceId, Pairing, ParamGraph, WeightId};
+use crate::params::{InterfaceId, Matrix, Pairing, ParamGraph, WeightId};
 use crate::runtime::{Executor, State, StepProgram};
 use crate::train::{Preset, TrainConfig};
 use parameters::Plan;
@@ -65,11 +65,16 @@ pub struct Origin<'a> {
     pub aligned: Vec<(InterfaceId, InterfaceId)>,
     /// Where these aren't simply even selections.
     pub choices: Choices,
+    pub mixtures: Mixtures,
     pub cells: Cells,
 }
 
 /// For (target, source) interfaces which source channel each target channel starts from; which cell of a channel, where [`Cells`] has them.
 pub type Choices = HashMap<(InterfaceId, InterfaceId), Vec<usize>>;
+
+/// For (target, source) interfaces whose channels are free to be mixed, as nothing nonlinear is made of each: the mixtures that a target starts
+/// from, target channels × source channels.
+pub type Mixtures = HashMap<(InterfaceId, InterfaceId), Matrix>;
 
 /// For (target, source) interfaces where only the source has a grid of positions: the grid whose cells count as channels of
 /// their own there, channel by channel. A dense layer's unit can be what a convolution makes at one place, not what it makes
@@ -78,7 +83,14 @@ pub type Cells = HashMap<(InterfaceId, InterfaceId), Vec<usize>>;
 
 impl<'a> Origin<'a> {
     pub fn new(side: Side<'a>, pairing: &'a Pairing) -> Self {
-        Self { side, pairing, aligned: vec![], choices: Choices::new(), cells: Cells::new() }
+        Self {
+            side,
+            pairing,
+            aligned: vec![],
+            choices: Choices::new(),
+            mixtures: Mixtures::new(),
+            cells: Cells::new(),
+        }
     }
     /// Which source channel each of so many target channels starts from.
     fn choice(&self, to: InterfaceId, from: InterfaceId, channels: usize) -> Vec<usize> {

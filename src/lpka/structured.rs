@@ -3,7 +3,7 @@
 //! `T = (P_out B_s)(P_in A_s)ᵀ` with the source's rank-r factors B_s = U√Σ and A_s = V√Σ, kernels and flattened positions
 //! resampled first; the layer adds `g · ρ · T` to the target's own W, which starts at `(1 − g₀) · W`.
 
-use super::interface::{InterfaceMap, codes};
+use super::interface::{InterfaceMap, Start, codes};
 use super::lens::{Attended, Columns};
 use super::parameters::{Base, Emitted, Layer, Linked, Noise, ParamId, Parameters, Plan};
 use super::resample::{resample_positions, resampling};
@@ -237,13 +237,11 @@ impl Planner<'_> {
             let codes = codes(self.target, target, rank).zip(theirs);
             let choice = self.origin.choice(to, from, target.channels);
             let name = format!("map{}", to.0);
-            InterfaceMap::new(
-                &name,
-                (&choice, self.origin.channels(to, from)),
-                codes,
-                self.config,
-                parameters,
-            )
+            let channels = self.origin.channels(to, from);
+            let fits = |m: &&Matrix| (m.rows, m.cols) == (target.channels, channels);
+            let start =
+                Start { choice: &choice, mixture: self.origin.mixtures.get(&(to, from)).filter(fits) };
+            InterfaceMap::new(&name, (start, channels), codes, self.config, parameters)
         };
         self.wanted.iter().map(&mut make).collect()
     }

@@ -33,6 +33,22 @@ impl Matrix {
             _ => Cow::Owned(Self::new(rows.len(), self.cols, data())),
         }
     }
+    /// The product with another, summed in float64.
+    ///
+    /// # Panics
+    /// Where their sizes don't fit: a programming error.
+    pub fn times(&self, other: &Self) -> Self {
+        assert_eq!(self.cols, other.rows, "a product of matrices that don't fit");
+        let mut data = Vec::with_capacity(self.rows * other.cols);
+        for i in 0..self.rows {
+            let mut sums = vec![0.0; other.cols];
+            for (j, &a) in self.row(i).iter().enumerate() {
+                sums.iter_mut().zip(other.row(j)).for_each(|(sum, b)| *sum += f64::from(a) * f64::from(*b));
+            }
+            data.extend(sums.into_iter().map(|v| v as f32));
+        }
+        Self::new(self.rows, other.cols, data)
+    }
     /// Each row as often as this, one after the other.
     pub fn repeated(&self, times: usize) -> Self {
         let data = (0..self.rows).flat_map(|i| self.row(i).repeat(times)).collect();

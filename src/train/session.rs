@@ -353,6 +353,7 @@ impl Session {
             }
             if !arm.fitted {
                 origin.choices.clear();
+                origin.mixtures.clear();
             }
             if arm.features {
                 origin.pairing = &source.hints;

@@ -4,7 +4,7 @@ use super::align::{Alignment, Show, alignments, cells};
 use super::arms::SourceKind;
 use super::batches::scaled;
 use super::examples::{Data, Examples};
-use super::fitted::{Teaching, Tutor, Unit, choose};
+use super::fitted::{Teaching, Tutor, Unit, choose, mixtures};
 use super::guide::{Guide, can_teach};
 use super::loudness;
 use super::network::{Network, Purpose};
@@ -12,7 +12,7 @@ use super::ranks::Ranks;
 use super::session::Split;
 use super::{Event, Observer, Preset, TrainConfig};
 use crate::error::{Error, Result};
-use crate::lpka::{self, Choices, Origin, Side};
+use crate::lpka::{self, Choices, Mixtures, Origin, Side};
 use crate::onnx::{Tensor, ValueId};
 use crate::params::{InterfaceId, Pairing, Role, Weight};
 use crate::runtime::{Executor, Value};
@@ -35,8 +35,8 @@ pub struct Source {
     pub past: Vec<Weights>,
     /// Shows the target's layers what to make, where it can.
     tutor: Option<Tutor>,
-    /// Which of its channels stand for the target's, by kind of source and seed.
-    choices: HashMap<(SourceKind, u64), Choices>,
+    /// Which of its channels, or mixtures of them, stand for the target's, by kind of source and seed.
+    choices: HashMap<(SourceKind, u64), (Choices, Mixtures)>,
     /// Standard deviations of the target's activations as it came, one an alignment.
     deviations: Vec<f64>,
 }
@@ -129,8 +129,8 @@ impl Source {
     /// It as a tutor in an arm.
     pub fn teaching(&mut self, kind: SourceKind, seed: u64) -> Option<Teaching<'_>> {
         let weights = self.side(kind, seed, None).weights;
-        let choices = self.choices.get(&(kind, seed))?;
-        Some(Teaching { tutor: self.tutor.as_mut()?, weights, choices })
+        let (choices, mixtures) = self.choices.get(&(kind, seed))?;
+        Some(Teaching { tutor: self.tutor.as_mut()?, weights, choices, mixtures })
     }
 
     /// Whether a channel of it stands for every channel of the target's interface, alignment by alignment, in an arm that
@@ -139,7 +139,8 @@ impl Source {
         let choices =
             self.choices.get(&(kind, seed)).filter(|_| self.tutor.as_ref().is_some_and(|t| !t.complete));
         let distinct = |choice: &Vec<usize>| choice.iter().collect::<HashSet<_>>().len() == choice.len();
-        let whole = |a: &Alignment| choices.and_then(|c| c.get(&(a.target, a.source))).is_none_or(distinct);
+        let whole =
+            |a: &Alignment| choices.and_then(|(c, _)| c.get(&(a.target, a.source))).is_none_or(distinct);
         self.alignments.iter().map(whole).collect()
     }
 
@@ -170,7 +171,10 @@ impl Source {
             // The adapter's shape depends on it.
             choices.insert((to, from), ranks.first_numbers(&chosen));
         }
-        self.choices.insert((kind, seed), choices);
+        let weights = self.side(kind, seed, None).weights;
+        let mut mixtures = mixtures(target, &self.network, &self.pairing, &weights);
+        mixtures.values_mut().for_each(|mixture| mixture.data = ranks.first_floats(&mixture.data));
+        self.choices.insert((kind, seed), (choices, mixtures));
         Ok(())
     }
 
@@ -242,7 +246,7 @@ impl Source {
     /// What the adapter reads of it.
     pub fn origin(&self, kind: SourceKind, seed: u64, moved: Option<&Weights>) -> Origin<'_> {
         let mut origin = Origin::new(self.side(kind, seed, moved), &self.pairing);
-        origin.choices = self.choices.get(&(kind, seed)).cloned().unwrap_or_default();
+        (origin.choices, origin.mixtures) = self.choices.get(&(kind, seed)).cloned().unwrap_or_default();
         origin.cells = cells(&self.alignments);
         origin.aligned = self.alignments.iter().map(|a| (a.target, a.source)).collect();
         origin

@@ -124,13 +124,14 @@ impl Kind {
         let (shape, dtype) = (column.row_shape(), column.values.dtype());
         let continuous = dtype.is_float() || dtype == DType::U8;
         let axes: Vec<usize> = shape.iter().copied().filter(|&d| d != 1).collect();
-        let image =
-            || std::iter::once(shape).chain(used.shapes.iter().map(Vec::as_slice)).find_map(Grid::of_image);
-        match (shape, axes.as_slice()) {
-            (&[length], _) if length > 1 && matches!(dtype, DType::I64 | DType::I32) => {
-                Some(Self::Words(length, used.words))
-            }
-            _ if let Some(grid) = image() => Some(Self::Image(grid)),
+        if let (&[length], DType::I64 | DType::I32) = (shape, dtype)
+            && length > 1
+        {
+            return Some(Self::Words(length, used.words));
+        }
+        let mut shapes = std::iter::once(shape).chain(used.shapes.iter().map(Vec::as_slice));
+        match (shapes.find_map(Grid::of_image), axes.as_slice()) {
+            (Some(grid), _) => Some(Self::Image(grid)),
             _ if !(alone && continuous) => None,
             (_, &[_]) => Some(Self::Numbers),
             (_, [planes @ .., lines, places]) => {

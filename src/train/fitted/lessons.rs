@@ -2,7 +2,7 @@
 
 use super::{Unit, mixed};
 use crate::error::Result;
-use crate::lpka::{Cells, Choices};
+use crate::lpka::{Cells, Choices, Mixtures};
 use crate::onnx::{Tensor, ValueId};
 use crate::params::{
     Cell, InterfaceId, InterfaceKind, InterfaceUse, Matrix, MatrixView, Pairing, Role, Weight, WeightId,
@@ -305,18 +305,26 @@ pub struct Teaching<'a> {
     /// The source's weights, by name.
     pub weights: HashMap<ValueId, Tensor>,
     pub choices: &'a Choices,
+    pub mixtures: &'a Mixtures,
 }
 
 impl Teaching<'_> {
-    /// The target's tables with the chosen channels of the source's.
+    /// The target's tables with mixtures of the source's channels, or else with the chosen ones.
     pub(super) fn copied(&self) -> Vec<(ValueId, Tensor)> {
         let copy = |table: &Table| {
             let (view, other) = (table.ours.view.as_ref()?, table.theirs.view.as_ref()?);
             let matrix = other.matrix_of(self.weights.get(&table.theirs.name)?);
-            let choice = self.choices.get(&table.pair)?;
-            let rows = choice.iter().map(|&c| (c < matrix.rows).then(|| matrix.row(c)));
-            let data = rows.collect::<Option<Vec<_>>>()?.concat();
-            let matrix = (choice.len() == view.out).then(|| Matrix::new(view.out, view.cols(), data))?;
+            let matrix = match self.mixtures.get(&table.pair) {
+                Some(mixture) => mixture.times(&matrix),
+                None => {
+                    let choice = self.choices.get(&table.pair)?;
+                    let rows = choice.iter().map(|&c| (c < matrix.rows).then(|| matrix.row(c)));
+                    Matrix::new(choice.len(), matrix.cols, rows.collect::<Option<Vec<_>>>()?.concat())
+                }
+            };
+            if (matrix.rows, matrix.cols) != (view.out, view.cols()) {
+                return None;
+            }
             let ours = &table.ours;
             Some((ours.name.clone(), view.tensor_of(&matrix, &ours.shape, ours.dtype)))
         };

@@ -7,6 +7,7 @@
 //! goes on from there (docs/transfer.md).
 
 mod choice;
+mod embedding;
 mod lessons;
 mod mixed;
 mod normal;
@@ -15,6 +16,7 @@ mod rows;
 mod unit;
 
 pub use choice::choose;
+pub use embedding::mixtures;
 use lessons::Wanted;
 pub use lessons::{Teaching, Tutor};
 pub use unit::Unit;

@@ -161,7 +161,9 @@ fn taught(path: &Path, source: &Path, layers: usize) -> Result<(usize, usize)> {
     };
     let choices = pairing.interfaces.iter().map(choice).collect();
     let weights = source.model.graph.initializers.clone().into_iter().collect();
-    let teaching = Teaching { tutor: &mut tutor, weights, choices: &choices };
+    let mixtures =
+        mixtures(&target, &source, &pairing, &source.model.graph.initializers.clone().into_iter().collect());
+    let teaching = Teaching { tutor: &mut tutor, weights, choices: &choices, mixtures: &mixtures };
     let trainable = target.trainable(&[])?;
     let fitted = fit(&target, &mut learner, vec![teaching], &trainable, &examples, 1 << 16, &executor)?;
     let rows: Vec<usize> = (0..200).collect();
