@@ -2,8 +2,8 @@
 //!
 //! Of images two are warped ([`warp`]), and a rectangle of the one is pasted into the other, as in CutMix (arXiv 1905.04899),
 //! but without its mixed labels. Into one sentence words of another are pasted in the same way, and some become any word of the
-//! vocabulary ([`vocabulary`]), for few sentences hold few words. Rows of a table exchange some of their values, and all move a
-//! little ([`spread`]). What each is worth: docs/transfer.md.
+//! vocabulary ([`vocabulary`]), for few sentences hold few words. Rows of a table exchange some of their values, those of a series a run of them,
+//! and all move a little ([`spread`]). What each is worth: docs/transfer.md.
 
 mod spread;
 mod vocabulary;
@@ -105,8 +105,8 @@ enum Kind {
     Image(Grid),
     /// Numbers that lie in a grid, and look like no image.
     Field(Grid),
-    /// In no order.
-    Numbers,
+    /// So many of them, a series or in no order.
+    Numbers(usize),
 }
 
 /// Planes of lines of places, each of which holds so many elements side by side.
@@ -133,7 +133,7 @@ impl Kind {
         match (shapes.find_map(Grid::of_image), axes.as_slice()) {
             (Some(grid), _) => Some(Self::Image(grid)),
             _ if !(alone && continuous) => None,
-            (_, &[_]) => Some(Self::Numbers),
+            (_, &[count]) => Some(Self::Numbers(count)),
             (_, [planes @ .., lines, places]) => {
                 let planes = planes.iter().product();
                 Some(Self::Field(Grid { planes, lines: *lines, places: *places, elements: 1 }))
@@ -161,9 +161,13 @@ impl Kind {
             Self::Field(grid) => {
                 Some(Spread::of(values, rows).jitter(&grid.cut(values, recipes, false)?, random))
             }
-            Self::Numbers => {
+            Self::Numbers(places) => {
                 let spread = Spread::of(values, rows);
-                let mixed = spread.exchange(values, recipes.iter().map(|recipe| recipe.of), random);
+                let line = Grid { planes: 1, lines: 1, places, elements: 1 };
+                let mixed = match spread.is_series {
+                    true => line.cut(values, recipes, false)?,
+                    false => spread.exchange(values, recipes.iter().map(|recipe| recipe.of), random),
+                };
                 Some(spread.jitter(&mixed, random))
             }
         }
@@ -284,7 +288,7 @@ mod tests {
     fn numbers_are_mixed_alone_only() {
         let table = || column("x", Tensor::f32(&[4, 3], &[0.0; 12]));
         let kind = |columns: Vec<Column>| Kind::of(&columns[0], &Usage::default(), columns.len() == 1);
-        assert_eq!(kind(vec![table()]), Some(Kind::Numbers));
+        assert_eq!(kind(vec![table()]), Some(Kind::Numbers(3)));
         assert_eq!(kind(vec![table(), images("y", 1.0)]), None);
         let series = Grid { planes: 1, lines: 2, places: 50, elements: 1 };
         assert_eq!(kind(vec![column("x", Tensor::f32(&[4, 2, 50], &[0.0; 400]))]), Some(Kind::Field(series)));
