@@ -153,8 +153,8 @@ pub struct Transfer {
     #[arg(long, value_name = "PATH")]
     unlabelled: Option<PathBuf>,
     /// Make so many rows without labels of training rows, for the source to answer: images are turned, stretched, moved and cut into
-    /// one another, sentences exchange words, and get some of the whole vocabulary [default: 2000 for fewer than 1000 training rows
-    /// without --unlabelled, else 0]
+    /// one another, sentences exchange words and get some of the whole vocabulary, rows of tables exchange numbers [default: 2000
+    /// for fewer than 1000 training rows without --unlabelled, else 0]
     #[arg(long, value_name = "ROWS")]
     made_rows: Option<u32>,
     /// Weight of the alignment of the target's activations with the source's [default: 1; 0 for none]

@@ -1,4 +1,4 @@
-//! Rows of numbers in no order: how much each varies, and rows that exchange some of them and move a little.
+//! Rows of numbers: how much each varies, and rows that exchange some of them and move a little.
 
 use crate::onnx::Tensor;
 use rand::{Rng, RngExt};
