@@ -24,6 +24,7 @@ mod recompute;
 mod refusals;
 mod resume;
 mod server;
+mod tables;
 mod train_bn;
 mod train_dropout;
 mod transcript;
