@@ -3,6 +3,7 @@
 use super::TrainConfig;
 use super::examples::{Examples, default_shift};
 use super::guide::Guide;
+use super::loudness::Voice;
 use super::model_step::Objective;
 use super::network::Network;
 use super::ranks::Ranks;
@@ -17,8 +18,7 @@ use crate::runtime::Value;
 pub struct Help<'a> {
     pub guide: &'a mut Guide,
     pub teaches: bool,
-    /// What its answers are multiplied by.
-    pub loudness: f64,
+    pub voice: Voice,
     /// Its activations' factors, one an alignment of this source; empty where nothing is aligned.
     pub scales: &'a [f64],
     /// Its weights in this arm, where they aren't as they came.
@@ -161,7 +161,7 @@ fn helped(
             let mut views = help.guide.observe(split, rows, shift, None)?.into_iter();
             if let Some(answer) = views.next() {
                 let answer = answer.reshaped(&[rows.len(), answer.len() / rows.len().max(1)]);
-                answers.push(scaled(&answer, help.loudness));
+                answers.push(help.voice.logits(&answer));
             }
             own = Some(views.collect::<Vec<_>>()).filter(|_| help.weights.is_none());
         }

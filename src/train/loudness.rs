@@ -5,8 +5,48 @@
 //! nearly the same for all classes: as a teacher it says that nothing is known. So one factor is fitted to labelled rows, as in
 //! temperature scaling (Guo et al., arXiv 1706.04599), and used where it is far above 1. Answers that are too loud are left
 //! alone: they name classes, and made as quiet as a teacher is often wrong they say less than it knows (docs/transfer.md).
+//!
+//! Trees and their kin answer with chances themselves, behind no softmax that could be taken off: their logarithms are logits.
 
+use super::batches::scaled;
 use crate::data::{IGNORED, Layout};
+use crate::onnx::Tensor;
+
+/// How a source's answers become logits that teach.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Voice {
+    /// They are logits but for this factor.
+    Times(f64),
+    /// They are chances.
+    Chances,
+}
+
+/// A chance that is smaller counts as this: what a forest has never seen may be all the same.
+const LEAST_CHANCE: f32 = 1e-2;
+
+impl Voice {
+    pub fn logits(self, answers: &Tensor) -> Tensor {
+        match self {
+            Self::Times(factor) => scaled(answers, factor),
+            Self::Chances => {
+                let logits: Vec<f32> = answers.to_f32().iter().map(|v| v.max(LEAST_CHANCE).ln()).collect();
+                Tensor::f32(answers.shape(), &logits)
+            }
+        }
+    }
+}
+
+/// Whether answers (rows × layout) are chances of two or more classes: none below 0, and 1 together.
+pub fn are_chances(answers: &[f32], layout: Layout) -> bool {
+    let width = layout.width().max(1);
+    let whole = |row: &[f32], position| {
+        let sum: f32 = layout.scores(row, position).sum();
+        (sum - 1.0).abs() < 1e-3
+    };
+    layout.classes > 1
+        && answers.iter().all(|v| *v >= 0.0)
+        && answers.chunks_exact(width).all(|row| (0..layout.positions()).all(|p| whole(row, p)))
+}
 
 /// Factors up to this are no news: a model that was stopped early is quieter than it should be.
 const USUAL: f64 = 4.0;
@@ -92,6 +132,16 @@ mod tests {
 
     fn scaled(logits: &[f32], by: f32) -> Vec<f32> {
         logits.iter().map(|z| z * by).collect()
+    }
+
+    #[test]
+    fn chances_are_told_from_logits() {
+        let rows = Layout::rows(2);
+        assert!(are_chances(&[0.25, 0.75, 1.0, 0.0], rows));
+        assert!(!are_chances(&[0.25, 0.7], rows) && !are_chances(&[1.5, -0.5], rows));
+        assert!(!are_chances(&[1.0, 1.0], Layout::rows(1)));
+        let logits = Voice::Chances.logits(&Tensor::f32(&[1, 2], &[1.0, 0.0])).to_f32().into_owned();
+        assert_eq!(logits, [0.0, 0.01f32.ln()]);
     }
 
     #[test]

@@ -444,8 +444,8 @@ impl Session {
             let part = parts.get(i).unwrap_or(&nothing);
             if let Some(guide) = &mut source.guide {
                 let (weights, scales) = (part.weights.as_deref(), &part.scales[..]);
-                let (teaches, loudness) = (source.teaches, source.loudness);
-                helpers.push(Help { guide, teaches, loudness, scales, weights });
+                let (teaches, voice) = (source.teaches, source.voice);
+                helpers.push(Help { guide, teaches, voice, scales, weights });
             }
         }
         let by = (fit.seed, &self.ranks);

@@ -2,11 +2,10 @@
 
 use super::align::{Alignment, Show, alignments, cells};
 use super::arms::SourceKind;
-use super::batches::scaled;
 use super::examples::{Data, Examples};
 use super::fitted::{Teaching, Tutor, Unit, choose, mixtures};
 use super::guide::{Guide, can_teach};
-use super::loudness;
+use super::loudness::{self, Voice};
 use super::network::{Network, Purpose};
 use super::ranks::Ranks;
 use super::session::Split;
@@ -28,8 +27,8 @@ pub struct Source {
     /// Runs it on the target's data; `None` where it can't read them.
     pub guide: Option<Guide>,
     pub teaches: bool,
-    /// What its answers are multiplied by before they teach.
-    pub loudness: f64,
+    /// What its answers are before they teach.
+    pub voice: Voice,
     pub alignments: Vec<Alignment>,
     /// Its weights at earlier times, the earliest first; it itself comes after the last.
     pub past: Vec<Weights>,
@@ -107,7 +106,7 @@ impl Source {
             hints,
             guide,
             teaches,
-            loudness: 1.0,
+            voice: Voice::Times(1.0),
             alignments,
             past: vec![],
             tutor: None,
@@ -180,10 +179,9 @@ impl Source {
 
     /// What it answers to training rows (numbers within the part), as it teaches it.
     pub fn answers(&mut self, examples: &Examples, split: Split, picked: &[usize]) -> Result<Option<Tensor>> {
-        let loudness = self.loudness;
         let Some(guide) = self.guide.as_mut().filter(|_| self.teaches) else { return Ok(None) };
         let answers = guide.answers(split, &examples.places(split, picked), None)?;
-        Ok(Some(scaled(&answers, loudness)))
+        Ok(Some(self.voice.logits(&answers)))
     }
 
     /// Finds out how loud its answers should be, where labels of classes tell; what was done, in a sentence.
@@ -191,8 +189,14 @@ impl Source {
         let rows = examples.spread(MEASURED);
         let Some((labels, layout)) = examples.classes(&rows) else { return Ok(None) };
         let Some(answers) = self.answers(examples, Split::Train, &rows)? else { return Ok(None) };
+        if !self.network.head.softmax && loudness::are_chances(&answers.to_f32(), layout) {
+            self.voice = Voice::Chances;
+            return Ok(Some(
+                "the source's answers are chances: as a teacher's their logarithms are taken".into(),
+            ));
+        }
         let Some(factor) = loudness::correction(&answers.to_f32(), &labels, layout) else { return Ok(None) };
-        self.loudness = factor;
+        self.voice = Voice::Times(factor);
         Ok(Some(format!(
             "the source's answers aren't logits of the usual scale: as a teacher's they are multiplied by {factor:.3}, with which they \
              explain the training labels best"
