@@ -81,11 +81,16 @@ impl Column {
     /// Channels, height and width, where a row looks like an image in that order (1, 3 or 4 channels, or a
     /// plain matrix of one).
     pub fn image_shape(&self) -> Option<[usize; 3]> {
-        match *self.row_shape() {
-            [c @ (1 | 3 | 4), h, w] if h >= 8 && w >= 8 => Some([c, h, w]),
-            [h, w] if h >= 8 && w >= 8 && h == w => Some([1, h, w]),
-            _ => None,
-        }
+        image_shape(self.row_shape())
+    }
+}
+
+/// The same of a row's shape.
+fn image_shape(shape: &[usize]) -> Option<[usize; 3]> {
+    match *shape {
+        [c @ (1 | 3 | 4), h, w] if h >= 8 && w >= 8 => Some([c, h, w]),
+        [h, w] if h >= 8 && w >= 8 && h == w => Some([1, h, w]),
+        _ => None,
     }
 }
 

@@ -155,10 +155,10 @@ impl Source {
         if self.choices.contains_key(&(kind, seed)) {
             return Ok(());
         }
-        let tensors = (kind != SourceKind::Real).then(|| self.side(kind, seed, None).weights);
+        let weights = self.side(kind, seed, None).weights;
         let Some(guide) = &mut self.guide else { return Ok(()) };
-        let weights = tensors.map(|tensors| guide.with(&tensors));
-        let views = guide.sample(rows, weights.as_deref())?;
+        let other = (kind != SourceKind::Real).then(|| guide.with(&weights));
+        let views = guide.sample(rows, other.as_deref())?;
         let mut choices = Choices::new();
         for &(to, from) in &self.pairing.interfaces {
             let seen = self.alignments.iter().position(|a| (a.target, a.source) == (to, from));
@@ -170,7 +170,6 @@ impl Source {
             // The adapter's shape depends on it.
             choices.insert((to, from), ranks.first_numbers(&chosen));
         }
-        let weights = self.side(kind, seed, None).weights;
         let mut mixtures = mixtures(target, &self.network, &self.pairing, &weights);
         mixtures.values_mut().for_each(|mixture| mixture.data = ranks.first_floats(&mixture.data));
         self.choices.insert((kind, seed), (choices, mixtures));

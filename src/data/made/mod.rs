@@ -9,7 +9,7 @@ mod spread;
 mod vocabulary;
 mod warp;
 
-use super::{Column, Dataset};
+use super::{Column, Dataset, image_shape};
 use crate::onnx::{DType, Tensor};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -88,8 +88,7 @@ impl Dataset {
         let recipes: Vec<Recipe> = (0..count).map(|_| Recipe::draw(rows, &mut random)).collect();
         let mut made = |(column, kind): (&Column, &Kind)| {
             let values = kind.make(&column.values, rows, &recipes, &mut random)?;
-            let shape = [&[count], column.row_shape()].concat();
-            Some(Column { name: column.name.clone(), values: values.reshaped(&shape) })
+            Some(Column { name: column.name.clone(), values })
         };
         let inputs = self.inputs.iter().zip(&kinds).map(&mut made).collect::<Option<_>>()?;
         let dataset = Dataset { inputs, labels: None, ..self.clone() };
@@ -122,7 +121,6 @@ impl Kind {
     /// Numbers that aren't an image can't be cut as another input is: they are made of others only where they are `alone`.
     fn of(column: &Column, used: &Usage, alone: bool) -> Option<Self> {
         let (shape, dtype) = (column.row_shape(), column.values.dtype());
-        let continuous = dtype.is_float() || dtype == DType::U8;
         let axes: Vec<usize> = shape.iter().copied().filter(|&d| d != 1).collect();
         if let (&[length], DType::I64 | DType::I32) = (shape, dtype)
             && length > 1
@@ -132,7 +130,7 @@ impl Kind {
         let mut shapes = std::iter::once(shape).chain(used.shapes.iter().map(Vec::as_slice));
         match (shapes.find_map(Grid::of_image), axes.as_slice()) {
             (Some(grid), _) => Some(Self::Image(grid)),
-            _ if !(alone && continuous) => None,
+            _ if !(alone && is_continuous(dtype)) => None,
             (_, &[count]) => Some(Self::Numbers(count)),
             (_, [planes @ .., lines, places]) => {
                 let planes = planes.iter().product();
@@ -150,14 +148,13 @@ impl Kind {
         recipes: &[Recipe],
         random: &mut impl Rng,
     ) -> Option<Tensor> {
-        let smooth = values.dtype().is_float() || values.dtype() == DType::U8;
         match *self {
             Self::Words(places, words) => {
                 let cut = Grid { planes: 1, lines: 1, places, elements: 1 }.cut(values, recipes, false)?;
                 let replace = |size| Vocabulary::of(values, rows, size).replace(&cut, random);
                 Some(words.map(replace).unwrap_or(cut))
             }
-            Self::Image(grid) => grid.cut(values, recipes, smooth),
+            Self::Image(grid) => grid.cut(values, recipes, is_continuous(values.dtype())),
             Self::Field(grid) => {
                 Some(Spread::of(values, rows).jitter(&grid.cut(values, recipes, false)?, random))
             }
@@ -174,22 +171,21 @@ impl Kind {
     }
 }
 
+/// Whether there is anything between two values.
+fn is_continuous(dtype: DType) -> bool {
+    dtype.is_float() || dtype == DType::U8
+}
+
 impl Grid {
     /// Channels first or last.
     fn of_image(shape: &[usize]) -> Option<Self> {
-        let large = |side: usize| side >= 8;
-        match *shape {
-            [planes @ (1 | 3 | 4), lines, places] if large(lines) && large(places) => {
-                Some(Self { planes, lines, places, elements: 1 })
-            }
-            [lines, places, elements @ (1 | 3 | 4)] if large(lines) && large(places) => {
-                Some(Self { planes: 1, lines, places, elements })
-            }
-            [side, other] if large(side) && side == other => {
-                Some(Self { planes: 1, lines: side, places: side, elements: 1 })
-            }
+        let channels_last = || match *shape {
+            [height, width, channels] => Some((image_shape(&[channels, height, width])?, 1, channels)),
             _ => None,
-        }
+        };
+        let channels_first = image_shape(shape).map(|image| (image, image[0], 1));
+        let ([_, lines, places], planes, elements) = channels_first.or_else(channels_last)?;
+        Some(Self { planes, lines, places, elements })
     }
 
     /// Rows cut from two others each, which are `warped` first.

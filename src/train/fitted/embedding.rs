@@ -26,12 +26,12 @@ pub fn mixtures(
     weights: &HashMap<ValueId, Tensor>,
 ) -> Mixtures {
     let mix = |&(to, from): &(InterfaceId, InterfaceId)| {
-        table(target, to).filter(|_| is_read_plainly(target, to))?;
-        let table = table(source, from).filter(|_| is_read_plainly(source, from))?;
         let (ours, theirs) = (target.params.interface(to).channels, source.params.interface(from).channels);
         if ours >= theirs || theirs > WIDEST {
             return None;
         }
+        table(target, to).filter(|table| is_read_plainly(target, table))?;
+        let table = table(source, from).filter(|table| is_read_plainly(source, table))?;
         let entries = table.view.as_ref()?.matrix_of(weights.get(&table.name)?);
         let readers = readings(source, from, weights)?;
         Some(((to, from), leading(&covariance(&entries)?, &readers, ours)?))
@@ -48,10 +48,9 @@ fn table(network: &Network, interface: InterfaceId) -> Option<&Weight> {
 }
 
 /// Whether what a table gives reaches matrices only, and only moved, cut, padded or averaged on the way.
-fn is_read_plainly(network: &Network, interface: InterfaceId) -> bool {
+fn is_read_plainly(network: &Network, table: &Weight) -> bool {
     let graph = &network.model.graph;
     let consumers = graph.consumers();
-    let Some(table) = table(network, interface) else { return false };
     let mut values: Vec<&ValueId> = looked_up(graph, &table.name).collect();
     let mut read = false;
     while let Some(value) = values.pop() {
