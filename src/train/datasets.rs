@@ -51,11 +51,16 @@ impl DataSets {
         }
     }
 
-    /// Makes more rows of the training rows for whatever wants no labels, where there are none and few others; returns what was done. `usages` says what models make of the data.
+    /// Makes more rows of the training rows for whatever wants no labels, where there are none and few others; returns what was done.
+    /// `usages` finds out what models make of the training data, where that is asked at all.
     ///
     /// # Errors
     /// So many rows were asked for, but of such data none can be made, or there are rows without labels already.
-    pub(super) fn multiply(&mut self, config: &TrainConfig, usages: &Usages) -> Result<Option<String>> {
+    pub(super) fn multiply(
+        &mut self,
+        config: &TrainConfig,
+        usages: impl FnOnce(&Dataset) -> Result<Usages>,
+    ) -> Result<Option<String>> {
         let count = match (config.made_rows, &self.unlabelled) {
             (Some(0), _) | (None, Some(_)) => return Ok(None),
             (Some(_), Some(_)) => {
@@ -71,7 +76,8 @@ impl DataSets {
         }
         let row: usize = self.train.inputs.iter().map(|c| c.values.bytes().len()).sum();
         let most = MOST / (row / self.train.rows().max(1)).max(1);
-        if let Some(made) = self.train.make_rows(&rows, count.unwrap_or(MADE.min(most)), usages, config.seed)
+        let usages = usages(&self.train)?;
+        if let Some(made) = self.train.make_rows(&rows, count.unwrap_or(MADE.min(most)), &usages, config.seed)
         {
             (self.unlabelled, self.made_of) = (Some(made.dataset), made.of);
         }

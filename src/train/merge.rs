@@ -104,9 +104,11 @@ fn multiply(request: &mut MergeRequest) -> Result<Option<String>> {
             false => Ok(None),
         };
     }
-    // Where the target can't read the data, that is said when it does.
-    let _ = request.data.train.add_usages(&onnx::read(&request.target)?.model.graph, &mut usages);
-    let made = request.data.multiply(&request.config, &usages)?;
+    let made = request.data.multiply(&request.config, |train| {
+        // Where the target can't read the data, that is said when it does.
+        let _ = train.add_usages(&onnx::read(&request.target)?.model.graph, &mut usages);
+        Ok(usages)
+    })?;
     if let Some(theirs) = request.source_data.as_mut().filter(|theirs| theirs.unlabelled.is_none()) {
         (theirs.unlabelled, theirs.made_of) = (request.data.unlabelled.clone(), request.data.made_of.clone());
         if let Some(made) = &mut theirs.unlabelled {
