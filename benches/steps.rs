@@ -9,12 +9,12 @@
 //! size, `…_EXECUTORS` which executors run (`ort,tract`), `…_DEVICE` where PyTorch runs (`cpu`). With `…_MODELS` naming a
 //! folder, the larger networks that `torch_steps.py export FOLDER` writes there take part. `…_SOFTWARE` allows a software
 //! driver as a GPU, `…_CASES=resnet18,encoder` leaves only these networks, `…_CACHE` names a folder for compiled GPU
-//! kernels. Figures and what they mean: docs/benchmarks.md.
+//! kernels, `…_PRECISION=f16` rounds large products on a GPU. Figures and what they mean: docs/benchmarks.md.
 
 use onnx_merge::lpka::{self, Origin, Side};
 use onnx_merge::onnx::{DType, Tensor, ValueId};
 use onnx_merge::params::Pairing;
-use onnx_merge::runtime::{self, Executor, ExecutorChoice, ExecutorOptions, Runner, Value};
+use onnx_merge::runtime::{self, Executor, ExecutorChoice, ExecutorOptions, Precision, Runner, Value};
 use onnx_merge::train::fit::{Done, LossProgram};
 use onnx_merge::train::model_step::Objective;
 use onnx_merge::train::network::{Network, Purpose};
@@ -194,6 +194,10 @@ fn case(executor: &str, kind: &str, network: &str, size: &Size, begun: Instant) 
         threads: Some(size.threads),
         allow_software_gpu,
         kernel_cache: std::env::var_os("ONNX_MERGE_BENCH_CACHE").map(PathBuf::from),
+        precision: match std::env::var("ONNX_MERGE_BENCH_PRECISION").as_deref() {
+            Ok("f16") => Precision::F16,
+            _ => Precision::default(),
+        },
         ..ExecutorOptions::default()
     };
     let executor = runtime::open(choice, &options)?;

@@ -115,6 +115,18 @@ fn what_is_computed_again_elsewhere_leaves_its_first_kernel() -> Result<()> {
     })
 }
 
+/// A part of 2²⁰ elements has a dispatch of its own: dense, turned, or with channels that aren't whole vectors.
+#[test]
+fn large_parts_of_a_concatenation_are_copied_one_by_one() -> Result<()> {
+    agree("large concatenation", 0.0, |c| {
+        let x = c.noise(&[1024, 1024]);
+        let y = c.noise(&[1026, 1024]);
+        let turned = c.b.transpose(&y, &[1, 0]);
+        let odd = c.noise(&[1024, 1031]);
+        vec![c.b.concat(&[&x, &turned, &odd], 1)]
+    })
+}
+
 #[test]
 fn a_training_loop_keeps_its_state_on_the_device() -> Result<()> {
     // A device of its own, so that nobody else's buffers are counted.

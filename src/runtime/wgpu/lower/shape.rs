@@ -129,6 +129,8 @@ fn split(l: &mut Lowering, node: &Node) -> Outcome {
 
 /// Parts that one dispatch joins: with the output, as many buffers as every GPU can bind.
 const PARTS: usize = 7;
+/// Elements from which a part is worth a dispatch of its own.
+const LARGE_PART: usize = 1 << 20;
 
 fn concat(l: &mut Lowering, node: &Node) -> Outcome {
     let shape = l.out_shape(node, 0)?;
@@ -150,12 +152,23 @@ fn concat(l: &mut Lowering, node: &Node) -> Outcome {
         let count: usize = some.iter().map(|part| part.view.shape[axis]).sum();
         let region = Operand { view: y.view.sliced(axis, start as i64, 1, count), ..y.clone() };
         start += count;
-        match some {
-            [one] => l.copy(one, &region),
-            some => join(l, some, axis, &region),
+        if some.len() == 1 || some.iter().all(|part| part.view.len() >= LARGE_PART) {
+            copy_each(l, some, axis, &region);
+        } else {
+            join(l, some, axis, &region);
         }
     }
     l.set(node, 0, y)
+}
+
+/// Copies `parts` to their places along `axis` of `region`: a dispatch each, but by vectors where memory allows it.
+fn copy_each(l: &mut Lowering, parts: &[Operand], axis: usize, region: &Operand) {
+    let mut start = 0;
+    for part in parts {
+        let count = part.view.shape[axis];
+        l.copy(part, &Operand { view: region.view.sliced(axis, start, 1, count), ..region.clone() });
+        start += count as i64;
+    }
 }
 
 /// Joins `parts` along `axis` into `region`, in one dispatch.
