@@ -3,7 +3,8 @@
 //! Of images two are warped ([`warp`]), and a rectangle of the one is pasted into the other, as in CutMix (arXiv 1905.04899),
 //! but without its mixed labels. Into one sentence words of another are pasted in the same way, and some become any word of the
 //! vocabulary ([`vocabulary`]), for few sentences hold few words. Rows of a table exchange some of their values, those of a series a run of them,
-//! and all move a little ([`spread`]). What each is worth: docs/transfer.md.
+//! and all move a little ([`spread`]). Several inputs of a row show the same thing: what isn't cut alike in all of them is blended in all.
+//! What each is worth: docs/transfer.md.
 
 mod spread;
 mod vocabulary;
@@ -64,6 +65,10 @@ impl Recipe {
         let warps = [Warp::draw(random), Warp::draw(random)];
         Self { of, warps, down: Extent::draw(random), right: Extent::draw(random) }
     }
+    /// How much of a blend is of the first row, evenly drawn. Nothing is cut of what is blended, so that the number is free.
+    fn share(&self) -> f64 {
+        self.down.length
+    }
 }
 
 /// Rows made of others.
@@ -75,12 +80,10 @@ pub struct Made {
 
 impl Dataset {
     /// `count` rows made of `rows` of this data set, without labels; the same for the same seed. Several inputs of a row are
-    /// warped and cut in the same way, as they show the same thing. `None` for fewer than two rows, and where there are several inputs and one of them
-    /// isn't an image, or words in a row.
+    /// warped and cut in the same way, as they show the same thing; where one of them is neither an image nor words in a row, all are blended. `None` for
+    /// fewer than two rows, and where nothing can be made of an input.
     pub fn make_rows(&self, rows: &[usize], count: usize, usages: &Usages, seed: u64) -> Option<Made> {
-        let used = |column: &Column| usages.get(&column.name).cloned().unwrap_or_default();
-        let kind = |column: &Column| Kind::of(column, &used(column), self.inputs.len() == 1);
-        let kinds: Vec<Kind> = self.inputs.iter().map(kind).collect::<Option<_>>()?;
+        let kinds = self.kinds(usages)?;
         if rows.len() < 2 || count == 0 {
             return None;
         }
@@ -94,10 +97,22 @@ impl Dataset {
         let dataset = Dataset { inputs, labels: None, ..self.clone() };
         Some(Made { dataset, of: recipes.iter().map(|recipe| recipe.of).collect() })
     }
+
+    /// What each input's rows are.
+    fn kinds(&self, usages: &Usages) -> Option<Vec<Kind>> {
+        let alone = self.inputs.len() == 1;
+        let used = |column: &Column| usages.get(&column.name).cloned().unwrap_or_default();
+        let kind = |column: &Column| Kind::of(column, &used(column), alone);
+        let real = |column: &Column| column.values.dtype().is_float();
+        match self.inputs.iter().map(kind).collect() {
+            None if !alone && self.inputs.iter().all(real) => Some(vec![Kind::View; self.inputs.len()]),
+            kinds => kinds,
+        }
+    }
 }
 
 /// What an input's rows are.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 enum Kind {
     /// So many of them, of a vocabulary.
     Words(usize, Option<usize>),
@@ -106,6 +121,9 @@ enum Kind {
     Field(Grid),
     /// So many of them, a series or in no order.
     Numbers(usize),
+    /// One of several ways in which the same thing is seen. A blend of two things is seen as the blend of how they are seen, as far as one
+    /// view is linear in the other (means, sums, transforms).
+    View,
 }
 
 /// Planes of lines of places, each of which holds so many elements side by side.
@@ -167,8 +185,22 @@ impl Kind {
                 };
                 Some(spread.jitter(&mixed, random))
             }
+            Self::View => Some(blend(values, recipes)),
         }
     }
+}
+
+/// λ a + (1 − λ) b of two rows each, as in mixup (arXiv 1710.09412), λ even between 0 and 1.
+fn blend(values: &Tensor, recipes: &[Recipe]) -> Tensor {
+    let all = values.to_f64();
+    let size = all.len() / values.shape()[0].max(1);
+    let blended = recipes.iter().flat_map(|recipe| {
+        let [a, b] = recipe.of.map(|at| &all[at * size..(at + 1) * size]);
+        let share = recipe.share();
+        a.iter().zip(b).map(move |(a, b)| share * a + (1.0 - share) * b)
+    });
+    let blended: Vec<f64> = blended.collect();
+    Tensor::from_f64(values.dtype(), &[&[recipes.len()], &values.shape()[1..]].concat(), &blended)
 }
 
 /// Whether there is anything between two values.
@@ -289,8 +321,28 @@ mod tests {
         let series = Grid { planes: 1, lines: 2, places: 50, elements: 1 };
         assert_eq!(kind(vec![column("x", Tensor::f32(&[4, 2, 50], &[0.0; 400]))]), Some(Kind::Field(series)));
         assert_eq!(kind(vec![column("x", Tensor::zeros(DType::I64, &[4, 2, 50]))]), None);
-        let dataset = Dataset::new(vec![table(), images("y", 1.0)], None).unwrap();
+        let numbered = column("n", Tensor::zeros(DType::I64, &[4, 3, 2]));
+        let dataset = Dataset::new(vec![images("y", 1.0), numbered], None).unwrap();
         assert!(dataset.make_rows(&[0, 1], 5, &Usages::new(), 0).is_none());
+    }
+
+    /// A view that is linear in the other is so in rows that nobody saw.
+    #[test]
+    fn views_that_cant_be_cut_alike_are_blended_alike() {
+        let pictures: Vec<f32> = (0..4 * 64).map(|i| (i * 37 % 101) as f32).collect();
+        let mean = |picture: &[f32]| {
+            picture.chunks(32).map(|half| half.iter().sum::<f32>() / 32.0).collect::<Vec<_>>()
+        };
+        let means: Vec<f32> = pictures.chunks(64).flat_map(mean).collect();
+        let columns = [("picture", vec![4, 1, 8, 8], &pictures), ("means", vec![4, 2], &means)];
+        let columns = columns.map(|(name, shape, values)| column(name, Tensor::f32(&shape, values)));
+        let dataset = Dataset::new(columns.into(), None).unwrap();
+        let made = dataset.make_rows(&[0, 3], 60, &Usages::new(), 5).unwrap().dataset;
+        let [pictures, means] = [0, 1].map(|i| made.inputs[i].values.to_f32().into_owned());
+        let apart = pictures.chunks(64).flat_map(mean).zip(&means).map(|(a, b)| (a - b).abs());
+        assert!(apart.fold(0.0, f32::max) < 1e-4);
+        let known = |row: &[f32]| dataset.inputs[1].values.to_f32().chunks(2).any(|other| other == row);
+        assert!(means.chunks(2).filter(|row| !known(row)).count() > 10);
     }
 
     #[test]
