@@ -152,8 +152,10 @@ const OPERATORS: [Operator; 76] = [
     ("OneHot", "ivv", &[("axis", "i")]),
 ];
 
-/// What the executor computes in float32 whatever comes in: too coarse for differences.
-const COARSE: [&str; 4] = ["LayerNormalization", "RMSNormalization", "GroupNormalization", "Attention"];
+/// What the executor computes in float32 whatever comes in: too coarse for differences. (tract sees a norm of its own in whatever divides by
+/// the root of a mean of squares.)
+const COARSE: [&str; 5] =
+    ["LayerNormalization", "RMSNormalization", "GroupNormalization", "InstanceNormalization", "Attention"];
 
 /// The largest value that is followed.
 const MOST_ELEMENTS: usize = 2000;
