@@ -21,6 +21,9 @@ pub enum Network {
     Residual { width: usize, blocks: usize, block: Block },
     /// Recurrent layers over words, or over the columns of an image, and a head on the states after the last.
     Recurrent { cell: Cell, hidden: &'static [usize] },
+    /// Words, or patches of 2 × 2 pixels, with learned positions; blocks of attention and of two linear layers, each behind a normalisation; an
+    /// average, a head (arXiv 1706.03762, 2010.11929, the normalisation first).
+    Transformer { width: usize, heads: usize, blocks: usize },
     /// Convolutions at half the side, and a transposed one back up; an image comes out.
     Hourglass { outer: usize, inner: usize },
     /// A model that others trained, as it came.
@@ -104,6 +107,16 @@ pub fn write(network: Network, task: &Task, seed: u64, path: &Path) -> Result<()
             for (i, &width) in hidden.iter().enumerate() {
                 x = maker.recurrent(&format!("{i}"), &x, cell, width, i + 1 == hidden.len());
             }
+            &[]
+        }
+        &Network::Transformer { width, heads, blocks } => {
+            x = maker.tokens(&x, width, task.vocabulary);
+            for i in 0..blocks {
+                x = maker.attention(&format!("blocks.{i}.attention"), &x, heads);
+                x = maker.mlp(&format!("blocks.{i}.mlp"), &x);
+            }
+            x = maker.norm("norm", &x);
+            x = maker.b.mean(&x, &[1], false);
             &[]
         }
         Network::File(_) => &[],
@@ -249,6 +262,83 @@ impl Maker {
         self.b.set_fact(&made[0], Fact::new(DType::F32, &[shape[0], 1, shape[1], width]));
         self.b.set_fact(&made[1], Fact::new(DType::F32, &[1, shape[1], width]));
         if last { self.b.squeeze(&made[1], &[0]) } else { self.b.squeeze(&made[0], &[1]) }
+    }
+    /// Rows × tokens × width: entries of a table for words, of an image patches, and a position added to each.
+    fn tokens(&mut self, x: &ValueId, width: usize, vocabulary: Option<usize>) -> ValueId {
+        let x = match vocabulary {
+            Some(words) => {
+                let table = self.weight("embedding.weight", &[words, width], 100);
+                self.b.op("Gather", &[&table, x])
+            }
+            None => {
+                let channels = self.b.shape(x)[1];
+                let weight = self.weight("patches.weight", &[width, channels, 2, 2], 4 * channels);
+                let bias = self.bias("patches.bias", width);
+                let two: Attr = vec![2i64; 2].into();
+                let x = self.b.op_with("Conv", &[x, &weight, &bias], &[("strides", two)]);
+                let x = self.reshaped(&x, &[0, width as i64, -1]);
+                self.b.transpose(&x, &[0, 2, 1])
+            }
+        };
+        let count = self.b.shape(&x)[1];
+        let positions = self.weight("positions", &[1, count, width], 1000);
+        self.b.add(&x, &positions)
+    }
+    /// The first axis, the rows, stays open where `sizes` begin with 0.
+    fn reshaped(&mut self, x: &ValueId, sizes: &[i64]) -> ValueId {
+        let sizes = self.b.ints(sizes);
+        self.b.op("Reshape", &[x, &sizes])
+    }
+    fn norm(&mut self, name: &str, x: &ValueId) -> ValueId {
+        let width = self.b.shape(x)[2];
+        let ones = Tensor::f32(&[width], &vec![1.0; width]);
+        let scale = self.b.initializer(&format!("{name}.weight"), ones);
+        let bias = self.bias(&format!("{name}.bias"), width);
+        self.b.op("LayerNormalization", &[x, &scale, &bias])
+    }
+    /// Of every token, as exporters write a linear layer for more than two axes.
+    fn of_tokens(&mut self, name: &str, x: &ValueId, width: usize) -> ValueId {
+        let features = self.b.shape(x)[2];
+        let weight = self.weight(&format!("{name}.weight"), &[features, width], 2 * features);
+        let bias = self.bias(&format!("{name}.bias"), width);
+        let product = self.b.op("MatMul", &[x, &weight]);
+        self.b.add(&product, &bias)
+    }
+    /// The stream with what heads of attention add to it.
+    fn attention(&mut self, name: &str, x: &ValueId, heads: usize) -> ValueId {
+        let (width, heads) = (self.b.shape(x)[2], heads as i64);
+        let normal = self.norm(&format!("{name}.norm"), x);
+        let [query, key, value] = [("query", [0, 2, 1, 3]), ("key", [0, 2, 3, 1]), ("value", [0, 2, 1, 3])]
+            .map(|(part, order)| {
+                let made = self.of_tokens(&format!("{name}.{part}"), &normal, width);
+                let split = self.reshaped(&made, &[0, -1, heads, width as i64 / heads]);
+                self.b.transpose(&split, &order)
+            });
+        let scores = self.b.matmul(&query, &key);
+        let scores = self.b.mul_scalar(&scores, (heads as f64 / width as f64).sqrt());
+        let shares = self.b.softmax(&scores, -1);
+        let seen = self.b.matmul(&shares, &value);
+        let seen = self.b.transpose(&seen, &[0, 2, 1, 3]);
+        let seen = self.reshaped(&seen, &[0, -1, width as i64]);
+        let out = self.of_tokens(&format!("{name}.out"), &seen, width);
+        self.b.add(x, &out)
+    }
+    /// The stream with what two linear layers add to it, the first twice as wide.
+    fn mlp(&mut self, name: &str, x: &ValueId) -> ValueId {
+        let width = self.b.shape(x)[2];
+        let normal = self.norm(&format!("{name}.norm"), x);
+        let wide = self.of_tokens(&format!("{name}.in"), &normal, 2 * width);
+        let wide = self.gelu(&wide);
+        let out = self.of_tokens(&format!("{name}.out"), &wide, width);
+        self.b.add(x, &out)
+    }
+    /// As it is written below opset 20.
+    fn gelu(&mut self, x: &ValueId) -> ValueId {
+        let share = self.b.mul_scalar(x, 0.5f64.sqrt());
+        let share = self.b.op("Erf", &[&share]);
+        let share = self.b.add_scalar(&share, 1.0);
+        let product = self.b.mul(x, &share);
+        self.b.mul_scalar(&product, 0.5)
     }
     fn linear(&mut self, name: &str, x: &ValueId, width: usize) -> ValueId {
         let features = self.b.shape(x)[1];

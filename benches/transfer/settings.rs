@@ -45,6 +45,10 @@ const RESIDUAL: Network = Network::Residual { width: 16, blocks: 2, block: Block
 const SMALL_RESIDUAL: Network = Network::Residual { width: 8, blocks: 1, block: Block::Plain };
 const INVERTED: Network = Network::Residual { width: 8, blocks: 1, block: Block::Inverted };
 
+const TRANSFORMER: Network = Network::Transformer { width: 48, heads: 4, blocks: 3 };
+const SMALL_TRANSFORMER: Network = Network::Transformer { width: 24, heads: 2, blocks: 2 };
+const DEEP_TRANSFORMER: Network = Network::Transformer { width: 48, heads: 4, blocks: 6 };
+
 const LSTM: Network = Network::Recurrent { cell: Cell::Lstm, hidden: &[64] };
 const SMALL_LSTM: Network = Network::Recurrent { cell: Cell::Lstm, hidden: &[24] };
 const GRU: Network = Network::Recurrent { cell: Cell::Gru, hidden: &[48, 48] };
@@ -71,7 +75,7 @@ const fn setting(name: &'static str, kind: Kind, source: Side, target: Side, lab
     Setting { name, kind, source, target, labels }
 }
 
-pub const SETTINGS: [Setting; 43] = [
+pub const SETTINGS: [Setting; 48] = [
     setting("fixtures", Kind::Structure, ("digits", LARGE), ("digits", SMALL), 100),
     setting("images", Kind::Structure, ("images", LARGE), ("images", SMALL), 100),
     setting("images-20", Kind::Structure, ("images", LARGE), ("images", SMALL), 20),
@@ -94,6 +98,17 @@ pub const SETTINGS: [Setting; 43] = [
     setting("recurrent-20", Kind::Structure, ("images", LSTM), ("images", SMALL_LSTM), 20),
     setting("recurrent-words", Kind::Structure, ("reviews", LSTM), ("reviews", SMALL_LSTM), 300),
     setting("recurrent-speech", Kind::Structure, ("speech", GRU), ("speech", SMALL_GRU), 300),
+    setting("transformer", Kind::Structure, ("digits", TRANSFORMER), ("digits", SMALL_TRANSFORMER), 100),
+    setting(
+        "transformer-words",
+        Kind::Structure,
+        ("reviews", TRANSFORMER),
+        ("reviews", SMALL_TRANSFORMER),
+        300,
+    ),
+    setting("transformer-depth", Kind::Structure, ("digits", DEEP_TRANSFORMER), ("digits", TRANSFORMER), 100),
+    setting("transformer-cnn", Kind::Structure, ("digits", TRANSFORMER), ("digits", SMALL), 100),
+    setting("cnn-transformer", Kind::Structure, ("digits", LARGE), ("digits", SMALL_TRANSFORMER), 100),
     setting("table", Kind::Structure, ("housing", DEEP), ("housing", SHALLOW), 100),
     setting("table-30", Kind::Structure, ("housing", DEEP), ("housing", SHALLOW), 30),
     setting("denoise", Kind::Structure, ("clean", HOURGLASS), ("clean", SMALL_HOURGLASS), 100),

@@ -92,7 +92,13 @@ impl Store {
         if proto.segment.is_some() {
             return Err(refuse("is stored in segments, which ONNX Runtime doesn't read either".into()));
         }
-        if proto.data_location.value() == 1 {
+        let is_external = proto.data_location.value() == 1;
+        let is_raw = is_external || cut.fields.iter().any(|f| f.number == 9 && !f.body.is_empty());
+        if dtype == DType::Str && is_raw {
+            let what = "holds strings as raw bytes, where nothing says which ends where";
+            return Err(refuse(what.into()).hint("ONNX has `string_data` for strings"));
+        }
+        if is_external {
             return self.external(proto, dtype, &shape, count);
         }
         // raw_data isn't repeated: the last one counts. Typed fields may come in several pieces.

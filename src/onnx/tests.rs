@@ -362,6 +362,10 @@ fn what_is_no_model_is_refused_with_its_name() {
         (raw(2, &[]), "holds no data"),
         (raw(1 << 62, &[0; 8]), "larger than any memory"),
         (raw(u64::MAX, &[0; 8]), "negative dimension"),
+        (
+            model_around(&tensor_proto(DType::Str, 1, |t| put_bytes(t, 9, &[0x18, 0xd7, 0x05]))),
+            "strings as raw bytes",
+        ),
     ];
     for (bytes, expected) in cases {
         let error = refused(&bytes);
