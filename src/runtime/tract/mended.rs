@@ -1,5 +1,6 @@
-//! Operators of which tract computes something else than ONNX says (tract 0.23), written out in others that it gets right:
+//! Operators of which tract computes something else than ONNX says, or nothing (tract 0.23), written out in others that it gets right:
 //!
+//! - `BatchNormalization` wants its parameters to be constants;
 //! - `Celu` lacks the factor α before its exponential: α · Elu(x/α) has it;
 //! - `LogSoftmax`, `ReduceLogSumExp` and `Softplus` take exponentials that overflow, or logarithms of what vanished: the largest
 //!   is to be taken out before;
@@ -10,10 +11,13 @@
 use crate::onnx::{Graph, Model, Node, Tensor, ValueId, WORKING_OPSET};
 use std::borrow::Cow;
 
+const BATCH_NORMALIZATION: &str = "BatchNormalization";
+
 /// What an operator is written out as, where this node of it needs that.
 type Remedy = fn(&mut Written<'_>, &Node) -> Option<()>;
 
-const REMEDIES: [(&str, Remedy); 5] = [
+const REMEDIES: [(&str, Remedy); 6] = [
+    (BATCH_NORMALIZATION, batch_normalization),
     ("Celu", celu),
     ("LogSoftmax", log_softmax),
     ("ReduceLogSumExp", log_sum_exp),
@@ -31,19 +35,21 @@ pub fn mended(model: Cow<'_, Model>) -> Cow<'_, Model> {
     Cow::Owned(model)
 }
 
-fn remedy(node: &Node) -> Option<Remedy> {
-    REMEDIES.iter().find(|(op, _)| node.is(op)).map(|(_, remedy)| *remedy)
+fn remedy(graph: &Graph, node: &Node) -> Option<Remedy> {
+    let constant = |i: usize| node.input(i).is_some_and(|id| graph.initializers.contains_key(id));
+    let is_sound = node.is(BATCH_NORMALIZATION) && (1..5).all(constant);
+    REMEDIES.iter().find(|(op, _)| node.is(op) && !is_sound).map(|(_, remedy)| *remedy)
 }
 
 fn needs(graph: &Graph) -> bool {
-    graph.nodes.iter().any(|node| remedy(node).is_some() || node.subgraphs().any(needs))
+    graph.nodes.iter().any(|node| remedy(graph, node).is_some() || node.subgraphs().any(needs))
 }
 
 fn mend(graph: &mut Graph) {
     let mut nodes = vec![];
     for mut node in std::mem::take(&mut graph.nodes) {
         node.subgraphs_mut().for_each(mend);
-        let written = remedy(&node).and_then(|remedy| {
+        let written = remedy(graph, &node).and_then(|remedy| {
             let (x, y) = (node.input(0)?, node.output(0)?);
             let mut written = Written { graph, x, y, nodes: vec![] };
             remedy(&mut written, &node)?;
@@ -76,7 +82,8 @@ impl Written<'_> {
         output
     }
     fn constant(&mut self, value: Tensor) -> ValueId {
-        let constant = ValueId::new(format!("{}/constant", self.name()));
+        // Their number tells those apart that are made between the same two nodes.
+        let constant = ValueId::new(format!("{}/constant{}", self.name(), self.graph.initializers.len()));
         self.graph.initializers.insert(constant.clone(), value);
         constant
     }
@@ -91,6 +98,29 @@ impl Written<'_> {
         self.nodes.push(node);
         Some(())
     }
+}
+
+/// (x − mean) / √(variance + ε) · scale + bias, a channel a row of positions whatever space there is.
+fn batch_normalization(w: &mut Written<'_>, node: &Node) -> Option<()> {
+    if node.int_or("training_mode", 0) == 1 {
+        return None;
+    }
+    let (rows, column) = (w.constant(Tensor::i64(&[3], &[0, 0, -1])), w.constant(Tensor::i64(&[1], &[1])));
+    let mut parameter = |i: usize| {
+        let value = w.op("CastLike", &[node.input(i)?, w.x]);
+        Some(w.op("Unsqueeze", &[&value, &column]))
+    };
+    let (scale, bias, mean, variance) = (parameter(1)?, parameter(2)?, parameter(3)?, parameter(4)?);
+    let epsilon = w.scalar(node.float_or("epsilon", 1e-5));
+    let x = w.op("Reshape", &[w.x, &rows]);
+    let centred = w.op("Sub", &[&x, &mean]);
+    let variance = w.op("Add", &[&variance, &epsilon]);
+    let deviation = w.op("Sqrt", &[&variance]);
+    let normal = w.op("Div", &[&centred, &deviation]);
+    let scaled = w.op("Mul", &[&normal, &scale]);
+    let moved = w.op("Add", &[&scaled, &bias]);
+    let shape = w.op("Shape", &[w.x]);
+    w.finish(Node::new("Reshape", &[&moved, &shape], &[]))
 }
 
 fn celu(w: &mut Written<'_>, node: &Node) -> Option<()> {
@@ -196,6 +226,34 @@ mod tests {
             check(dtype, "Selu", &[], &[1.0], &[1.050_701]);
             let own = [("alpha", Attr::Float(2.0)), ("gamma", Attr::Float(3.0))];
             check(dtype, "Selu", &own, &[-1.0, 1.0], &[6.0 * ((-1.0f64).exp() - 1.0), 3.0]);
+        }
+    }
+
+    #[test]
+    fn a_batch_normalization_may_have_computed_parameters() {
+        for space in [vec![], vec![2], vec![2, 1, 2]] {
+            let shape = [vec![1, 2], space].concat();
+            let mut b = Builder::new("norm");
+            let x = b.input("x", Fact::new(DType::F32, &shape));
+            let parameters: Vec<_> = ["scale", "bias", "mean", "variance"]
+                .map(|name| b.input(name, Fact::new(DType::F32, &[2])))
+                .into_iter()
+                .collect();
+            let inputs: Vec<_> = std::iter::once(&x).chain(&parameters).collect();
+            let y = b.op_with("BatchNormalization", &inputs, &[("epsilon", Attr::Float(1.0))]);
+            b.set_fact(&y, Fact::new(DType::F32, &shape));
+            b.output(&y);
+            let (graph, facts) = b.finish();
+            let model = Model::new(graph, WORKING_OPSET);
+            let mut program = TractExecutor::new(1).unwrap().compile(&model, &facts).unwrap();
+            let size: usize = shape.iter().product();
+            let values = [vec![5.0; size], vec![2.0, 3.0], vec![0.0, 1.0], vec![4.0, 1.0], vec![0.0, 3.0]];
+            let shapes = [&shape[..], &[2], &[2], &[2], &[2]];
+            let feeds: Vec<Value> =
+                shapes.iter().zip(&values).map(|(s, v)| Value::host(Tensor::f32(s, v))).collect();
+            let y = program.run(&feeds).unwrap()[0].to_host().unwrap();
+            let expected: Vec<f64> = (0..size).map(|i| if i < size / 2 { 2.0 } else { 7.0 }).collect();
+            assert_eq!((y.shape(), y.to_f64()), (&shape[..], expected));
         }
     }
 
