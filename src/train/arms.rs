@@ -55,6 +55,10 @@ impl Arm {
     pub fn lpka(gate: f64, teacher: bool) -> Self {
         Arm { source: SourceKind::Real, teacher, gate, ..Self::finetune() }
     }
+    /// Whether it uses all of a real source: its weights in a fitted start and behind it, and its answers.
+    pub fn is_favourite(&self) -> bool {
+        self.source == SourceKind::Real && self.teacher && self.fitted && !self.features
+    }
     /// The adapter on a fitted start, its gate open.
     pub fn fitted(teacher: bool) -> Self {
         Arm { fitted: true, ..Self::lpka(1.0, teacher) }
@@ -189,7 +193,7 @@ pub fn steps_for(config: &TrainConfig, rows: usize) -> usize {
 /// Successive halving: the step at which each round ends, and how many arms go into it.
 ///
 /// Arms whose learning rates were `tried` have been through a short training: those that it spoke for take all `steps`. Six arms cost as
-/// much as four and a quarter full trainings. Others are judged on the way, and those that stay go on from where they are: six arms
+/// much as four and a quarter full trainings, or five and a quarter where one more gets a chance. Others are judged on the way, and those that stay go on from where they are: six arms
 /// cost as much as two and a half.
 pub fn rounds(arms: usize, steps: usize, tried: bool) -> Vec<(usize, usize)> {
     let quarter = |n: usize| (steps * n / 4).max(1);

@@ -6,6 +6,7 @@ use super::fit::Fit;
 use super::metric::{better, slack};
 use super::session::{Session, Split};
 use super::shelf::shelve;
+use super::trials::two_standard_errors;
 use super::{Event, Observer};
 use crate::error::Result;
 use crate::onnx::{Tensor, ValueId};
@@ -112,6 +113,11 @@ fn is_as_good(metric: &Metric, value: f64, seen: impl Iterator<Item = f64>, kept
         && metric.gain(kept, value) >= -2.0 * slack(metric, kept, rows)
 }
 
+/// Whether `own` is within two standard errors, over `rows` rows, of what is `first`.
+fn is_near(metric: &Metric, first: f64, own: f64, rows: usize) -> bool {
+    metric.gain(first, own) >= -two_standard_errors(metric, first, rows)
+}
+
 /// Trains arms, keeping a checkpoint of where each stands.
 pub struct Contest<'a> {
     pub session: &'a mut Session,
@@ -156,12 +162,14 @@ impl Contest<'_> {
         }
         // Resumed, some have come further than their trials: these are compared, as they were before.
         self.rank(&mut field, |c| c.trial.unwrap_or(c.metric()));
+        let extra = if tried && count > 1 { self.give_a_chance(&mut field, trainings) } else { 0 };
         if count > 1 {
-            let staying = trainings.min(field.len());
+            let staying = (trainings + extra).min(field.len());
             steps = self.fit_several(&mut field[..staying], (count, tried), steps, observer)?;
             field.iter_mut().for_each(|contender| contender.fit.steps = steps);
         }
-        let plan = rounds(count, steps, tried);
+        let mut plan = rounds(count, steps, tried);
+        plan.iter_mut().for_each(|(_, stay)| *stay += extra);
         for (round, &(until, stay)) in plan.iter().enumerate() {
             out.splice(0..0, field.drain(stay.min(field.len())..));
             for i in 0..field.len() {
@@ -182,6 +190,23 @@ impl Contest<'_> {
             Some(error) if field.iter().all(|c| c.best.is_none()) => Err(error),
             _ => Ok(field),
         }
+    }
+
+    /// Short trainings say little of what a fit that is also taught comes to, which is the best arm more often than any other (docs/transfer.md): where
+    /// it isn't among the first `staying` of a ranked field, and not clearly behind the first, it becomes the next. How many that are.
+    fn give_a_chance(&self, field: &mut [Contender], staying: usize) -> usize {
+        // Whoever has set a limit is told beforehand what there is time for.
+        if self.deadline.is_some() {
+            return 0;
+        }
+        let of = |at: usize| field[at].trial.unwrap_or(field[at].metric());
+        let place = field.iter().position(|c| c.arm.is_favourite()).filter(|&at| at >= staying);
+        let Some(place) = place else { return 0 };
+        let near = is_near(&self.session.metric, of(0), of(place), self.session.val_answers());
+        if near {
+            field[staying..=place].rotate_right(1);
+        }
+        usize::from(near)
     }
 
     /// Does `work` within a part of the time that is left, where time is limited: the first of several arms would else take it all.
@@ -381,6 +406,13 @@ mod tests {
         // Of one training, the latest of the good ones.
         let after = |value| is_as_good(&accuracy, value, [0.94, value].into_iter(), 0.94, 200);
         assert!(after(0.935) && !after(0.925));
+    }
+
+    #[test]
+    fn what_short_trainings_cannot_tell_apart_is_near() {
+        let near = |own| is_near(&Metric::accuracy(), 0.672, own, 250);
+        assert!(near(0.672) && near(0.656) && !near(0.6) && !near(f64::NAN));
+        assert!(!is_near(&Metric::mse(), 0.5, 0.51, 250));
     }
 
     #[test]

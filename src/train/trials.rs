@@ -209,7 +209,7 @@ fn pick(bests: &[(f64, Best)], began: f64, metric: &Metric, rows: usize) -> Opti
 }
 
 /// Of an accuracy; none is known of other metrics.
-fn two_standard_errors(metric: &Metric, value: f64, rows: usize) -> f64 {
+pub(super) fn two_standard_errors(metric: &Metric, value: f64, rows: usize) -> f64 {
     4.0 * slack(metric, value, rows)
 }
 
