@@ -6,7 +6,9 @@ use onnx_merge::onnx::{Attr, DType, Fact, Forms, ValueId};
 
 #[test]
 fn matrix_products_of_all_sizes_and_layouts() -> Result<()> {
-    let cases: [(&[usize], &[usize]); 17] = [
+    let cases: [(&[usize], &[usize]); 18] = [
+        // Few rows, but much to do.
+        (&[16, 20, 144], &[16, 144, 256]),
         // Vectors along k and along columns, long sums in parts, many large tiles.
         (&[64, 36], &[36, 68]),
         (&[40, 5000], &[5000, 36]),

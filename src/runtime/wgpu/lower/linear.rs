@@ -8,8 +8,12 @@ use crate::runtime::wgpu::plan::Tiling;
 
 pub const TABLE: &[Row] = &[("Gemm", gemm), ("MatMul", matmul)];
 
-/// Rows and columns of C above which the tiled kernel is used; below, tiles would mostly be empty.
+/// Rows and columns of C from which the tiled kernel is used; below, tiles would mostly be empty.
 const TILED_FROM: usize = 32;
+/// The same from so many multiplications on: tiles of which a quarter is used are faster by far than an invocation an element, where there
+/// is much to do.
+const MUCH: usize = 1 << 22;
+const MUCH_TILED_FROM: usize = 16;
 /// Larger tiles of the tiled kernel, the best first.
 const LARGE: [Tile; 3] = [[2, 2], [1, 2], [2, 1]];
 
@@ -100,7 +104,8 @@ pub fn product(l: &mut Lowering, a: &Operand, b: &Operand) -> Outcome<Operand> {
     let grid = Grid { matrices: batches, rows: m, columns: n, terms: k };
     let units = l.target.matrix_units.filter(|units| coop::pays(&grid, units));
     let (large, step) = if units.is_some() { (&coop::LARGE, coop::DEPTH) } else { (&LARGE, 4) };
-    let tile = (m >= TILED_FROM && n >= TILED_FROM && k >= 8).then(|| grid.usual(large));
+    let least = if grid.work() >= MUCH { MUCH_TILED_FROM } else { TILED_FROM };
+    let tile = (m >= least && n >= least && k >= 8).then(|| grid.usual(large));
     // Where an element is an invocation's, k is cut as well.
     let parts = match tile {
         Some(tile) => grid.parts(tile),

@@ -71,7 +71,8 @@ fn results_are_the_same_bit_by_bit_by_all_tiles() {
     };
     let mut seen = Seen::new();
     // Columns by fours or not, k cut into parts or not, whole steps or not; which operands are turned.
-    let products: [(&[usize], &[usize], &[u32]); 3] = [
+    let products: [(&[usize], &[usize], &[u32]); 4] = [
+        (&[9, 20, 90], &[9, 90, 300], &[0, 2]),
         (&[130, 96], &[96, 132], &[0, 1, 2, 3]),
         (&[200, 1100], &[1100, 131], &[0, 3]),
         (&[3, 70, 33], &[3, 33, 260], &[1]),
