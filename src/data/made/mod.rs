@@ -192,12 +192,10 @@ impl Kind {
 
 /// λ a + (1 − λ) b of two rows each, as in mixup (arXiv 1710.09412), λ even between 0 and 1.
 fn blend(values: &Tensor, recipes: &[Recipe]) -> Tensor {
-    let all = values.to_f64();
-    let size = all.len() / values.shape()[0].max(1);
     let blended = recipes.iter().flat_map(|recipe| {
-        let [a, b] = recipe.of.map(|at| &all[at * size..(at + 1) * size]);
+        let [a, b] = recipe.of.map(|at| values.rows(at..at + 1).to_f64());
         let share = recipe.share();
-        a.iter().zip(b).map(move |(a, b)| share * a + (1.0 - share) * b)
+        a.into_iter().zip(b).map(move |(a, b)| share * a + (1.0 - share) * b)
     });
     let blended: Vec<f64> = blended.collect();
     Tensor::from_f64(values.dtype(), &[&[recipes.len()], &values.shape()[1..]].concat(), &blended)
