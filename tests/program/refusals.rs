@@ -167,20 +167,6 @@ fn what_tract_cannot_do_is_named_with_a_way_out() {
         "onnx-merge good.onnx bad.onnx -o out.onnx --data d.npz --executor tract -q",
         "error: bad.onnx: [..](Unique)[..]\nhint: ONNX Runtime runs more than tract[..]\n[exit 5]",
     );
-    let computed = model(4, |b, x| {
-        let w = b.initializer("w", Tensor::f32(&[4, 4], &[0.1; 16]));
-        let y = b.matmul(x, &w);
-        let scale = b.reshape(x, &[4]);
-        let other = b.constant(Tensor::f32(&[4], &[1.0; 4]));
-        let normed = b.op("BatchNormalization", &[&y, &scale, &other, &other, &other]);
-        b.set_fact(&normed, Fact::new(DType::F32, &[1, 4]));
-        normed
-    });
-    refused(
-        &table_sandbox(&computed),
-        "onnx-merge good.onnx bad.onnx -o out.onnx --data d.npz --executor tract -q",
-        "error: bad.onnx: [..](BatchNormalization)[..]\nhint: ONNX Runtime runs more than tract[..]\n[exit 5]",
-    );
 }
 
 #[test]
