@@ -85,6 +85,18 @@ impl Reading {
         self.grid.iter().product()
     }
 
+    /// The same, its positions seen as an image's, line by line, where they stand in one line and `grid` is an image's whose proportions they make: so a
+    /// transformer's patches meet a convolution's picture.
+    pub fn folded(mut self, grid: &[usize]) -> Self {
+        if let (&[count], &[height, width]) = (self.grid.as_slice(), grid) {
+            let fits = |lines: &usize| count % lines == 0 && lines * width == count / lines * height;
+            if let Some(lines) = (1..=count).find(fits) {
+                self.grid = vec![lines, count / lines];
+            }
+        }
+        self
+    }
+
     /// Emits the activations as rows × channels × positions.
     pub fn emit(&self, b: &mut Builder) -> ValueId {
         let (rows, channels, positions) = (self.rows, self.channels, self.positions());
@@ -120,4 +132,28 @@ pub(super) fn node_of<'a>(graph: &'a Graph, weight: &Weight) -> Option<&'a Node>
 
 fn transposes_data(node: &Node) -> bool {
     node.int("transA").unwrap_or(0) != 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_patches_is_an_image_of_the_same_proportions() {
+        let on = |grid: &[usize]| Reading {
+            value: ValueId::new("x"),
+            rows: 1,
+            channels: 1,
+            grid: grid.to_vec(),
+            channels_last: true,
+        };
+        let folded = |count: usize, grid: &[usize]| on(&[count]).folded(grid).grid;
+        assert_eq!(folded(16, &[8, 8]), [4, 4]);
+        assert_eq!(folded(8, &[3, 6]), [2, 4]);
+        // A token more, for the class; and what is no image.
+        assert_eq!(folded(17, &[8, 8]), [17]);
+        assert_eq!(folded(16, &[8]), [16]);
+        assert_eq!(on(&[]).folded(&[8, 8]).grid, [0; 0]);
+        assert_eq!(on(&[4, 4]).folded(&[8, 8]).grid, [4, 4]);
+    }
 }

@@ -100,6 +100,7 @@ pub fn alignments(target: &Network, source: &Network, pairing: &Pairing) -> Vec<
     };
     let of = |&(to, from): &(InterfaceId, InterfaceId)| {
         let (ours, theirs) = (read(target, to)?, read(source, from)?);
+        let (ours, theirs) = (ours.clone().folded(&theirs.grid), theirs.folded(&ours.grid));
         let smaller = if theirs.positions() < ours.positions() { &theirs.grid } else { &ours.grid };
         let grid = smaller.clone();
         let cells = if grid.is_empty() { cells_of(&theirs) } else { vec![] };

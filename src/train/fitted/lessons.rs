@@ -109,11 +109,12 @@ fn lesson(
 ) -> Option<(Vec<Part>, Box<dyn Show>)> {
     match (ours, theirs) {
         (Unit::Layer(our), Unit::Layer(their)) => {
-            let (grid, other) = (&our.made().grid, &their.made().grid);
+            let grid = &our.made().grid;
             let mut parts = parts(&weight_of(target, ours).output, &weight_of(source, theirs).output)?;
-            let their = their.made().clone();
+            // Not the other way: a transformer that learnt its hidden layers from convolutions lost two points (docs/transfer-tried.md).
+            let their = their.made().clone().folded(grid);
             let view = match parts.as_mut_slice() {
-                _ if grid.len() == other.len() => View::new(their, grid.clone()),
+                _ if grid.len() == their.grid.len() => View::new(their, grid.clone()),
                 // A single value learns from one of a grid's cells; a grid from no single value.
                 [part] if grid.is_empty() => {
                     let cells = cells.get(&part.pair)?;
