@@ -55,10 +55,6 @@ impl Arm {
     pub fn lpka(gate: f64, teacher: bool) -> Self {
         Arm { source: SourceKind::Real, teacher, gate, ..Self::finetune() }
     }
-    /// Whether it uses all of a real source: its weights in a fitted start and behind it, and its answers.
-    pub fn is_favourite(&self) -> bool {
-        self.source == SourceKind::Real && self.teacher && self.fitted && !self.features
-    }
     /// The adapter on a fitted start, its gate open.
     pub fn fitted(teacher: bool) -> Self {
         Arm { fitted: true, ..Self::lpka(1.0, teacher) }

@@ -3,10 +3,9 @@
 use super::arms::{Arm, rounds};
 use super::checkpoint::{ArmState, Checkpoint, RunState};
 use super::fit::Fit;
-use super::metric::{better, slack};
+use super::metric::{better, slack, two_standard_errors};
 use super::session::{Session, Split};
 use super::shelf::shelve;
-use super::trials::two_standard_errors;
 use super::{Event, Observer};
 use crate::error::Result;
 use crate::onnx::{Tensor, ValueId};
@@ -50,6 +49,10 @@ pub struct Best {
 impl Contender {
     pub fn metric(&self) -> f64 {
         self.best.as_ref().map_or(f64::NAN, |b| b.metric)
+    }
+    /// What its short training came to, or, where it had none, what it has come to.
+    pub fn trial(&self) -> f64 {
+        self.trial.unwrap_or(self.metric())
     }
     /// Whether it has taken all `steps`, or can take no more.
     pub fn is_done(&self, steps: usize) -> bool {
@@ -161,7 +164,7 @@ impl Contest<'_> {
             }
         }
         // Resumed, some have come further than their trials: these are compared, as they were before.
-        self.rank(&mut field, |c| c.trial.unwrap_or(c.metric()));
+        self.rank(&mut field, Contender::trial);
         let extra = if tried && count > 1 { self.give_a_chance(&mut field, trainings) } else { 0 };
         if count > 1 {
             let staying = (trainings + extra).min(field.len());
@@ -199,10 +202,10 @@ impl Contest<'_> {
         if self.deadline.is_some() {
             return 0;
         }
-        let of = |at: usize| field[at].trial.unwrap_or(field[at].metric());
-        let place = field.iter().position(|c| c.arm.is_favourite()).filter(|&at| at >= staying);
+        let place = field.iter().position(|c| c.arm == Arm::fitted(true)).filter(|&at| at >= staying);
         let Some(place) = place else { return 0 };
-        let near = is_near(&self.session.metric, of(0), of(place), self.session.val_answers());
+        let near =
+            is_near(&self.session.metric, field[0].trial(), field[place].trial(), self.session.val_answers());
         if near {
             field[staying..=place].rotate_right(1);
         }

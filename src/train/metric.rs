@@ -40,6 +40,11 @@ pub fn slack(metric: &Metric, best: f64, rows: usize) -> f64 {
     }
 }
 
+/// Of an accuracy over `rows` independent rows; none is known of other metrics.
+pub fn two_standard_errors(metric: &Metric, value: f64, rows: usize) -> f64 {
+    4.0 * slack(metric, value, rows)
+}
+
 /// The mean squared error of vectors' mean as an answer to each of them (rows × `width`): what there is to explain.
 pub fn spread(vectors: &[f32], width: usize) -> f64 {
     let count = (vectors.len() / width.max(1)).max(1) as f64;

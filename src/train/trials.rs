@@ -5,7 +5,7 @@
 use super::arms::Arm;
 use super::contest::{Best, Contender, Contest};
 use super::fit::Mark;
-use super::metric::{better, slack};
+use super::metric::{better, two_standard_errors};
 use super::session::Split;
 use super::{Event, Observer};
 use crate::error::{Error, Result};
@@ -206,11 +206,6 @@ fn pick(bests: &[(f64, Best)], began: f64, metric: &Metric, rows: usize) -> Opti
         (0..trials.len()).max_by(|i, j| gain(i).total_cmp(&gain(j)))
     })?;
     Some(trials[place])
-}
-
-/// Of an accuracy; none is known of other metrics.
-pub(super) fn two_standard_errors(metric: &Metric, value: f64, rows: usize) -> f64 {
-    4.0 * slack(metric, value, rows)
 }
 
 #[cfg(test)]
